@@ -1,0 +1,1 @@
+"""Visual anomaly detection with diffusion models: the parts that the scripts share."""

@@ -1,0 +1,105 @@
+"""What good images teach about thresholds: map scales, the pixel threshold, the image threshold, p-values.
+
+Everything here rests on held-out good images, which neither training nor the test has seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbad.errors import UserError
+from dbad.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The contents of calibration.json.
+
+        scales             per part ("pixel", "feature"), the difference that counts as 1 in the anomaly map
+        pixel_threshold    a pixel of the anomaly map is anomalous at or above it
+        image_threshold    an image is anomalous if its score is at or above it
+        scores             sorted scores of the good images it rests on; empty if thresholds were given by hand
+        num_pixels         good pixels it rests on
+        pixel_quantile     of the good pixels, for scales and pixel_threshold
+        false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
+        settings           what the detector was made with when this was measured, as plain values
+        digests            of the files it belongs to
+    """
+
+    scales: dict[str, float]
+    pixel_threshold: float
+    image_threshold: float
+    scores: tuple[float, ...] = ()
+    num_pixels: int = 0
+    pixel_quantile: float | None = None
+    false_alarm_rate: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def p_value(self, score: float) -> float | None:
+        """Share of good images, this one counted among them, that score at least as high; None without scores.
+
+        For a good image it is at most alpha with probability at most alpha (split conformal prediction, Vovk et al.).
+        """
+        if not self.scores:
+            return None
+        at_least = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
+        return (at_least + 1) / (len(self.scores) + 1)
+
+    def normalised(self, score: float) -> float:
+        """The score brought to [0, 1), the threshold to 0.5, in the same order."""
+        return score / (score + self.image_threshold) if score > 0 else 0.0
+
+    def decide(self, score: float) -> int:
+        """1 where an image with this score is called anomalous."""
+        return int(score >= self.image_threshold)
+
+    def save(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run evaluation.py first, or give --pxl_threshold and --feature_threshold")
+    values = read_json(path)
+    try:
+        names = {f.name for f in dataclasses.fields(Calibration)}
+        result = Calibration(**{k: v for k, v in values.items() if k in names} | {"scores": tuple(values["scores"])})
+        if min(result.scales.values()) <= 0 or list(result.scores) != sorted(result.scores):
+            raise ValueError("scales not positive or scores not sorted")
+        return result
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a calibration ({error}); run evaluation.py again") from None
+
+
+def map_quantile(maps: Sequence[np.ndarray], quantile: float) -> float:
+    """The `quantile` of all pixels of all maps, never 0: a scale or a threshold must be above it."""
+    values = np.concatenate([np.asarray(m, np.float32).ravel() for m in maps])
+    return max(float(np.quantile(values, quantile)), float(np.finfo(np.float32).tiny))
+
+
+def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
+    """The threshold at or above which a new good image falls with probability at most `false_alarm_rate`.
+
+    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest, which keeps the
+    promise for any distribution if new good images are drawn like these. A rate below `smallest_rate(n)` is refused.
+    """
+    count = len(scores)
+    rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
+    if rank > count:
+        raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images can promise no less than "
+                        f"{smallest_rate(count):.3f}; ask for that, or hold out more with --holdout")
+    return float(np.nextafter(np.sort(np.asarray(scores, np.float64))[rank - 1], np.inf))
+
+
+def smallest_rate(num_images: int) -> float:
+    """The smallest false-alarm rate that so many good images can promise."""
+    return 1 / (num_images + 1)

@@ -1,0 +1,142 @@
+"""Run folders: weights and settings that are written whole, and read without executing anything.
+
+    <diffusion_checkpoint_dir>/<run_id>/
+        <diffusion_checkpoint_name>    EMA weights of the U-Net, a state dict (.pt or .safetensors)
+        model_config.json              what builds the U-Net
+        train_arg_config.json          the options of the training
+        extractor.pt                   the adapted feature extractor
+        calibration.json               scales, thresholds, settings they belong to
+        last.pt                        everything that resume needs
+        log.jsonl                      one line per epoch
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dbad.errors import UserError
+from dbad.files import atomic_write, read_json, write_text
+
+MODEL_CONFIG, CALIBRATION, LAST, LOG = "model_config.json", "calibration.json", "last.pt", "log.jsonl"
+
+
+def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int,
+               attention_levels: tuple[int, ...]) -> UNet2DModel:
+    """The denoising U-Net; levels count from 0, the full resolution, and each halves the side.
+
+    Attention has heads of 32 channels: diffusers' default of 8 is slow to train.
+    """
+    levels = range(len(channels))
+    divisor = 2 ** (len(channels) - 1)
+    if resolution % divisor:
+        raise UserError(f"--resolution {resolution}: the network halves the image {len(channels) - 1} times; expected "
+                        f"a multiple of {divisor}")
+    if any(c < 32 or c % 32 for c in channels):
+        raise UserError(f"--channels {' '.join(map(str, channels))}: expected multiples of 32")
+    if any(level not in levels for level in attention_levels):
+        raise UserError(f"--attention_levels {' '.join(map(str, attention_levels))}: expected numbers from 0 to "
+                        f"{levels[-1]}, the deepest level")
+    kind = ["Attn" if level in attention_levels else "" for level in levels]
+    return UNet2DModel(
+        sample_size=resolution, in_channels=3, out_channels=3, layers_per_block=layers_per_block,
+        block_out_channels=tuple(channels), attention_head_dim=32,
+        down_block_types=tuple(f"{k}DownBlock2D" for k in kind), up_block_types=tuple(f"{k}UpBlock2D" for k in kind[::-1]),
+    )
+
+
+def model_config(unet: UNet2DModel) -> dict[str, Any]:
+    """What `load_unet` needs to build the network again, as plain values."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in unet.config.items() if not key.startswith("_")}
+
+
+def load_unet(folder: Path, name: str) -> UNet2DModel:
+    """The trained U-Net of a run folder, in eval mode."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; train it first: python train_ddim.py --item ... --run_id "
+                        f"{folder.name}")
+    try:
+        unet = UNet2DModel(**read_json(folder / MODEL_CONFIG))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / MODEL_CONFIG}: does not describe a UNet2DModel ({error})") from None
+    load_weights(unet, folder / name)
+    return unet.eval()
+
+
+def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict; `.safetensors` as such, everything else with torch.save."""
+    state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    with atomic_write(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file(state_dict, temporary)
+        else:
+            torch.save(state_dict, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it."""
+    state = load_pickle(path) if path.suffix != ".safetensors" else _load_safetensors(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict (names and tensors), found something else")
+    own = model.state_dict()
+    missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unknown or wrong:
+        example = sorted(missing or unknown or wrong)[0]
+        raise UserError(f"{path}: weights of another architecture than {path.parent / MODEL_CONFIG} describes "
+                        f"({len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape, "
+                        f"such as {example})")
+    model.load_state_dict(state)
+
+
+def load_pickle(path: Path) -> Any:
+    """torch.load of tensors and plain values only: a file that would execute code is refused, never run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint{_instead(path)}") from None
+    except pickle.UnpicklingError:
+        with_code = zipfile.is_zipfile(path)
+        raise UserError(f"{path}: " + ("holds more than tensors and plain values; refused, since loading it could run "
+                                       "code" if with_code else "not a checkpoint, or a truncated one")) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a checkpoint, or a truncated one ({str(error).splitlines()[0]})") from None
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint{_instead(path)}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a truncated one ({error})") from None
+
+
+def _instead(path: Path) -> str:
+    """The checkpoints that are in the folder, for the error that misses one."""
+    there = sorted(p.name for ending in ("*.pt", "*.safetensors") for p in path.parent.glob(ending))
+    return f"; {path.parent} has {', '.join(there)}" if there else ""
+
+
+def trim_log(folder: Path, phase: str, step: int) -> None:
+    """Drop the lines of `phase` beyond `step`: they belong to work that is done again."""
+    path = folder / LOG
+    if path.is_file():
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines
+                                 if line["phase"] != phase or line["step"] <= step))
+
+
+def log_line(folder: Path, line: str) -> None:
+    """Append one line to the run's log."""
+    with open(folder / LOG, "a", encoding="utf-8") as file:
+        file.write(line + "\n")

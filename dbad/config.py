@@ -1,0 +1,341 @@
+"""Options: frozen dataclasses -> command line -> JSON.
+
+A script's `Options` is the only home of its defaults. `parse` makes the command line from it, a notebook or another
+script builds it by keyword. Fields whose default depends on `--preset` are None until `resolve` fills them in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dbad.errors import UserError
+from dbad.files import read_json
+from dbad.presets import PRESETS
+
+T = TypeVar("T")
+
+TRAIN_OPTIONS = "train_arg_config.json"     # in the run folder
+
+
+def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False) -> Any:
+    """A dataclass field with its help text and the other spellings of its flag.
+
+    `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`.
+    """
+    if by_preset:
+        default = None
+    return dataclasses.field(default=default, metadata={"help": help, "aliases": tuple(aliases), "by_preset": by_preset})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every script needs: the data, the run folder, the machine."""
+
+    item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"])
+    dataset_path: Path | None = opt(
+        "folder that holds the categories, each as in MVTec AD; without it the built-in demo data is drawn", None
+    )
+    run_id: str | None = opt("name of the run: its folders are called so (the item's name)", None, aliases=["--run_name"])
+    diffusion_checkpoint_dir: Path = opt(
+        "folder in which every run has a folder of its own", Path("checkpoints"), aliases=["--checkpoint_dir"]
+    )
+    diffusion_checkpoint_name: str = opt(
+        "file name of the trained U-Net in the run folder; .safetensors is written as such",
+        "final.pt",
+        aliases=["--checkpoint_name"],
+    )
+    preset: Literal["demo", "small", "base"] | None = opt(
+        "family of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, a GPU); "
+        "demo with the demo data, base with real data",
+        None,
+    )
+    holdout: float = opt("share of train/good kept out of training, for validation and calibration", by_preset=True)
+    batch_size: int = opt("images per batch, over all processes", by_preset=True)
+    patching: bool = opt("cut images into tiles of the network's size instead of resizing them", by_preset=True,
+                         aliases=["--patch_imgs", "--crop"])
+    seed: int = opt("every random number of the run follows from it", by_preset=True)
+    device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto")
+    precision: Literal["auto", "fp32", "bf16"] = opt(
+        "number format inside the networks; auto is bf16 where the processor has it", "auto"
+    )
+    num_workers: int = opt("threads and processes that read images and draw figures; 0 for none beside the main one", 2)
+    dry_run: bool = opt("print the options and what would be written, then stop", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionOptions:
+    """Conditioned denoising: the parameters of inference that are worth editing."""
+
+    conditioning: Literal["ddad", "blend"] = opt(
+        "how the inspected image guides denoising: ddad corrects the predicted noise, blend mixes the image in",
+        by_preset=True,
+    )
+    recon_weight: float = opt("w, pull towards the inspected image; 0 is unconditioned", by_preset=True,
+                              aliases=["--reconstruction_weight"])
+    eta: float = opt("DDIM's share of fresh noise per step: 0 deterministic, 1 as DDPM", by_preset=True)
+    start_at_timestep: int = opt("noise the image up to this training timestep", by_preset=True)
+    steps_to_regenerate: int = opt(
+        "denoising steps from there back to 0", by_preset=True, aliases=["--num_inference_steps"]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """From two images to one anomaly map."""
+
+    feature_smoothing_kernel: int = opt("side of the mean filter over features, in feature pixels; 1 for none",
+                                        by_preset=True, aliases=["-fsk"])
+    blur_sigma: float = opt("Gaussian blur of the maps, in px of a 256 px image; scales with the image", by_preset=True)
+    pl_contrib: float = opt("contribution of the pixel map to the anomaly map", by_preset=True)
+    fl_contrib: float = opt("contribution of the feature map to the anomaly map", by_preset=True)
+
+
+def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
+    """Fill in every option that was not given: as the run was trained, else as the preset says.
+
+    `trained` are the options of a training that later scripts build on (`trained_options`). The preset is the given
+    one, else that of the training, else demo for the demo data and base for real data. Raises `UserError` for values
+    out of range and for those that contradict the training.
+    """
+    trained = trained or {}
+    preset = options.preset or trained.get("preset") or ("demo" if options.dataset_path is None else "base")
+    length_given = any(getattr(options, name, None) is not None for name in _LENGTHS)
+    changes: dict[str, Any] = {"preset": preset, "run_id": options.run_id or options.item}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in _BINDING and value is not None and value != trained.get(field.name, value):
+            raise UserError(f"--{field.name} {value}: the run {run_folder(options)} was trained with "
+                            f"{trained[field.name]}")
+        if field.metadata["by_preset"] and value is None and not (length_given and field.name in _LENGTHS):
+            value = trained.get(field.name, PRESETS[preset][field.name])
+            changes[field.name] = tuple(value) if isinstance(value, list) else value
+    resolved = dataclasses.replace(options, **changes)
+    check(resolved)
+    return resolved
+
+
+_LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
+_BINDING = ("item", "holdout", "patching", "resolution")  # what later scripts cannot change
+
+
+def run_folder(options: RunOptions) -> Path:
+    """Where the run keeps its weights and calibration."""
+    return options.diffusion_checkpoint_dir / (options.run_id or options.item)
+
+
+def announce(options: RunOptions, *writes: Path | str) -> bool:
+    """Say which preset is in force and what differs from it; on `--dry_run` also all options and what would be written.
+
+    Returns whether the script is to go on.
+    """
+    different = ", ".join(f"{name} {_shown(value)}" for name, value in changed(options).items()
+                          if name not in ("item", "preset", "dry_run", "run_id", "dataset_path"))
+    data = options.dataset_path or "built-in demo data (drawn, not photographed)"
+    print(f"{options.item} from {data}; preset {options.preset}" + (f" with {different}" if different else ""))
+    if options.dry_run:
+        print("\n".join(f"  {name} = {_shown(value)}" for name, value in plain(options).items()))
+        print("would write:", *writes, sep="\n  ")
+    return not options.dry_run
+
+
+def trained_options(options: RunOptions) -> dict[str, Any]:
+    """The options that the run was trained with; empty if it was not trained yet."""
+    path = run_folder(options) / TRAIN_OPTIONS
+    return read_json(path) if path.is_file() else {}
+
+
+def subset(cls: type[T], options: Any) -> T:
+    """The options of `cls` out of a larger set that has them all."""
+    return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """The options as JSON values: paths as strings, tuples as lists."""
+    def value(v):
+        if isinstance(v, Path):
+            return str(v)
+        return list(v) if isinstance(v, tuple) else v
+    return {field.name: value(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def changed(options: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, as JSON values; presets count as defaults."""
+    values = plain(options)
+    defaults = PRESETS.get(getattr(options, "preset", None) or "", {})
+    result = {}
+    for field in dataclasses.fields(options):
+        default = defaults.get(field.name) if field.metadata["by_preset"] else field.default
+        default = list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
+        if values[field.name] != default:
+            result[field.name] = values[field.name]
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+_AT_LEAST = {
+    "batch_size": 1, "seed": 0, "num_workers": 0, "resolution": 8, "feature_resolution": 32, "epochs_diffusion": 0,
+    "steps_diffusion": 0, "epochs_extractor": 0, "save_n_epochs": 1, "train_steps": 2, "start_at_timestep": 1,
+    "steps_to_regenerate": 1, "feature_smoothing_kernel": 1, "warmup_steps": 0, "layers_per_block": 1,
+    "max_timestep": 1, "recon_weight": 0, "blur_sigma": 0, "pl_contrib": 0, "fl_contrib": 0, "rotate": 0,
+    "color_jitter": 0, "eta": 0,
+}
+_BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0, 1), "learning_rate": (0, 1),
+            "extractor_learning_rate": (0, 1)}
+
+
+def check(options: Any) -> None:
+    """Raise `UserError` for a value outside its range; what depends on files is checked where they are read."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    for name, least in _AT_LEAST.items():
+        if values.get(name) is not None and not values[name] >= least:  # `not >=` also refuses not-a-number
+            raise UserError(f"--{name} {values[name]}: expected at least {least}")
+    for name, (low, high) in _BETWEEN.items():
+        if values.get(name) is not None and not low < values[name] < high:
+            raise UserError(f"--{name} {values[name]}: expected a number between {low} and {high}")
+    for name in ("pxl_threshold", "feature_threshold"):
+        if values.get(name) is not None and not values[name] > 0:
+            raise UserError(f"--{name} {values[name]}: expected a number above 0")
+    if (values.get("eta") or 0) > 1:
+        raise UserError(f"--eta {values['eta']}: expected a number from 0 (deterministic) to 1 (as DDPM)")
+    if (values.get("feature_smoothing_kernel") or 1) % 2 == 0:
+        raise UserError(f"--feature_smoothing_kernel {values['feature_smoothing_kernel']}: expected an odd number of px")
+    if values.get("epochs_diffusion") is not None and values.get("steps_diffusion") is not None:
+        raise UserError("--epochs_diffusion and --steps_diffusion are both given: expected one of them")
+    if values.get("pl_contrib") == 0 and values.get("fl_contrib") == 0:
+        raise UserError("--pl_contrib and --fl_contrib are both 0: the anomaly map would be empty")
+    start, steps = values.get("start_at_timestep"), values.get("steps_to_regenerate")
+    if start is not None and steps is not None and steps > start:
+        raise UserError(f"--steps_to_regenerate {steps}: more steps than the {start} timesteps of --start_at_timestep")
+    train_steps = values.get("train_steps")
+    for name in ("start_at_timestep", "max_timestep"):
+        if train_steps is not None and values.get(name) is not None and values[name] > train_steps:
+            raise UserError(f"--{name} {values[name]}: beyond the {train_steps} timesteps of --train_steps")
+    if start is not None and values.get("max_timestep") is not None and start > values["max_timestep"]:
+        raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
+    run_id = values.get("run_id")
+    for name in ("run_id", "diffusion_checkpoint_name"):
+        if values.get(name) is not None and (Path(values[name]).name != values[name] or values[name] in ("", ".", "..")):
+            raise UserError(f"--{name} {values[name]!r}: expected a plain name, without folders")
+    if run_id is None and not values.get("item"):
+        raise UserError("--item: expected the name of a category")
+
+
+# ---------------------------------------------------------------------------------------- command line
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line and the nearest flag for a misspelt one."""
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            near = difflib.get_close_matches(flag, [f for a in self._actions for f in a.option_strings], 1)
+            message = f"{flag}: no such option" + (f"; did you mean {near[0]}?" if near else "; see --help")
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
+    """Read the command line of the dataclass `cls`: one flag per field, `--a_b` or `--a-b`."""
+    parser = _Parser(description=description, usage="%(prog)s --item NAME [options]", allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    groups: dict[str, Any] = {}
+    for owner, field in _fields_by_owner(cls):
+        title = (owner.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        _add_argument(group, field, hints[field.name])
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    return cls(**vars(parser.parse_args([_with_underscores(word) for word in words])))
+
+
+def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence[str] | None = None) -> None:
+    """Parse, run, print what `run` returns; a user's mistake ends in one line and status 2."""
+    from dbad.runtime import one_line_failures
+    with one_line_failures():
+        print(run(parse(cls, argv, description)))
+
+
+def _add_argument(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    flags = [f"--{field.name}", *field.metadata["aliases"]]
+    required = field.default is dataclasses.MISSING
+    text = textwrap.dedent(field.metadata["help"]).replace("%", "%%")
+    if field.metadata["by_preset"]:
+        values = {name: _shown(values[field.name]) for name, values in PRESETS.items()}
+        same = len(set(values.values())) == 1
+        text += f" (default: {values['base'] if same else ', '.join(f'{k} {v}' for k, v in values.items())})"
+    elif not required and field.default is not None:
+        text += f" (default: {_shown(field.default)})"
+    keywords: dict[str, Any] = {"dest": field.name, "help": text, "default": None if required else field.default}
+    kind, choices, many = _kind(hint)
+    if kind is bool:
+        group.add_argument(*flags, f"--no_{field.name}", action=_OnOff, nargs=0, **keywords)
+        return
+    if many:
+        keywords["nargs"] = "+"
+        keywords["action"] = _AsTuple
+    group.add_argument(*flags, type=kind, choices=choices, required=required,
+                       metavar=None if choices else _METAVARS.get(kind, "TEXT"), **keywords)
+
+
+class _AsTuple(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values))
+
+
+class _OnOff(argparse.Action):
+    """--flag sets it, --no_flag unsets it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+
+_METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+
+
+def _kind(hint: Any) -> tuple[type, list[str] | None, bool]:
+    """An annotation as (type of one value, choices, whether several are taken)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        kind, choices, _ = _kind(typing.get_args(hint)[0])
+        return kind, choices, True
+    if typing.get_origin(hint) is Literal:
+        return str, list(typing.get_args(hint)), False
+    return hint, None, False
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value is None else str(value)
+
+
+def _with_underscores(word: str) -> str:
+    """--run-id -> --run_id, as both are in use; values stay as they are."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _fields_by_owner(cls: type) -> list[tuple[type, dataclasses.Field]]:
+    """Fields with the class that declares them, the bases in their order, so that the help is grouped as the code is."""
+    order = list(cls.__mro__)
+    pairs = []
+    for field in dataclasses.fields(cls):
+        owner = next(base for base in reversed(order) if field.name in base.__dict__.get("__annotations__", {}))
+        pairs.append((owner, field))
+    return sorted(pairs, key=lambda pair: order.index(pair[0]))

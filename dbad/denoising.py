@@ -1,0 +1,121 @@
+"""Conditioned denoising: from the image under inspection to its defect-free version.
+
+The image is noised to an intermediate timestep and denoised again in a few deterministic steps (DDIM), each of which is
+pulled towards the image itself, so that what the model knows about good parts replaces defects and keeps the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Generator, Tensor, nn
+
+from dbad import noise
+from dbad.runtime import autocast, memory_format
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a reconstruction is made; the fields are those of `config.ReconstructionOptions`.
+
+        conditioning   "ddad" (arXiv:2305.15956) or "blend" (github.com/NilsB98/Diffusion-Based-AD)
+        weight         w, strength of the pull towards the image; 0 is plain DDIM
+        eta            share of fresh noise per step: 0 deterministic, 1 as DDPM
+        start          timestep to which the image is noised, 1 to the number of training timesteps
+        num_steps      denoising steps from there to 0
+    """
+
+    conditioning: str
+    weight: float
+    eta: float
+    start: int
+    num_steps: int
+
+
+def schedule(train_steps: int, beta_schedule: str) -> Tensor:
+    """abar_t, the cumulative alphas (train_steps,) float64, of one of diffusers' beta schedules.
+
+    The linear schedule runs from 1e-4 to 0.02.
+    """
+    return DDIMScheduler(num_train_timesteps=train_steps, beta_start=1e-4, beta_end=0.02,
+                         beta_schedule=beta_schedule).alphas_cumprod.double()
+
+
+def visited_timesteps(start: int, num_steps: int) -> list[int]:
+    """The indices into abar that are visited, first the noisiest: start - 1 and evenly down; the step after the last is 0.
+
+    250 in 10 steps: 249, 224, ..., 24. The image is noised at the first of them, which is also the first that the
+    network is told.
+    """
+    return [round(start * (num_steps - i) / num_steps) - 1 for i in range(num_steps)]
+
+
+def conditioned_step(x_t, eps, y, abar_t, abar_prev, w=0.0, sigma=0.0, fresh=None):
+    """One DDIM step from x_t to x_{t-1}, pulled towards the image under inspection.
+
+    DDIM: arXiv:2010.02502, Eq. 12. Conditioning: arXiv:2305.15956, Eq. 6 to 8, where
+    eps_hat = eps - w sqrt(1 - abar_t) (y_t - x_t) with y_t = sqrt(abar_t) y + sqrt(1 - abar_t) eps. Since
+    y_t - x_t = sqrt(abar_t) (y - x_0), this moves x_0 by the share lambda = w (1 - abar_t) of its way to y. A share
+    above 1 would overshoot the image; it is clamped.
+        x_t        noisy sample                                (N, C, H, W)
+        eps        eps_theta(x_t, t), predicted noise          (N, C, H, W)
+        y          image under inspection, in [-1, 1]          (N, C, H, W)
+        abar_*     cumulative alpha at this and the next step  scalars in (0, 1]
+        w          strength of the pull; 0 is plain DDIM
+        sigma      std of the noise `fresh` (N, C, H, W); 0 is deterministic
+    Returns x_{t-1} and the current estimate of x_0, both (N, C, H, W).
+    """
+    noise_std = (1 - abar_t) ** 0.5
+    x_0 = (x_t - noise_std * eps) / abar_t ** 0.5                       # "predicted x_0", unconditioned
+    x_0 = torch.lerp(x_0, y, min(w * (1 - abar_t), 1.0))
+    eps_hat = (x_t - abar_t ** 0.5 * x_0) / noise_std                   # the noise that leads to this x_0
+    x_prev = abar_prev ** 0.5 * x_0 + max(1 - abar_prev - sigma ** 2, 0.0) ** 0.5 * eps_hat
+    return (x_prev if fresh is None else x_prev + sigma * fresh), x_0
+
+
+@torch.no_grad()
+def reconstruct(unet: nn.Module, y: Tensor, streams: Sequence[Generator], abar: Tensor, how: Conditioning,
+                noise_kind: str = "gaussian", precision: str = "fp32") -> Tensor:
+    """The defect-free version of each image.
+
+        unet      eps_theta, a diffusers U-Net
+        y         images under inspection (N, 3, S, S) in [-1, 1]
+        streams   one random stream per image
+        abar      cumulative alphas of the training schedule (T,)
+    Returns (N, 3, S, S) float32 in [-1, 1].
+    """
+    visited = visited_timesteps(how.start, how.num_steps)
+    alphas = [float(abar[t]) for t in visited] + [1.0]
+    x = alphas[0] ** 0.5 * y + (1 - alphas[0]) ** 0.5 * _noise_like(y, noise_kind, streams)
+    for i, t in enumerate(visited):
+        abar_t, abar_prev = alphas[i], alphas[i + 1]
+        with autocast(y.device, precision):
+            eps = unet(x, t).sample
+        sigma = how.eta * ((1 - abar_t / abar_prev) * (1 - abar_prev) / (1 - abar_t)) ** 0.5
+        fresh = _noise_like(y, noise_kind, streams) if sigma > 0 else None
+        w = how.weight if how.conditioning == "ddad" else 0.0
+        x, _ = conditioned_step(x, eps.float(), y, abar_t, abar_prev, w, sigma, fresh)
+        if how.conditioning == "blend":
+            x = torch.lerp(x, y, min(how.weight * (t + 1) / len(abar), 1.0))
+    return x.clamp(-1, 1)
+
+
+def reconstruct_all(unet: nn.Module, images: Tensor, abar: Tensor, how: Conditioning, *, noise_kind: str, seed: int,
+                    batch_size: int, device: torch.device, precision: str) -> Tensor:
+    """`reconstruct` for any number of images (N, 3, S, S), in batches, on the CPU in and out.
+
+    The noise of an image follows from `seed` and its pixels.
+    """
+    done = []
+    for batch in images.split(batch_size):
+        streams = [noise.image_stream(seed, image) for image in batch]
+        y = batch.to(device, memory_format=memory_format(device))
+        done.append(reconstruct(unet, y, streams, abar, how, noise_kind, precision).cpu())
+    return torch.cat(done)
+
+
+def _noise_like(y: Tensor, kind: str, streams: Sequence[Generator]) -> Tensor:
+    return noise.draw(kind, y.shape[1:], streams).to(y.device)

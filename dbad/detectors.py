@@ -1,0 +1,221 @@
+"""Detectors: images -> Prediction. The only place where the families of methods differ.
+
+    detector = load_detector("checkpoints/hazelnut")
+    prediction = detector("part.png")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from torch import Tensor
+
+from dbad import diffmaps
+from dbad.calibration import Calibration, load_calibration
+from dbad.checkpoints import CALIBRATION, load_unet
+from dbad.config import TRAIN_OPTIONS, MapOptions, ReconstructionOptions, run_folder
+from dbad.data import read_image, to_float, to_uint8
+from dbad.denoising import Conditioning, reconstruct_all, schedule
+from dbad.errors import UserError
+from dbad.extractors import Extractor, load_extractor
+from dbad.files import read_json
+from dbad.runtime import autocast, memory_format, pick_device, pick_precision
+from dbad.tiling import stitch, tile_batches
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of N images. It depends on the image, the model and the seed alone.
+
+        anomaly_map      (N, 1, H, W) float32 >= 0
+        score            (N,) float32, higher is worse
+        reconstruction   (N, 3, H, W) float32 in [-1, 1], or None for families that make none
+        maps             the parts of the anomaly map by name, each (N, 1, H, W) float32 >= 0
+        decision         (N,) bool, score at or above the calibrated image threshold; None without calibration
+        p_value          (N,) float64, see `Calibration.p_value`; None without calibration scores
+    """
+
+    anomaly_map: Tensor
+    score: Tensor
+    reconstruction: Tensor | None
+    maps: dict[str, Tensor]
+    decision: Tensor | None = None
+    p_value: Tensor | None = None
+
+
+class Detector(Protocol):
+    """What evaluation, reports and users rely on, whatever the family."""
+
+    calibration: Calibration | None
+
+    def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """(N, 3, H, W) in [-1, 1] -> blurred difference maps by name, and the reconstruction; needs no calibration."""
+
+    def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """Parts -> anomaly map (N, 1, H, W) and score (N,)."""
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """From an image and its reconstruction to the anomaly map; the fields are those of `config.MapOptions`."""
+
+    feature_smoothing_kernel: int
+    blur_sigma: float
+    pl_contrib: float
+    fl_contrib: float
+
+
+class DdimDetector:
+    """Conditioned denoising with pixel and feature difference maps (arXiv:2305.15956)."""
+
+    def __init__(self, unet: UNet2DModel, extractor: Extractor, abar: Tensor, how: Conditioning, maps: MapSettings, *,
+                 noise_kind: str, seed: int, patching: bool, batch_size: int, device: torch.device, precision: str,
+                 calibration: Calibration | None = None):
+        self.unet = unet.to(device, memory_format=memory_format(device)).eval()
+        self.extractor = extractor.to(device).eval()
+        self.abar, self.how, self.maps, self.noise_kind, self.seed = abar, how, maps, noise_kind, seed
+        self.patching, self.batch_size, self.device, self.precision = patching, batch_size, device, precision
+        self.calibration = calibration
+        self.size = int(unet.config.sample_size)
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
+        """Inspect one image or several: files, PIL images, (H, W[, 3]) uint8 arrays, or tensors in [-1, 1].
+
+        Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size.
+        """
+        if self.calibration is None:
+            raise UserError("this detector is not calibrated; run evaluation.py for its run folder")
+        parts, reconstruction = self.parts(self._batch(images))
+        anomaly_map, score = self.combine(parts, self.calibration.scales)
+        p_values = [self.calibration.p_value(float(s)) for s in score]
+        return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= self.calibration.image_threshold,
+                          None if None in p_values else torch.tensor(p_values, dtype=torch.float64))
+
+    @torch.no_grad()
+    def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """See `Detector.parts`; works through the images in batches, on the CPU in and out."""
+        if self.patching:
+            done = [self._tiled(image) for image in images]
+        else:
+            done = [self._differences(batch) for batch in images.split(self.batch_size)]
+        stacked = torch.cat([d.cpu() for d in done])
+        reconstruction, pixel, feature = stacked[:, :3], stacked[:, 3:4], stacked[:, 4:5]
+        sigma = self.maps.blur_sigma * self.size / 256
+        return {"pixel": diffmaps.blur(pixel, sigma), "feature": diffmaps.blur(feature, sigma)}, reconstruction
+
+    def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
+        """See `Detector.combine`."""
+        weights = {"pixel": self.maps.pl_contrib, "feature": self.maps.fl_contrib}
+        anomaly_map = diffmaps.fuse(parts, scales, weights)
+        return anomaly_map, diffmaps.image_score(anomaly_map)
+
+    def _differences(self, y: Tensor) -> Tensor:
+        """(n, 3, S, S) -> (n, 5, S, S): reconstruction, pixel map, feature map, not blurred."""
+        x = reconstruct_all(self.unet, y, self.abar, self.how, noise_kind=self.noise_kind, seed=self.seed,
+                            batch_size=self.batch_size, device=self.device, precision=self.precision)
+        with autocast(self.device, self.precision):
+            features, others = self.extractor(y.to(self.device)), self.extractor(x.to(self.device))
+        feature = diffmaps.feature_map(features, others, tuple(y.shape[-2:]), self.maps.feature_smoothing_kernel)
+        return torch.cat([x, diffmaps.pixel_map(y, x), feature.cpu()], dim=1)
+
+    def _tiled(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (1, 5, H, W), tile by tile."""
+        batches = ((places, self._differences(tiles)) for places, tiles in tile_batches(image, self.size, self.batch_size))
+        return stitch(batches, *image.shape[-2:], self.size)[None]
+
+    def _batch(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+        """Anything a user may hold -> (N, 3, H, W) float32 in [-1, 1]."""
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return images.float().cpu()
+        several = images if isinstance(images, (list, tuple)) else [images]
+        return torch.stack([self._one(image) for image in several])
+
+    def _one(self, image: ImageLike) -> Tensor:
+        if isinstance(image, Tensor):
+            return image.float().cpu()
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise UserError(f"array of {image.dtype}: expected uint8 pixels (H, W) or (H, W, 3)")
+            image = Image.fromarray(image)
+        image = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        if not self.patching and image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return to_float(to_uint8(image))
+
+
+# ------------------------------------------------------------------------------------------ from a run folder
+
+def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], device: torch.device, precision: str,
+               batch_size: int, calibration: Calibration | None = None) -> DdimDetector:
+    """The detector of a trained run under `settings` (see `detector_settings`)."""
+    unet = load_unet(folder, checkpoint_name)
+    trained = read_json(folder / TRAIN_OPTIONS)
+    how = Conditioning(settings["conditioning"], settings["recon_weight"], settings["eta"],
+                       settings["start_at_timestep"], settings["steps_to_regenerate"])
+    reachable = trained.get("max_timestep") or trained["train_steps"]
+    if how.start > reachable:
+        raise UserError(f"--start_at_timestep {how.start}: the network in {folder} was trained for timesteps up to "
+                        f"{reachable}")
+    maps = MapSettings(*(settings[name] for name in MapSettings.__dataclass_fields__))
+    return DdimDetector(
+        unet, load_extractor(folder / settings["extractor_path"]),
+        schedule(trained["train_steps"], trained["beta_schedule"]), how, maps, noise_kind=trained["noise_kind"],
+        seed=settings["seed"], patching=settings["patching"], batch_size=batch_size, device=device, precision=precision,
+        calibration=calibration)
+
+
+def load_detector(folder: str | Path, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> DdimDetector:
+    """The calibrated detector of a run folder, such as checkpoints/hazelnut."""
+    folder = Path(folder)
+    calibration = load_calibration(folder / CALIBRATION)
+    where = pick_device(device)
+    name = calibration.settings["diffusion_checkpoint_name"]
+    check_digests(calibration, folder, name)
+    return build_ddim(folder, name, calibration.settings, where, pick_precision(precision, where), batch_size, calibration)
+
+
+def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
+    """What shapes a prediction beside the weights, as plain values: the `settings` of calibration.json.
+
+    The extractor's path is kept relative to the run folder, so that both can be moved together.
+    """
+    names = [f.name for group in (ReconstructionOptions, MapOptions) for f in dataclasses.fields(group)]
+    return {name: getattr(options, name) for name in (*names, "seed", "patching")} | {
+        "diffusion_checkpoint_name": options.diffusion_checkpoint_name,
+        "extractor_path": os.path.relpath(extractor_path, run_folder(options)),
+    }
+
+
+def digests(folder: Path, checkpoint_name: str, extractor_path: Path) -> dict[str, str]:
+    """Fingerprints of the weights that a calibration belongs to."""
+    return {"unet": _digest(folder / checkpoint_name), "extractor": _digest(extractor_path)}
+
+
+def check_digests(calibration: Calibration, folder: Path, checkpoint_name: str) -> None:
+    """Raise `UserError` where the weights have changed since they were calibrated."""
+    paths = {"unet": folder / checkpoint_name, "extractor": folder / calibration.settings["extractor_path"]}
+    for name, path in paths.items():
+        if name in calibration.digests and calibration.digests[name] != _digest(path):
+            raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run evaluation.py "
+                            "again")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        raise UserError(f"{path}: no such file; train it first") from None

@@ -1,0 +1,62 @@
+"""Difference maps of an image and its reconstruction, and how they become one anomaly map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pixel_map(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Largest squared difference over the colour channels, both images brought to [0, 1].
+
+    (N, 3, H, W) in [-1, 1] twice -> (N, 1, H, W) in [0, 1].
+    """
+    return ((image - reconstruction) / 2).square().amax(dim=1, keepdim=True)
+
+
+def feature_map(features: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, int], kernel: int = 3) -> Tensor:
+    """Sum over layers of 1 - cosine of two images' features, each layer brought to `size`.
+
+        features, others   one (N, C_l, H_l, W_l) per layer, of the image and of its reconstruction
+        kernel             side of the mean filter that smooths the features first; 1 for none
+    Returns (N, 1, H, W) in [0, 2 * layers].
+    """
+    total = 0
+    for a, b in zip(features, others, strict=True):
+        a, b = (F.avg_pool2d(f.float(), kernel, stride=1, padding=kernel // 2, count_include_pad=False) for f in (a, b))
+        distance = (1 - F.cosine_similarity(a, b, dim=1)).clamp_min(0).unsqueeze(1)
+        total = total + F.interpolate(distance, size=size, mode="bilinear", align_corners=False)
+    return total
+
+
+def blur(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (N, 1, H, W) with `sigma` in px; the kernel reaches 4 sigma, edges are reflected.
+
+    A constant map stays as it is, and sigma 0 changes nothing.
+    """
+    if sigma <= 0:
+        return maps
+    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float32)
+    kernel = torch.exp(-offsets.square() / (2 * sigma ** 2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps.float(), (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+
+def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, float]) -> Tensor:
+    """Sum of weight * part / scale over the named parts, each (N, 1, H, W) and already blurred.
+
+    The scales are measured once on held-out good images (calibration.json), so that a part of 1 means "as different as
+    good images get" and the map of an image does not depend on which images share its batch.
+    """
+    return sum(weights[name] * part / scales[name] for name, part in parts.items() if weights[name] > 0)
+
+
+def image_score(anomaly_map: Tensor) -> Tensor:
+    """Maximum of each map: (N, 1, H, W) -> (N,)."""
+    return anomaly_map.flatten(1).amax(dim=1)

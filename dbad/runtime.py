@@ -1,0 +1,83 @@
+"""The machine: device, number format, memory order, and how failures reach the user."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from dbad.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`--device` as a torch device; auto takes CUDA, else MPS, else the CPU. A device that is not there is an error."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this machine has no MPS device; try --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`--precision` as "fp32" or "bf16"; auto takes bf16 where the processor computes in it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_has("amx_bf16", "avx512_bf16") else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which networks run: convolutions and products in `precision`, sums and norms in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last on tensor cores and AMX, where it is several times faster; plain order elsewhere, where it is slower."""
+    fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has("amx_bf16"))
+    return torch.channels_last if fast else torch.contiguous_format
+
+
+def _cpu_has(*features: str) -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(feature) for feature in features)
+
+
+@contextlib.contextmanager
+def one_line_failures() -> Iterator[None]:
+    """A failure that a user can cause ends the program with one line on stderr and exit status 2, without a traceback."""
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    try:
+        yield
+    except UserError as error:
+        _exit(str(error), 2)
+    except KeyboardInterrupt:
+        _exit("stopped; the same command goes on from the last saved state", 130)
+    except torch.OutOfMemoryError:
+        _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        _exit(f"{error.filename or 'output'}: cannot be written ({error.strerror})", 2)
+
+
+def _exit(message: str, status: int) -> None:
+    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {message}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,284 @@
+"""The training loop: any network, any loss; EMA, resume, validation, logging; one process or many.
+
+Everything random about a step follows from the seed and the step's number, so that a run that was stopped at any moment
+and started again ends with the weights of an unbroken one, and several processes draw what a single one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dbad.checkpoints import LAST, load_pickle, log_line, trim_log
+from dbad.errors import UserError
+from dbad.files import atomic_write
+from dbad.noise import stream
+
+SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train; AdamW with warm-up and cosine decay to 0.
+
+        num_steps          optimiser steps
+        steps_per_epoch    steps after which the mean loss is logged
+        report_every       epochs between calls of `on_report` (validation, samples, checkpoints)
+        settings           what shapes the result, as plain values: a run resumes only under equal settings
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    report_every: int
+    learning_rate: float
+    warmup_steps: int
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.95, 0.999)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+class StepBatches:
+    """Batch sampler: for every step the list of (step, slot, index of the image) that this process computes.
+
+    Images come in a new random order every epoch; a batch that reaches over the end takes the rest from the next one.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, first_step: int, num_steps: int, seed: int,
+                 process: int = 0, num_processes: int = 1):
+        if batch_size % num_processes:
+            raise UserError(f"--batch_size {batch_size}: expected a multiple of the {num_processes} processes")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.steps = range(first_step, num_steps)
+        self.slots = range(process * batch_size // num_processes, (process + 1) * batch_size // num_processes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        orders: dict[int, Tensor] = {}
+        for step in self.steps:
+            batch = []
+            for slot in self.slots:
+                epoch, place = divmod(step * self.batch_size + slot, self.num_images)
+                if epoch not in orders:
+                    orders = {k: v for k, v in orders.items() if k >= epoch - 1}
+                    orders[epoch] = torch.randperm(self.num_images, generator=stream(self.seed, "order", epoch))
+                batch.append((step, slot, int(orders[epoch][place])))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan, *,
+        batch_size: int, folder: Path, phase: str, log_dir: Path, device: torch.device, resume: bool = True,
+        num_workers: int = 0, on_begin: Callable[[], None] | None = None,
+        on_report: Callable[[nn.Module, int], dict[str, float]] | None = None) -> nn.Module:
+    """Train `model` and return it with its EMA weights.
+
+        data         items are asked for as lists of (step, slot, index), see `StepBatches`
+        loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
+        folder       run folder: one line per epoch in log.jsonl, and the last state in last.pt
+        phase        what is trained, as logs and bars call it; "diffusion" has last.pt, others <phase>_last.pt
+        on_begin     called once the run is known to be able to start or go on
+        on_report    called with the EMA model and the epoch; what it returns is logged
+
+    A finished run is not repeated. Ctrl-C and SIGTERM end the step in progress and save; after `kill -9` at most
+    SAVE_EVERY_S seconds are computed again.
+    """
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    model.to(device)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+    rate = get_cosine_schedule_with_warmup(optimizer, min(plan.warmup_steps, plan.num_steps // 10), plan.num_steps)
+    ema = EMAModel(trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
+    ema.to(device)
+    last = folder / (LAST if phase == "diffusion" else f"{phase}_{LAST}")
+    parts = {"model": model, "optimizer": optimizer, "rate": rate, "ema": ema}
+    step = _restore(last, parts, plan) if resume and last.is_file() else 0
+    if on_begin and accelerator.is_main_process:
+        on_begin()
+    if step >= plan.num_steps:
+        _use_ema(ema, trainable)
+        return model
+    batches = StepBatches(len(data), batch_size, step, plan.num_steps, plan.seed,
+                          accelerator.process_index, accelerator.num_processes)
+    loader = DataLoader(data, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda",
+                        persistent_workers=num_workers > 0, collate_fn=_as_is)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    writer = SummaryWriter(str(log_dir)) if accelerator.is_main_process else None
+    if writer:
+        trim_log(folder, phase, step)
+    clock = _Clock()
+    bar = tqdm(total=plan.num_steps, initial=step, unit="step", desc=f"training {phase}", smoothing=0.1,
+               disable=not accelerator.is_main_process, mininterval=1.0)
+
+    with stop_signals() as stopped:
+        for batch in loader:
+            wrapped.train()
+            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            with clock.network():
+                losses = loss_of(wrapped, batch)
+                accelerator.backward(losses["loss"])
+                accelerator.clip_grad_norm_(trainable, plan.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            rate.step()
+            ema.step(trainable)
+            step += 1
+            clock.add(losses)
+            bar.update()
+            if step % plan.steps_per_epoch == 0 or step == plan.num_steps:
+                epoch = -(-step // plan.steps_per_epoch)
+                line = {"epoch": epoch, "step": step, **clock.epoch_means(), "learning_rate": rate.get_last_lr()[0]}
+                _check_finite(line["loss"], step)
+                bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+                if on_report and (epoch % plan.report_every == 0 or step == plan.num_steps):
+                    if accelerator.is_main_process:
+                        with _ema_weights(ema, trainable, model):
+                            line |= on_report(model, epoch)
+                    accelerator.wait_for_everyone()
+                if writer:
+                    log_line(folder, json.dumps({"phase": phase, **line}))
+                    for key in line.keys() - {"epoch", "step"}:
+                        writer.add_scalar(f"{phase}/{key}", line[key], step)
+                clock.restart()
+            if stopped() or step == plan.num_steps or clock.since_save() > SAVE_EVERY_S:
+                _check_finite(float(losses["loss"].detach()), step)
+                if accelerator.is_main_process:
+                    _save(last, parts, step, plan)
+                clock.saved()
+            if stopped():
+                raise KeyboardInterrupt
+    bar.close()
+    if writer:
+        writer.close()
+    _use_ema(ema, trainable)
+    return model
+
+
+def _as_is(batch: Any) -> Any:
+    """The data set makes whole batches itself."""
+    return batch
+
+
+# ------------------------------------------------------------------------------------------------ state
+
+def _save(path: Path, parts: dict[str, Any], step: int, plan: Plan) -> None:
+    state = {key: part.state_dict() for key, part in parts.items()}
+    with atomic_write(path) as temporary:
+        torch.save({**state, "step": step, "settings": plan.settings}, temporary)
+
+
+def _restore(path: Path, parts: dict[str, Any], plan: Plan) -> int:
+    """Load what `_save` wrote and return the step it was written at."""
+    state = load_pickle(path)
+    if not isinstance(state, dict) or not {*parts, "step", "settings"} <= state.keys():
+        raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
+    other = {key for key in plan.settings.keys() | state["settings"].keys()
+             if plan.settings.get(key) != state["settings"].get(key)}
+    if other:
+        key = sorted(other)[0]
+        raise UserError(f"{path}: was trained with --{key} {state['settings'].get(key)}, now it is "
+                        f"{plan.settings.get(key)}; give the same options to go on, --no_resume to begin again, or "
+                        "another --run_id")
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    return state["step"]
+
+
+def _use_ema(ema: EMAModel, trainable: list[nn.Parameter]) -> None:
+    ema.copy_to(trainable)
+
+
+@contextmanager
+def _ema_weights(ema: EMAModel, trainable: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in eval mode and has its EMA weights."""
+    ema.store(trainable)
+    ema.copy_to(trainable)
+    model.eval()
+    try:
+        yield
+    finally:
+        ema.restore(trainable)
+        model.train()
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"the training loss became {loss} before step {step}; try a smaller --learning_rate, "
+                        "--precision fp32, or look for broken images")
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks after every step; a second one stops at once."""
+    asked = threading.Event()
+
+    def ask(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set          # signals reach the main thread only
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Seconds and losses of an epoch; `outside_network` is the share of time not spent in the network.
+
+    On an accelerator the network runs on while the loop goes ahead, so that the share is meaningful on a CPU only.
+    """
+
+    def __init__(self):
+        self._saved = self._begun = time.monotonic()
+        self._network_s, self._sums, self._count = 0.0, {}, 0
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._network_s += time.monotonic() - begun
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for key, value in losses.items():
+            self._sums[key] = self._sums.get(key, 0) + value.detach()
+        self._count += 1
+
+    def epoch_means(self) -> dict[str, float]:
+        seconds = time.monotonic() - self._begun
+        means = {key: float(value) / self._count for key, value in self._sums.items()}
+        return means | {"seconds": round(seconds, 3), "outside_network": round(1 - self._network_s / seconds, 4)}
+
+    def restart(self) -> None:
+        self._begun, self._network_s, self._sums, self._count = time.monotonic(), 0.0, {}, 0
+
+    def since_save(self) -> float:
+        return time.monotonic() - self._saved
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()

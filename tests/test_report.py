@@ -1,0 +1,450 @@
+"""The pictures, tables and HTML report of an evaluation run."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dbad import figures, metrics, report, verdicts
+from dbad.inspection import Inspection
+from dbad.verdicts import Thresholds
+
+SUMMARY = {"what": "a test", "data": "drawn"}
+LIMITS = Thresholds(image=2.0, pixel=1.5)
+HOSTILE = "test/<script>alert(1)</script>/</script><img src=x onerror=alert(2)>.png"
+
+
+def drawn(number, defect, peak, size=32, path=None):
+    """An inspection whose map is `peak` on a square, which is its defect, and less than 1 elsewhere."""
+    random = np.random.default_rng(number)
+    anomaly_map = random.uniform(0, 0.9, (size, size)).astype(np.float32)
+    mask = np.zeros((size, size), bool)
+    mask[size // 4:size // 2, size // 4:size // 2] = True
+    anomaly_map[mask] = peak
+    image = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    label = None if defect is None else int(defect != "good")
+    return Inspection(
+        path=path or f"test/{defect}/{number:03d}.png", category="nut", defect=defect, label=label, score=float(peak),
+        p_value=1 / (number + 1), normalised=peak / (peak + 2), decision=int(peak >= 2), image=image,
+        reconstruction=255 - image, anomaly_map=anomaly_map,
+        parts={"pixel": anomaly_map / 2, "feature": anomaly_map / 3}, mask=mask if label else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Twelve images: five good, one of them a false alarm, and seven defective, two of them misses."""
+    good = [drawn(k, "good", peak) for k, peak in enumerate((1.0, 1.2, 1.3, 1.5, 2.5))]
+    bad = [drawn(10 + k, kind, peak) for k, (kind, peak) in enumerate([
+        ("crack", 1.1), ("crack", 2.75), ("crack", 4.0), ("hole", 1.75), ("hole", 3.0), ("hole", 5.0)])]
+    return [*good, *bad, drawn(20, "<b>bold</b>", 2.0, path=HOSTILE)]
+
+
+def unknown(run):
+    return [replace(i, label=None, defect=None, mask=None, p_value=None, normalised=None, decision=None) for i in run]
+
+
+def report_data(path):
+    """What the report's script reads, through a parser that knows only where a script element ends."""
+    page = path.read_text("utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+
+
+# Tables
+
+
+def test_scores_read_back_exactly_as_they_were(run, tmp_path):
+    with open(report.write_scores(tmp_path / "scores.csv", run), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "category", "defect", "label", "score", "p_value", "normalised", "decision"]
+    assert [row["path"] for row in rows] == [i.path for i in run]
+    for name, kind in (("label", int), ("decision", int), ("score", float), ("p_value", float), ("normalised", float)):
+        assert [kind(row[name]) for row in rows] == [getattr(i, name) for i in run]
+
+
+def test_what_is_not_known_is_an_empty_field(run, tmp_path):
+    with open(report.write_scores(tmp_path / "scores.csv", unknown(run)), encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert [row[name] for name in ("defect", "label", "p_value", "normalised", "decision")] == [""] * 5
+
+
+def test_the_same_run_writes_the_same_bytes(run, tmp_path):
+    def files(name):
+        folder = tmp_path / name
+        report.write_scores(folder / "scores.csv", run)
+        report.write_metrics(folder, {"image": {"auroc": 0.1 + 0.2}})
+        report.write_report(folder / "report.html", run, {"auroc": 0.5}, SUMMARY, LIMITS)
+        figures.write_panels(folder, run, LIMITS, num_workers=3 if name == "a" else 1)
+        figures.write_curves(folder / "curves.png", run, LIMITS)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first = files("a")
+    assert len(first) == 5 + len(run) and first == files("b")
+
+
+def test_metrics_keep_their_nesting_in_json_and_get_dotted_names_in_csv(tmp_path):
+    given = {"image": {"auroc": np.float64(0.75), "num_good": np.int64(4)}, "pixel": {"aupro_0.3": float("nan")},
+             "seconds": [1.5, 2.0]}
+    json_path, csv_path = report.write_metrics(tmp_path, given)
+    assert json.loads(json_path.read_text()) == {
+        "image": {"auroc": 0.75, "num_good": 4}, "pixel": {"aupro_0.3": None}, "seconds": [1.5, 2.0]}
+    assert csv_path.read_text() == (
+        "metric,value\nimage.auroc,0.75\nimage.num_good,4\npixel.aupro_0.3,\nseconds.0,1.5\nseconds.1,2.0\n")
+
+
+@pytest.mark.parametrize(("name", "value", "shown"), [
+    (("image", "auroc"), 0.98765, ("Image AUROC", "0.9877")),
+    (("pixel", "aupro_0.3"), 1.0, ("Pixel AUPRO 0.3", "1.0000")),
+    (("false_positive_rate",), 0.125, ("False positive rate", "12.5 %")),
+    (("image", "f1_max_threshold"), 0.123456, ("Image F1 max threshold", "0.1235")),
+    (("num_good",), 40, ("Num good", "40")),
+    (("accuracy",), None, ("Accuracy", "–")),
+])
+def test_metrics_are_shown_in_words_and_with_their_unit(name, value, shown):
+    assert (report.readable_name(name), report.readable_value(name, value)) == shown
+
+
+# Pictures
+
+
+def test_the_colours_run_from_zero_to_the_scale_and_stop_there():
+    colours = figures.heat(np.float32([[0, 0.5, 1, 2]]), scale=1.0)
+    assert colours.shape == (1, 4, 3) and colours.dtype == np.uint8
+    assert (colours[0, 2] == colours[0, 3]).all() and not (colours[0, 0] == colours[0, 2]).all()
+    assert colours[0, 1].argmax() == 1, "the middle of the colours is green"
+
+
+def test_an_overlay_changes_the_image_only_where_the_map_is_not_zero(run):
+    image, values = run[0].image, np.zeros((32, 32), np.float32)
+    np.testing.assert_array_equal(figures.overlay(image, values, 1.0), image)
+    np.testing.assert_array_equal(figures.overlay(image, values, 0.0), image)
+    values[3, 4] = 1
+    changed = (figures.overlay(image, values, 1.0) != image).any(-1)
+    assert changed[3, 4] and changed.sum() == 1
+
+
+def test_the_pixel_threshold_is_in_the_middle_of_the_colours(run):
+    scales = figures.map_scales(run, pixel_threshold=1.5)
+    assert scales["anomaly map"] == 3.0
+    assert scales["pixel map"] == pytest.approx(np.quantile([i.score / 2 for i in run], 0.75))
+
+
+@pytest.mark.parametrize(("shape", "tile"), [
+    ((32, 32), (256, 256)), ((300, 600), (256, 128)), ((256, 256), (256, 256))])
+def test_a_panel_shows_seven_tiles_at_one_size(shape, tile):
+    values = np.zeros(shape, np.float32)
+    image = np.zeros((*shape, 3), np.uint8)
+    inspection = replace(drawn(1, "crack", 3.0), image=image, reconstruction=image, anomaly_map=values,
+                         parts={"pixel": values, "feature": values}, mask=np.ones(shape, bool))
+    picture = figures.panel(inspection, 1.5, 2.0)
+    assert picture.size == (8 + 7 * (tile[0] + 8), 26 + 20 + tile[1] + 8)
+    last = picture.crop((8 + 6 * (tile[0] + 8), 46, 8 + 6 * (tile[0] + 8) + tile[0], 46 + tile[1]))
+    assert np.asarray(last).min() == 255, "the last tile is the mask, all of it defective"
+
+
+def test_a_panel_leaves_out_what_is_not_there(run):
+    bare = replace(unknown(run)[0], reconstruction=None, parts={})
+    assert figures.panel(bare).width == 8 + 2 * (256 + 8)
+
+
+def test_the_decision_outlines_what_reaches_the_pixel_threshold():
+    inspection = drawn(1, "crack", 3.0, size=256)
+    size = 256 + 8
+    pixels = np.asarray(figures.panel(inspection, 3.0, 2.0))[46:46 + 256]
+    decision = pixels[:, 8 + 5 * size:8 + 5 * size + 256]
+    painted = (decision == figures.OUTLINE).all(-1)
+    border = np.zeros((256, 256), bool)
+    border[64:128, 64:128] = True
+    border[66:126, 66:126] = False
+    np.testing.assert_array_equal(painted, border)
+    np.testing.assert_array_equal(decision[~inspection.mask], inspection.image[~inspection.mask])
+
+
+def test_panel_names_are_safe_and_differ_even_where_case_is_ignored(run):
+    paths = ["a/1.png", "b/1.jpg", "c/1.PNG", "x/CON?.png", "../..", "C:\\x\\ä b.png", HOSTILE, "y" * 400 + ".png"]
+    names = figures.panel_names([replace(run[0], path=path) for path in paths])
+    assert names[:2] == ["good_1.png", "good_1_2.png"] and names[5] == "good_ä_b.png"
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert all(re.fullmatch(r"[\w.-]{1,200}\.png", name) and not name.startswith(".") for name in names)
+
+
+def test_panel_names_tell_categories_apart(run):
+    assert figures.panel_names([run[0], replace(run[0], category="bolt")]) == ["nut_good_000.png", "bolt_good_000.png"]
+
+
+def test_there_is_a_readable_panel_for_every_image(run, tmp_path):
+    paths = figures.write_panels(tmp_path / "images", run, LIMITS, num_workers=2)
+    assert len(paths) == len(run) == len(list((tmp_path / "images").iterdir()))
+    assert {Image.open(path).convert("RGB").size for path in paths} == {(8 + 7 * 264, 310)}
+
+
+def test_the_overview_shows_the_worst_good_and_the_best_defective_images_and_every_kind(run):
+    chosen = figures.telling(run, rows=8)
+    assert [i.score for reason, i in chosen if reason == "highest-scoring good"][:2] == [2.5, 1.5]
+    assert [i.score for reason, i in chosen if reason == "lowest-scoring defective"][:2] == [1.1, 1.75]
+    typical = {reason: i.score for reason, i in chosen if reason.startswith("typical")}
+    assert typical == {"typical crack": 2.75, "typical hole": 3.0, "typical <b>bold</b>": 2.0}
+    assert len({id(i) for _, i in figures.telling(run, rows=100)}) == len(figures.telling(run, rows=100))
+
+
+@pytest.mark.parametrize("labels", ["known", "unknown"])
+def test_the_overview_has_a_row_for_every_chosen_image(run, labels, tmp_path):
+    inspections = run if labels == "known" else unknown(run)
+    path = figures.write_overview(tmp_path / "overview.png", inspections, LIMITS, rows=5)
+    assert Image.open(path).size == (230 + 4 * 184, 24 + 5 * 184)
+
+
+def test_without_ground_truth_the_curves_are_left_out_and_the_reason_is_given(run, tmp_path):
+    found = verdicts.curves(unknown(run))
+    assert found.roc is None and found.pro is None
+    assert "no ROC curve" in found.notes[0] and "no PRO curve" in found.notes[1]
+    wide = Image.open(figures.write_curves(tmp_path / "all.png", run, LIMITS)).width
+    assert Image.open(figures.write_curves(tmp_path / "one.png", unknown(run))).width < wide / 2
+
+
+def test_a_good_image_without_a_mask_counts_as_free_of_defects(run):
+    empty = [i if i.label else replace(i, mask=np.zeros((32, 32), bool)) for i in run]
+    np.testing.assert_array_equal(verdicts.curves(run).pro, verdicts.curves(empty).pro)
+
+
+def test_the_marked_point_of_the_roc_curve_is_what_the_threshold_does(run):
+    labels, scores = [i.label for i in run], [i.score for i in run]
+    curve = metrics.roc_curve(labels, scores)
+    for threshold in curve[2][1:]:
+        rates = metrics.rates(labels, scores, threshold)
+        assert verdicts.point_at(curve, threshold) == [rates.false_positive_rate, rates.true_positive_rate]
+    assert verdicts.point_at(curve, None) is None
+
+
+def test_without_a_screen_show_says_so_in_one_line_and_goes_on(run, tmp_path, capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    path = figures.write_overview(tmp_path / "overview.png", run, LIMITS)
+    assert figures.show([path]) is False
+    output = capsys.readouterr().out
+    assert output.startswith("No screen") and output.count("\n") == 1
+    assert not pyplot.get_fignums()
+
+
+# The report as a file
+
+
+def test_the_report_needs_nothing_from_outside(run, tmp_path):
+    harmless = [i for i in run if i.path != HOSTILE]
+    page = report.write_report(tmp_path / "report.html", harmless, {"auroc": 0.9}, SUMMARY, LIMITS).read_text("utf-8")
+    assert not re.search(r"\s(src|href)=(?![\"']?data:)|@import|url\(|\bfetch\(", page)
+    assert re.findall(r"https?://[^\"'\s]+", page) == ["http://www.w3.org/2000/svg"], "a namespace, which nothing loads"
+
+
+def test_names_cannot_leave_their_place_in_the_report(run, tmp_path):
+    text = "</script><script>alert(3)</script>"
+    path = report.write_report(tmp_path / "report.html", [replace(i, category=text) for i in run], {text: 0.5},
+                               {text: text}, LIMITS)
+    page = path.read_text("utf-8")
+    assert page.count("<script") == 2 and "<img" not in page and "<b>" not in page
+    assert report_data(path)["images"][-1]["path"] == HOSTILE
+
+
+def test_two_hundred_images_of_pure_noise_stay_below_15_mb(tmp_path):
+    inspections = [drawn(k, "crack", 3.0, size=300) for k in range(4)]
+    path = report.write_report(tmp_path / "report.html", inspections, {}, SUMMARY, LIMITS)
+    frame = len(path.read_bytes()) - sum(len(json.dumps(image)) for image in report_data(path)["images"])
+    assert frame + 50 * (len(path.read_bytes()) - frame) < 15e6
+
+
+def test_more_than_two_hundred_images_get_smaller_pictures(run, monkeypatch):
+    sides = []
+    monkeypatch.setattr(report, "pictures", lambda inspection, scale, side: sides.append(side))
+    for count in (200, 800):
+        report._report_data([run[0]] * count, LIMITS, verdicts.Curves(None, None, ()))
+    assert sides[0] == 256 and sides[-1] == 128
+
+
+def test_images_without_ground_truth_have_no_label_in_the_report(run, tmp_path):
+    data = report_data(report.write_report(tmp_path / "r.html", unknown(run), {}, SUMMARY, Thresholds()))
+    for image in data["images"]:
+        assert (image["label"], image["pictures"]["truth"], image["kind"]) == (None, None, "unknown")
+    assert data["roc"] is None and data["pro"] is None and data["threshold"] is None
+
+
+# The report in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium, without network habits of its own."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with its chromedriver was found")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update", "disable-dev-shm-usage",
+                 f"user-data-dir={tmp_path_factory.mktemp('profile')}", "window-size=1280,1000"):
+        options.add_argument(f"--{flag}")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(browser, run, tmp_path):
+    path = report.write_report(tmp_path / "report.html", run, {"auroc": 0.9}, SUMMARY, LIMITS)
+    browser.get(path.as_uri())
+    return browser
+
+
+def text(page, selector):
+    return page.find_element("css selector", selector).text
+
+
+def settle(page):
+    """Wait for the next drawn frame, in which the page follows its threshold."""
+    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
+def counts(page):
+    settle(page)
+    return {name: int(text(page, f"#{name}")) for name in ("true-good", "false-alarms", "misses", "true-defective")}
+
+
+def expected(run, threshold):
+    rates = metrics.rates([i.label for i in run], [i.score for i in run], threshold)
+    return {"true-good": rates.tn, "false-alarms": rates.fp, "misses": rates.fn, "true-defective": rates.tp}
+
+
+def shown_paths(page):
+    return [node.text for node in page.find_elements("css selector", "#gallery .path bdi")]
+
+
+def test_the_counts_start_at_the_saved_threshold_which_counts_as_defective(page, run):
+    assert counts(page) == expected(run, 2.0) == {"true-good": 4, "false-alarms": 1, "misses": 2, "true-defective": 5}
+    assert text(page, "#false-alarm-rate") == "20.0 %" and text(page, "#miss-rate") == "28.6 %"
+    assert page.find_element("id", "threshold-number").get_attribute("value") == "2"
+    assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert all(name.startswith("data:") for name in loaded)
+
+
+def test_dragging_the_threshold_moves_the_counts(page, run):
+    from selenium.webdriver import ActionChains
+
+    plot = page.find_element("id", "histogram")
+    seen = set()
+    for offset in (-200, -60, 90, 300):
+        ActionChains(page).move_to_element(plot).click_and_hold().move_by_offset(offset, 0).release().perform()
+        found = counts(page)
+        threshold = page.execute_script("return state.threshold")
+        assert found == expected(run, threshold)
+        seen.add(tuple(found.values()))
+    assert len(seen) == 4, "every place tried here gives other counts"
+
+
+def test_the_threshold_can_be_moved_with_the_keyboard_and_typed_and_reset(page, run):
+    slider, field = page.find_element("id", "threshold-range"), page.find_element("id", "threshold-number")
+    assert "hreshold" in slider.get_attribute("aria-label")
+    slider.send_keys("\ue014" * 10)  # arrow right
+    moved = page.execute_script("return state.threshold")
+    assert moved > 2 and counts(page) == expected(run, moved)
+    field.clear()
+    field.send_keys("2.75")
+    assert counts(page) == expected(run, 2.75)
+    page.find_element("id", "threshold-reset").click()
+    assert counts(page) == expected(run, 2.0)
+
+
+def test_the_gallery_is_sorted_by_score_and_filtered_by_outcome_and_kind(page, run):
+    ranked = sorted(run, key=lambda i: -i.score)
+    highest_first = [i.path for i in ranked]
+    assert sorted(shown_paths(page)) == sorted(highest_first)
+    assert shown_paths(page)[0] == highest_first[0] and shown_paths(page)[-1] == highest_first[-1]
+    for result in ("false alarm", "miss"):
+        page.find_element("css selector", f"[data-outcome='{result}']").click()
+        assert shown_paths(page) == [
+            i.path for i in ranked if verdicts.outcome(i.label, verdicts.decide(i, 2.0)) == result]
+    kind = page.find_element("id", "kind")
+    kind.send_keys("hole")
+    assert shown_paths(page) == ["test/hole/013.png"]
+    page.find_element("css selector", "[data-outcome=all]").click()
+    assert len(shown_paths(page)) == 3 and text(page, "#shown") == "3 of 12 images"
+
+
+def test_a_filtered_gallery_follows_the_threshold(page):
+    page.find_element("css selector", "[data-outcome='false alarm']").click()
+    page.execute_script("setThreshold(1.3)")
+    settle(page)
+    assert shown_paths(page) == ["test/good/004.png", "test/good/003.png", "test/good/002.png"]
+
+
+def test_arrow_keys_walk_through_the_images_and_escape_closes(page, run):
+    from selenium.webdriver import ActionChains
+
+    def press(key):
+        ActionChains(page).send_keys(key).perform()
+
+    right, left, up, escape = "\ue014", "\ue012", "\ue013", "\ue00c"
+    order = shown_paths(page)
+    page.find_element("css selector", ".entry").click()
+    assert text(page, "#viewer-path") == order[0]
+    press(right)
+    press(right)
+    press(left)
+    assert text(page, "#viewer-path") == order[1]
+    overlay = page.find_element("css selector", "#viewer-pictures [data-name=overlay]")
+    assert overlay.value_of_css_property("opacity") == "0"
+    press(up)
+    assert overlay.value_of_css_property("opacity") == "0.1"
+    press(escape)
+    assert not page.find_element("id", "viewer").is_displayed()
+    assert page.execute_script("return document.activeElement.image.path") == order[1]
+    press(right)
+    assert page.execute_script("return document.activeElement.image.path") == order[2]
+
+
+def test_hostile_names_are_shown_as_text(page):
+    assert HOSTILE in shown_paths(page)
+    assert not page.find_elements("css selector", "img[src=x]") and not page.find_elements("css selector", "b")
+
+
+def test_pictures_are_made_only_when_they_come_near(browser, run, tmp_path):
+    many = [replace(run[k % len(run)], path=f"{k}.png") for k in range(120)]
+    browser.get(report.write_report(tmp_path / "r.html", many, {}, SUMMARY, LIMITS).as_uri())
+    settle(browser)
+    at_first = len(browser.find_elements("css selector", ".entry"))
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    settle(browser)
+    settle(browser)
+    assert 0 < at_first < len(browser.find_elements("css selector", ".entry")) <= 120
+
+
+def test_without_ground_truth_there_are_no_confusion_counts(browser, run, tmp_path):
+    browser.get(report.write_report(tmp_path / "r.html", unknown(run), {}, SUMMARY, LIMITS).as_uri())
+    settle(browser)
+    for name in ("confusion", "outcomes", "roc-block"):
+        assert not browser.find_element("id", name).is_displayed()
+    assert text(browser, "#called") == "6 of 12 images are called defective."
+    assert "unknown" in text(browser, "#legend")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_phone_shows_the_report_without_scrolling_sideways(page, colours):
+    scheme = {"name": "prefers-color-scheme", "value": colours}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                         {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        settle(page)
+        assert page.execute_script("return document.documentElement.scrollWidth") == 390
+        background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", background))) / 3
+        assert brightness > 200 if colours == "light" else brightness < 50
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

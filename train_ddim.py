@@ -1,0 +1,153 @@
+"""Train the denoising U-Net on the good images of one category.
+
+    python train_ddim.py --item hazelnut                                          (built-in demo data)
+    python train_ddim.py --item screw --dataset_path data/mvtec --preset small
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dbad.checkpoints import MODEL_CONFIG, build_unet, model_config, save_weights
+from dbad.config import (
+    TRAIN_OPTIONS,
+    ReconstructionOptions,
+    RunOptions,
+    announce,
+    main,
+    opt,
+    plain,
+    resolve,
+    run_folder,
+)
+from dbad.data import open_category, read_images, split_holdout, to_pixels
+from dbad.denoising import Conditioning, reconstruct, schedule
+from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
+from dbad.errors import UserError
+from dbad.files import atomic_write, ensure_folder, write_json
+from dbad.noise import image_stream
+from dbad.runtime import memory_format, pick_device, pick_precision
+from dbad.training import Plan, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    """Training of the diffusion model."""
+
+    resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching",
+                          by_preset=True)
+    channels: tuple[int, ...] = opt("channels of the U-Net at each resolution, the full one first", by_preset=True)
+    layers_per_block: int = opt("residual layers at each resolution", by_preset=True)
+    attention_levels: tuple[int, ...] = opt("resolutions with self-attention, 0 being the full one", by_preset=True)
+    epochs_diffusion: int | None = opt("length of the training in epochs", by_preset=True, aliases=["--epochs"])
+    steps_diffusion: int | None = opt("length of the training in optimiser steps, instead of epochs", by_preset=True)
+    learning_rate: float = opt("peak learning rate of AdamW", by_preset=True)
+    warmup_steps: int = opt("steps in which the learning rate rises, at most a tenth of all; then it falls as a cosine",
+                            by_preset=True)
+    train_steps: int = opt("timesteps of the diffusion process", 1000)
+    max_timestep: int | None = opt("train on timesteps up to this one only, which is what inspection visits; - is all", by_preset=True)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
+    noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
+    flip: bool = opt("mirror training images at random", False)
+    rotate: float = opt("turn training images at random, up to so many degrees", 0.0)
+    color_jitter: float = opt("change brightness, contrast and saturation at random, up to this share", 0.0)
+    save_n_epochs: int = opt("epochs between checkpoints, validations and sample pictures", by_preset=True)
+    calc_val_loss: bool = opt("measure the loss on the held-out good images at every checkpoint", True)
+    resume: bool = opt("go on from the last saved state of this run, if there is one", True)
+    log_dir: Path = opt("folder for TensorBoard's events", Path("logs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions, DiffusionOptions, ReconstructionOptions):
+    """What shapes a training run; saved as train_arg_config.json in its run folder."""
+
+
+def run(options: Options) -> Path:
+    """Train, and return the run folder."""
+    options = resolve(options)
+    folder = run_folder(options)
+    if not announce(options, folder / options.diffusion_checkpoint_name, folder / MODEL_CONFIG, folder / TRAIN_OPTIONS):
+        return folder
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    torch.manual_seed(options.seed)
+    unet = build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
+
+    # Read the good images; a share of them is never trained on.
+    category = open_category(options)
+    train, held_out = split_holdout(category.train, options.holdout)
+    size = None if options.patching else options.resolution
+    noised = dict(seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
+                  num_timesteps=options.max_timestep or options.train_steps,
+                  crop_px=options.resolution if options.patching else None)
+    data = NoisedImages(read_images(train, size, options.num_workers), purpose="train", flip=options.flip,
+                        rotate=options.rotate, color_jitter=options.color_jitter, **noised)
+    validation = NoisedImages(read_images(held_out, size, options.num_workers), purpose="validation", **noised)
+    print(f"{len(train)} good images to train on, {len(held_out)} held out; "
+          f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
+
+    # Train.
+    ensure_folder(folder, "--diffusion_checkpoint_dir")
+    abar = schedule(options.train_steps, options.beta_schedule)
+
+    def loss_of(model, batch) -> dict[str, Tensor]:
+        return {"loss": denoising_loss(model, batch, abar, precision)}
+
+    def report(model, epoch: int) -> dict[str, float]:
+        path = folder / options.diffusion_checkpoint_name
+        save_weights(model.state_dict(), path.with_name(f"epoch_{epoch}{path.suffix}"))
+        write_samples(folder / "samples" / f"epoch_{epoch}.png", model, validation, abar, options, device, precision)
+        return {"val_loss": validation_loss(model, validation, abar, device, precision)} if options.calc_val_loss else {}
+
+    unet = unet.to(memory_format=memory_format(device))
+    unet = fit(unet, data, loss_of, plan_of(options, len(train)), phase="diffusion",
+               batch_size=options.batch_size, folder=folder, log_dir=options.log_dir / options.run_id, device=device,
+               resume=options.resume, num_workers=options.num_workers if device.type == "cuda" else 0, on_report=report,
+               on_begin=lambda: write_settings(folder, unet, options))
+
+    save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
+    return folder
+
+
+def write_samples(path: Path, model, data: NoisedImages, abar: Tensor, options: Options, device: torch.device,
+                  precision: str, count: int = 4) -> None:
+    """Held-out good images above their reconstructions, as one picture."""
+    images = data.__getitems__([(0, slot, slot) for slot in range(min(count, len(data)))])["image"]
+    y = images.to(device)
+    how = Conditioning(options.conditioning, options.recon_weight, options.eta, options.start_at_timestep,
+                       options.steps_to_regenerate)
+    streams = [image_stream(options.seed, image) for image in images]
+    x = reconstruct(model, y, streams, abar, how, options.noise_kind, precision)
+    rows = [torch.cat(list(row.cpu()), dim=2) for row in (y, x)]
+    with atomic_write(path) as temporary:
+        Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
+
+
+def plan_of(options: Options, num_images: int) -> Plan:
+    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
+    steps_per_epoch = -(-num_images // options.batch_size)
+    num_steps = options.steps_diffusion
+    if num_steps is None:
+        num_steps = -(-options.epochs_diffusion * num_images // options.batch_size)
+    if num_steps == 0:
+        raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train to go on with a trained model")
+    shaping = ("item", "holdout", "batch_size", "seed", "resolution", "channels", "layers_per_block",
+               "attention_levels", "learning_rate", "warmup_steps", "train_steps", "max_timestep", "beta_schedule",
+               "noise_kind", "flip", "rotate", "color_jitter", "patching", "epochs_diffusion", "steps_diffusion")
+    settings = {name: value for name, value in plain(options).items() if name in shaping}
+    return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
+                options.seed, settings)
+
+
+def write_settings(folder: Path, unet, options: Options) -> None:
+    """What later scripts read instead of asking again."""
+    write_json(folder / MODEL_CONFIG, model_config(unet))
+    write_json(folder / TRAIN_OPTIONS, plain(options))
+
+
+if __name__ == "__main__":
+    main(Options, lambda options: f"The trained model is in {run(options)}", __doc__)
