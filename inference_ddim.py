@@ -117,8 +117,8 @@ def settle(options: Options) -> tuple[Calibration, Options]:
             calibrated = folder / calibrated
             value = value and (calibrated if value.resolve() == calibrated.resolve() else value)
         if value is not None and value != calibrated:
-            raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run evaluation.py "
-                            f"with --{name} {value} first, or give --pxl_threshold and --feature_threshold")
+            raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run "
+                            f"evaluation.py with --{name} {value} first, or give both thresholds")
         options = dataclasses.replace(options, **{name: calibrated})
     return calibration, resolve(options, trained_options(options))
 

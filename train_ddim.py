@@ -46,10 +46,12 @@ class DiffusionOptions:
     epochs_diffusion: int | None = opt("length of the training in epochs", by_preset=True, aliases=["--epochs"])
     steps_diffusion: int | None = opt("length of the training in optimiser steps, instead of epochs", by_preset=True)
     learning_rate: float = opt("peak learning rate of AdamW", by_preset=True)
+    adam_betas: tuple[float, ...] = opt("AdamW's decay rates of the mean gradient and of its square", by_preset=True)
     warmup_steps: int = opt("steps in which the learning rate rises, at most a tenth of all; then it falls as a cosine",
                             by_preset=True)
     train_steps: int = opt("timesteps of the diffusion process", 1000)
-    max_timestep: int | None = opt("train on timesteps up to this one only, which is what inspection visits; - is all", by_preset=True)
+    max_timestep: int | None = opt("train on timesteps up to this one only, as inspection visits no others; - is all",
+                                   by_preset=True)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
     noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
     flip: bool = opt("mirror training images at random", False)
@@ -101,7 +103,9 @@ def run(options: Options) -> Path:
         path = folder / options.diffusion_checkpoint_name
         save_weights(model.state_dict(), path.with_name(f"epoch_{epoch}{path.suffix}"))
         write_samples(folder / "samples" / f"epoch_{epoch}.png", model, validation, abar, options, device, precision)
-        return {"val_loss": validation_loss(model, validation, abar, device, precision)} if options.calc_val_loss else {}
+        if not options.calc_val_loss:
+            return {}
+        return {"val_loss": validation_loss(model, validation, abar, device, precision)}
 
     unet = unet.to(memory_format=memory_format(device))
     unet = fit(unet, data, loss_of, plan_of(options, len(train)), phase="diffusion",
@@ -135,12 +139,13 @@ def plan_of(options: Options, num_images: int) -> Plan:
         num_steps = -(-options.epochs_diffusion * num_images // options.batch_size)
     if num_steps == 0:
         raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train to go on with a trained model")
-    shaping = ("item", "holdout", "batch_size", "seed", "resolution", "channels", "layers_per_block",
-               "attention_levels", "learning_rate", "warmup_steps", "train_steps", "max_timestep", "beta_schedule",
-               "noise_kind", "flip", "rotate", "color_jitter", "patching", "epochs_diffusion", "steps_diffusion")
+    shaping = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
+               "attention_levels", "epochs_diffusion", "steps_diffusion", "learning_rate", "adam_betas",
+               "warmup_steps", "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate",
+               "color_jitter")
     settings = {name: value for name, value in plain(options).items() if name in shaping}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
-                options.seed, settings)
+                options.seed, settings, betas=tuple(options.adam_betas))
 
 
 def write_settings(folder: Path, unet, options: Options) -> None:

@@ -1,7 +1,7 @@
 """Adapt the feature extractor to one category.
 
-The extractor is the encoder of an auto-encoder that learns to reproduce good images, or, with --extractor_use_diff, what
-the diffusion model makes of them.
+The extractor is the encoder of an auto-encoder that learns to reproduce good images, or, with --extractor_use_diff,
+what the diffusion model makes of them.
 
     python train_extractor.py --item hazelnut
     python train_extractor.py --item screw --dataset_path data/mvtec --extractor_use_diff
@@ -77,7 +77,8 @@ def run(options: Options) -> Path:
     # Read the good images that training may see, and what is to be made of them.
     category = open_category(options)
     train, _ = split_holdout(category.train, options.holdout)
-    images = training_images(read_images(train, None if options.patching else options.resolution, options.num_workers), options)
+    size = None if options.patching else options.resolution
+    images = training_images(read_images(train, size, options.num_workers), options)
     targets = reconstructions(images, folder, options, device, precision) if options.extractor_use_diff else images
 
     # Train the auto-encoder, keep its encoder.
@@ -117,8 +118,8 @@ class AutoEncoder(nn.Module):
         self.decoder = nn.Sequential(*stages, nn.Conv2d(widths[-1], 3, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        rebuilt = self.decoder(self.extractor(images)[-1])
-        return F.interpolate(rebuilt.float(), size=images.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
+        rebuilt = self.decoder(self.extractor(images)[-1]).float()
+        return F.interpolate(rebuilt, size=images.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
 
 
 class Pairs(Dataset):

@@ -68,7 +68,8 @@ class Calibration:
 def load_calibration(path: Path) -> Calibration:
     """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run evaluation.py first, or give --pxl_threshold and --feature_threshold")
+        raise UserError(f"{path}: no such file; run evaluation.py first, or give --pxl_threshold and "
+                        "--feature_threshold")
     values = read_json(path)
     try:
         names = {f.name for f in dataclasses.fields(Calibration)}

@@ -32,9 +32,8 @@ def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str]
 
     `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`.
     """
-    if by_preset:
-        default = None
-    return dataclasses.field(default=default, metadata={"help": help, "aliases": tuple(aliases), "by_preset": by_preset})
+    metadata = {"help": help, "aliases": tuple(aliases), "by_preset": by_preset}
+    return dataclasses.field(default=None if by_preset else default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,8 @@ class RunOptions:
     dataset_path: Path | None = opt(
         "folder that holds the categories, each as in MVTec AD; without it the built-in demo data is drawn", None
     )
-    run_id: str | None = opt("name of the run: its folders are called so (the item's name)", None, aliases=["--run_name"])
+    run_id: str | None = opt("name of the run: its folders are called so (the item's name)", None,
+                             aliases=["--run_name"])
     diffusion_checkpoint_dir: Path = opt(
         "folder in which every run has a folder of its own", Path("checkpoints"), aliases=["--checkpoint_dir"]
     )
@@ -68,7 +68,7 @@ class RunOptions:
     precision: Literal["auto", "fp32", "bf16"] = opt(
         "number format inside the networks; auto is bf16 where the processor has it", "auto"
     )
-    num_workers: int = opt("threads and processes that read images and draw figures; 0 for none beside the main one", 2)
+    num_workers: int = opt("threads that read images and draw figures, processes that feed a GPU; 0 for none", 2)
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 
 
@@ -161,11 +161,13 @@ def subset(cls: type[T], options: Any) -> T:
 
 def plain(options: Any) -> dict[str, Any]:
     """The options as JSON values: paths as strings, tuples as lists."""
-    def value(v):
-        if isinstance(v, Path):
-            return str(v)
-        return list(v) if isinstance(v, tuple) else v
-    return {field.name: value(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def changed(options: Any) -> dict[str, Any]:
@@ -175,8 +177,7 @@ def changed(options: Any) -> dict[str, Any]:
     result = {}
     for field in dataclasses.fields(options):
         default = defaults.get(field.name) if field.metadata["by_preset"] else field.default
-        default = list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
-        if values[field.name] != default:
+        if values[field.name] != _json_value(default):
             result[field.name] = values[field.name]
     return result
 
@@ -209,7 +210,7 @@ def check(options: Any) -> None:
     if (values.get("eta") or 0) > 1:
         raise UserError(f"--eta {values['eta']}: expected a number from 0 (deterministic) to 1 (as DDPM)")
     if (values.get("feature_smoothing_kernel") or 1) % 2 == 0:
-        raise UserError(f"--feature_smoothing_kernel {values['feature_smoothing_kernel']}: expected an odd number of px")
+        raise UserError(f"--feature_smoothing_kernel {values['feature_smoothing_kernel']}: expected an odd number")
     if values.get("epochs_diffusion") is not None and values.get("steps_diffusion") is not None:
         raise UserError("--epochs_diffusion and --steps_diffusion are both given: expected one of them")
     if values.get("pl_contrib") == 0 and values.get("fl_contrib") == 0:
@@ -225,7 +226,7 @@ def check(options: Any) -> None:
         raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
     run_id = values.get("run_id")
     for name in ("run_id", "diffusion_checkpoint_name"):
-        if values.get(name) is not None and (Path(values[name]).name != values[name] or values[name] in ("", ".", "..")):
+        if values.get(name) is not None and (Path(values[name]).name != values[name] or values[name] in ("", "..")):
             raise UserError(f"--{name} {values[name]!r}: expected a plain name, without folders")
     if run_id is None and not values.get("item"):
         raise UserError("--item: expected the name of a category")
@@ -332,7 +333,7 @@ def _with_underscores(word: str) -> str:
 
 
 def _fields_by_owner(cls: type) -> list[tuple[type, dataclasses.Field]]:
-    """Fields with the class that declares them, the bases in their order, so that the help is grouped as the code is."""
+    """Fields with the class that declares them, in the order of the bases: the help is grouped as the code is."""
     order = list(cls.__mro__)
     pairs = []
     for field in dataclasses.fields(cls):

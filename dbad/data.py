@@ -238,7 +238,8 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------ augmentation
 
-def augment(images: Tensor, streams: Sequence[torch.Generator], flip: bool, rotate: float, color_jitter: float) -> Tensor:
+def augment(images: Tensor, streams: Sequence[torch.Generator], flip: bool, rotate: float,
+            color_jitter: float) -> Tensor:
     """Vary a batch (N, 3, S, S) float32 in [-1, 1], each image by its own random stream.
 
         flip           mirror left to right with probability 1/2

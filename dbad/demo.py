@@ -29,7 +29,7 @@ PICTURES = {"hazelnut": drawings.hazelnut, "carpet": drawings.carpet, "pcb": dra
 class Parameters:
     """What shapes a drawn category; recorded in its demo.json. The only home of these defaults."""
     size: int = 128                     # side of the images, in pixels
-    num_train: int = 200                # images in train/good
+    num_train: int = 500                # images in train/good
     num_test_good: int = 40             # images in test/good
     num_per_defect: int = 20            # images in each other folder of test/
     seed: int = 0

@@ -45,7 +45,7 @@ def schedule(train_steps: int, beta_schedule: str) -> Tensor:
 
 
 def visited_timesteps(start: int, num_steps: int) -> list[int]:
-    """The indices into abar that are visited, first the noisiest: start - 1 and evenly down; the step after the last is 0.
+    """The indices into abar that are visited, from start - 1 evenly down; after the last one the image is clean.
 
     250 in 10 steps: 249, 224, ..., 24. The image is noised at the first of them, which is also the first that the
     network is told.

@@ -134,7 +134,8 @@ class DdimDetector:
 
     def _tiled(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (1, 5, H, W), tile by tile."""
-        batches = ((places, self._differences(tiles)) for places, tiles in tile_batches(image, self.size, self.batch_size))
+        tiles = tile_batches(image, self.size, self.batch_size)
+        batches = ((places, self._differences(batch)) for places, batch in tiles)
         return stitch(batches, *image.shape[-2:], self.size)[None]
 
     def _batch(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
@@ -178,14 +179,16 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
         calibration=calibration)
 
 
-def load_detector(folder: str | Path, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> DdimDetector:
+def load_detector(folder: str | Path, device: str = "auto", precision: str = "auto",
+                  batch_size: int = 8) -> DdimDetector:
     """The calibrated detector of a run folder, such as checkpoints/hazelnut."""
     folder = Path(folder)
     calibration = load_calibration(folder / CALIBRATION)
     where = pick_device(device)
     name = calibration.settings["diffusion_checkpoint_name"]
     check_digests(calibration, folder, name)
-    return build_ddim(folder, name, calibration.settings, where, pick_precision(precision, where), batch_size, calibration)
+    return build_ddim(folder, name, calibration.settings, where, pick_precision(precision, where), batch_size,
+                      calibration)
 
 
 def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ _GRADIENTS = torch.tensor([g for g in itertools.product((-1.0, 0.0, 1.0), repeat
 
 @lru_cache(maxsize=4)
 def _simplex_matrix(channels: int, height: int, width: int) -> tuple[Tensor, int]:
-    """The sparse matrix (C * H * W, 3 * P) from the P lattice gradients of all octaves, by component, to the noise; and P.
+    """The sparse matrix (C * H * W, 3 * P) from the gradients of P lattice points, by component, to the noise; and P.
 
     Every pixel has the same number of entries: 4 corners times 3 components in each octave.
     """

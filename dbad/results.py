@@ -33,13 +33,14 @@ def results_folder(img_dir: Path, options: RunOptions) -> Path:
     return folder
 
 
-def run_summary(options: RunOptions, calibration: Calibration, num_images: int, different: dict[str, Any]) -> dict[str, str]:
+def run_summary(options: RunOptions, calibration: Calibration, num_images: int,
+                different: dict[str, Any]) -> dict[str, str]:
     """What a report says of how it came about, as names and texts in reading order."""
     drawn = options.dataset_path is None
     promise = "none; thresholds were given by hand"
     if calibration.false_alarm_rate is not None:
-        promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} held-out "
-                   "good images")
+        promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
+                   "held-out ones")
     return {
         "Category": options.item,
         "Data": "built-in demo data: drawn, not photographed" if drawn else str(options.dataset_path),

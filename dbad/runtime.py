@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import sys
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -49,7 +48,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on tensor cores and AMX, where it is several times faster; plain order elsewhere, where it is slower."""
+    """Channels last on tensor cores and AMX, where it is several times faster; elsewhere the plain order is."""
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has("amx_bf16"))
     return torch.channels_last if fast else torch.contiguous_format
 
@@ -61,9 +60,8 @@ def _cpu_has(*features: str) -> bool:
 
 @contextlib.contextmanager
 def one_line_failures() -> Iterator[None]:
-    """A failure that a user can cause ends the program with one line on stderr and exit status 2, without a traceback."""
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
     try:
         yield
     except UserError as error:
@@ -73,7 +71,7 @@ def one_line_failures() -> Iterator[None]:
     except torch.OutOfMemoryError:
         _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
             raise
         _exit(f"{error.filename or 'output'}: cannot be written ({error.strerror})", 2)
 

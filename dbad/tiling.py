@@ -11,7 +11,7 @@ Place = tuple[int, int]     # top and left of a tile, in px
 
 
 def tile_starts(length: int, tile: int, overlap: float = 0.25) -> list[int]:
-    """Where tiles of `tile` px begin along a side of `length` px: evenly, covering it, overlapping by at least `overlap`.
+    """Where tiles of `tile` px begin along a side of `length` px: evenly, overlapping by at least the share `overlap`.
 
     A side shorter than the tile gets one tile at 0 (the image is padded to it).
     """
