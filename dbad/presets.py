@@ -19,20 +19,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 4, "epochs_diffusion": None, "steps_diffusion": 900, "learning_rate": 3e-3,
         "adam_betas": (0.9, 0.99), "warmup_steps": 50, "max_timestep": 250, "save_n_epochs": 4,
         "epochs_extractor": 1, "feature_resolution": 128,
-        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
+        "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
     },
     "small": _COMMON | {
         "resolution": 128, "channels": (32, 32, 64, 128, 128), "layers_per_block": 1, "attention_levels": (),
         "batch_size": 4, "epochs_diffusion": None, "steps_diffusion": 4000, "learning_rate": 2e-3,
         "adam_betas": (0.9, 0.99), "warmup_steps": 100, "max_timestep": 250, "save_n_epochs": 10,
         "epochs_extractor": 1, "feature_resolution": 256,
-        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
+        "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
     },
     "base": _COMMON | {
         "resolution": 256, "channels": (128, 128, 256, 256, 512, 512), "layers_per_block": 2, "attention_levels": (4,),
         "batch_size": 8, "epochs_diffusion": 1000, "steps_diffusion": None, "learning_rate": 1e-4,
         "adam_betas": (0.95, 0.999), "warmup_steps": 500, "max_timestep": None, "save_n_epochs": 50,
         "epochs_extractor": 30, "feature_resolution": 256,
-        "recon_weight": 1.0, "start_at_timestep": 250, "steps_to_regenerate": 25,
+        "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 25,
     },
 }
