@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": _COMMON | {
         "resolution": 128, "channels": (32, 32, 64, 128, 128), "layers_per_block": 1, "attention_levels": (),
-        "batch_size": 4, "epochs_diffusion": None, "steps_diffusion": 4000, "learning_rate": 2e-3,
+        "batch_size": 4, "epochs_diffusion": None, "steps_diffusion": 3000, "learning_rate": 2e-3,
         "adam_betas": (0.9, 0.99), "warmup_steps": 100, "max_timestep": 250, "save_n_epochs": 10,
         "epochs_extractor": 1, "feature_resolution": 256,
         "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 5,
