@@ -49,7 +49,7 @@ class InspectionOptions:
                                           aliases=["--fl_threshold"])
     img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
     plt_imgs: bool = opt("also show the figures on the screen, where there is one", False)
-    shuffle: bool = opt("inspect and show the images in a random order; scores stay the same", False)
+    shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,11 @@ class Options(RunOptions, InspectionOptions, ReconstructionOptions, MapOptions):
 
 def run(options: Options) -> Path:
     """Inspect, and return the folder of the results."""
-    calibration, options = settle(options)
-    folder = options.img_dir / options.run_id
+    folder = options.img_dir / (options.run_id or options.item)
+    if options.dry_run:
+        options = resolve(options, trained_options(options))
+    else:
+        calibration, options = settle(options)
     if not announce(options, folder / "scores.csv", folder / "metrics.json", folder / "report.html"):
         return folder
     detector = load(options, calibration)
@@ -69,17 +72,14 @@ def run(options: Options) -> Path:
         raise UserError(f"{category.root / 'test'}: no test images; expected folders such as good and crack")
 
     # Inspect the test images.
-    samples = list(category.test)
-    if options.shuffle:
-        random.Random(options.seed).shuffle(samples)
-    inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
+    inspections, seconds = inspect(detector, calibration, category.test, category.root.parent, options.num_workers)
 
     # Write scores, metrics and pictures.
     folder = results_folder(options.img_dir, options)
     metrics = measure(inspections, calibration) | {"seconds_per_image": seconds}
     thresholds = verdicts.Thresholds(calibration.image_threshold, calibration.pixel_threshold)
     found = verdicts.curves(inspections)
-    report.write_scores(folder / "scores.csv", sorted(inspections, key=lambda i: i.path))
+    report.write_scores(folder / "scores.csv", inspections)
     report.write_metrics(folder, metrics)
     panels = figures.write_panels(folder / "images", inspections, thresholds, options.num_workers)
     figures.write_overview(folder / "overview.png", inspections, thresholds)
@@ -87,7 +87,7 @@ def run(options: Options) -> Path:
     summary = run_summary(options, calibration, len(inspections), changed(options))
     report.write_report(folder / "report.html", inspections, metrics, summary, thresholds, found)
     if options.plt_imgs:
-        figures.show(panels)
+        figures.show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
     print(headline(options.item, metrics, options.dataset_path is None))
     return folder
 
@@ -106,6 +106,8 @@ def settle(options: Options) -> tuple[Calibration, Options]:
         return Calibration(given, pixel_threshold=1.0, image_threshold=1.0, settings=settings), options
 
     folder = run_folder(options)
+    if not trained_options(options):
+        raise UserError(f"{folder}: no trained run; run train_ddim.py, train_extractor.py and evaluation.py first")
     calibration = load_calibration(folder / CALIBRATION)
     if any(given.values()):
         name = "feature_threshold" if given["feature"] is None else "pxl_threshold"

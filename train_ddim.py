@@ -93,7 +93,9 @@ def run(options: Options) -> Path:
           f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 
     # Train.
+    plan = plan_of(options, len(train))
     ensure_folder(folder, "--diffusion_checkpoint_dir")
+    ensure_folder(options.log_dir / options.run_id, "--log_dir")
     abar = schedule(options.train_steps, options.beta_schedule)
 
     def loss_of(model, batch) -> dict[str, Tensor]:
@@ -108,7 +110,7 @@ def run(options: Options) -> Path:
         return {"val_loss": validation_loss(model, validation, abar, device, precision)}
 
     unet = unet.to(memory_format=memory_format(device))
-    unet = fit(unet, data, loss_of, plan_of(options, len(train)), phase="diffusion",
+    unet = fit(unet, data, loss_of, plan, phase="diffusion",
                batch_size=options.batch_size, folder=folder, log_dir=options.log_dir / options.run_id, device=device,
                resume=options.resume, num_workers=options.num_workers if device.type == "cuda" else 0, on_report=report,
                on_begin=lambda: write_settings(folder, unet, options))

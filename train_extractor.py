@@ -84,6 +84,7 @@ def run(options: Options) -> Path:
     # Train the auto-encoder, keep its encoder.
     if options.epochs_extractor:
         ensure_folder(folder, "--diffusion_checkpoint_dir")
+        ensure_folder(options.log_dir / options.run_id, "--log_dir")
         model = AutoEncoder(extractor).to(memory_format=memory_format(device))
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import inference_ddim
 import train_ddim
 import train_extractor
 from dbad.config import main, opt, run_folder, subset
+from dbad.data import check_readable, open_category
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Options(PhaseOptions, train_ddim.Options, train_extractor.Options, evaluat
 
 def run(options: Options) -> Path:
     """Run the phases in turn; returns the folder of the results, or of the run where evaluation is skipped."""
+    if not options.skip_evaluation and not options.dry_run:
+        check_readable(open_category(options, options.item_states).test, options.num_workers)
     if not options.skip_train:
         train_ddim.run(subset(train_ddim.Options, options))
     if not options.skip_extractor:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from dbad.errors import UserError
@@ -77,11 +79,23 @@ def load_unet(folder: Path, name: str) -> UNet2DModel:
 def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
     """Write a state dict; `.safetensors` as such, everything else with torch.save."""
     state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    if path.suffix != ".safetensors":
+        save_pickle(state_dict, path)
+        return
     with atomic_write(path) as temporary:
-        if path.suffix == ".safetensors":
-            save_file(state_dict, temporary)
-        else:
-            torch.save(state_dict, temporary)
+        temporary.write_bytes(safetensors_bytes(state_dict))
+
+
+def save_pickle(value: Any, path: Path) -> None:
+    """torch.save of tensors and plain values, atomically; equal values give equal bytes.
+
+    It goes through memory: written to a file, the archive would hold the file's (temporary) name, and a full disk
+    would end in an error of torch's own.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -110,8 +124,9 @@ def load_pickle(path: Path) -> Any:
         with_code = zipfile.is_zipfile(path)
         raise UserError(f"{path}: " + ("holds more than tensors and plain values; refused, since loading it could run "
                                        "code" if with_code else "not a checkpoint, or a truncated one")) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint, or a truncated one ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint, or a truncated one ({reason})") from None
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 import textwrap
 import types
@@ -25,6 +26,8 @@ from dbad.presets import PRESETS
 T = TypeVar("T")
 
 TRAIN_OPTIONS = "train_arg_config.json"     # in the run folder
+RESERVED_NAMES = ("last.pt", "extractor_last.pt", "extractor.pt", "model_config.json", TRAIN_OPTIONS,
+                  "calibration.json", "log.jsonl")
 
 
 def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False) -> Any:
@@ -198,6 +201,9 @@ _BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0,
 def check(options: Any) -> None:
     """Raise `UserError` for a value outside its range; what depends on files is checked where they are read."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} {value}: expected a finite number")
     for name, least in _AT_LEAST.items():
         if values.get(name) is not None and not values[name] >= least:  # `not >=` also refuses not-a-number
             raise UserError(f"--{name} {values[name]}: expected at least {least}")
@@ -207,6 +213,11 @@ def check(options: Any) -> None:
     for name in ("pxl_threshold", "feature_threshold"):
         if values.get(name) is not None and not values[name] > 0:
             raise UserError(f"--{name} {values[name]}: expected a number above 0")
+    if values.get("seed") is not None and values["seed"] >= 2 ** 63:
+        raise UserError(f"--seed {values['seed']}: expected a number below 2^63")
+    betas = values.get("adam_betas")
+    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        raise UserError(f"--adam_betas {' '.join(map(str, betas))}: expected two numbers from 0 to below 1")
     if (values.get("eta") or 0) > 1:
         raise UserError(f"--eta {values['eta']}: expected a number from 0 (deterministic) to 1 (as DDPM)")
     if (values.get("feature_smoothing_kernel") or 1) % 2 == 0:
@@ -224,12 +235,12 @@ def check(options: Any) -> None:
             raise UserError(f"--{name} {values[name]}: beyond the {train_steps} timesteps of --train_steps")
     if start is not None and values.get("max_timestep") is not None and start > values["max_timestep"]:
         raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
-    run_id = values.get("run_id")
-    for name in ("run_id", "diffusion_checkpoint_name"):
+    for name in ("item", "run_id", "diffusion_checkpoint_name"):
         if values.get(name) is not None and (Path(values[name]).name != values[name] or values[name] in ("", "..")):
             raise UserError(f"--{name} {values[name]!r}: expected a plain name, without folders")
-    if run_id is None and not values.get("item"):
-        raise UserError("--item: expected the name of a category")
+    if values.get("diffusion_checkpoint_name") in RESERVED_NAMES:
+        raise UserError(f"--diffusion_checkpoint_name {values['diffusion_checkpoint_name']}: the run folder has "
+                        "another file of this name; expected a name such as final.pt")
 
 
 # ---------------------------------------------------------------------------------------- command line
@@ -264,7 +275,10 @@ def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence
     """Parse, run, print what `run` returns; a user's mistake ends in one line and status 2."""
     from dbad.runtime import one_line_failures
     with one_line_failures():
-        print(run(parse(cls, argv, description)))
+        options = parse(cls, argv, description)
+        found = run(options)
+        if not options.dry_run:
+            print(found)
 
 
 def _add_argument(group: Any, field: dataclasses.Field, hint: Any) -> None:

@@ -209,6 +209,15 @@ def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0
     return _map(one, samples, num_workers)
 
 
+def check_readable(samples: Sequence[Sample], num_workers: int = 0) -> None:
+    """Read every image and mask once, so that a broken one is found before the long work and not after it."""
+    def one(sample: Sample) -> None:
+        image = read_image(sample.path)
+        if sample.mask is not None:
+            read_mask(sample.mask, image.size, sample.path)
+    _map(one, samples, num_workers)
+
+
 def _resized(image: Image.Image, size: int | None, how: Image.Resampling) -> Image.Image:
     return image if size is None or image.size == (size, size) else image.resize((size, size), how)
 

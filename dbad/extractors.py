@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dbad.checkpoints import load_pickle, save_pickle
 from dbad.errors import UserError
-from dbad.files import atomic_write
 
 EMBEDDED = "efficientnet_lite0"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -78,13 +78,11 @@ def save_extractor(extractor: Extractor, path: Path) -> None:
     """Write an adapted extractor: its name, layers, input size and state dict."""
     state = {"name": extractor.name, "layers": list(extractor.layers), "resolution": extractor.resolution,
              "state_dict": {key: value.cpu() for key, value in extractor.state_dict().items()}}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    save_pickle(state, path)
 
 
 def load_extractor(path: Path) -> Extractor:
     """Read what `save_extractor` wrote; anything else is a `UserError` that names the file."""
-    from dbad.checkpoints import load_pickle
     state = load_pickle(path)
     if not isinstance(state, dict) or set(state) != {"name", "layers", "resolution", "state_dict"}:
         raise UserError(f"{path}: not a feature extractor written by train_extractor.py")

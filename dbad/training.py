@@ -26,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dbad.checkpoints import LAST, load_pickle, log_line, trim_log
+from dbad.checkpoints import LAST, load_pickle, log_line, save_pickle, trim_log
 from dbad.errors import UserError
-from dbad.files import atomic_write
 from dbad.noise import stream
 
 SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
@@ -93,7 +92,7 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
         on_report: Callable[[nn.Module, int], dict[str, float]] | None = None) -> nn.Module:
     """Train `model` and return it with its EMA weights.
 
-        data         items are asked for as lists of (step, slot, index), see `StepBatches`
+        data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
         loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
         folder       run folder: one line per epoch in log.jsonl, and the last state in last.pt
         phase        what is trained, as logs and bars call it; "diffusion" has last.pt, others <phase>_last.pt
@@ -104,74 +103,57 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
     SAVE_EVERY_S seconds are computed again.
     """
     accelerator = Accelerator(cpu=device.type == "cpu")
-    model.to(device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
-    rate = get_cosine_schedule_with_warmup(optimizer, min(plan.warmup_steps, plan.num_steps // 10), plan.num_steps)
-    ema = EMAModel(trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
-    ema.to(device)
+    state = _State(model.to(device), plan)
     last = folder / (LAST if phase == "diffusion" else f"{phase}_{LAST}")
-    parts = {"model": model, "optimizer": optimizer, "rate": rate, "ema": ema}
-    step = _restore(last, parts, plan) if resume and last.is_file() else 0
+    if resume and last.is_file():
+        state.restore(last)
     if on_begin and accelerator.is_main_process:
         on_begin()
-    if step >= plan.num_steps:
-        _use_ema(ema, trainable)
-        return model
-    batches = StepBatches(len(data), batch_size, step, plan.num_steps, plan.seed,
-                          accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda",
-                        persistent_workers=num_workers > 0, collate_fn=_as_is)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    writer = SummaryWriter(str(log_dir)) if accelerator.is_main_process else None
-    if writer:
-        trim_log(folder, phase, step)
-    clock = _Clock()
-    bar = tqdm(total=plan.num_steps, initial=step, unit="step", desc=f"training {phase}", smoothing=0.1,
-               disable=not accelerator.is_main_process, mininterval=1.0)
+    if state.step < plan.num_steps:
+        batches = StepBatches(len(data), batch_size, state.step, plan.num_steps, plan.seed,
+                              accelerator.process_index, accelerator.num_processes)
+        loader = DataLoader(data, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda",
+                            persistent_workers=num_workers > 0, collate_fn=_as_is)
+        log = _Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
+        _loop(accelerator, state, loader, loss_of, last, log, on_report)
+    state.use_ema()
+    return model
 
-    with stop_signals() as stopped:
+
+def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, last: Path,
+          log: _Log | None, on_report: Callable | None) -> None:
+    """Step until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
+    plan, clock = state.plan, _Clock()
+    wrapped, optimizer = accelerator.prepare(state.model, state.optimizer)
+    bar = tqdm(total=plan.num_steps, initial=state.step, unit="step", desc=f"training {log.phase}" if log else None,
+               disable=log is None, mininterval=1.0)
+    with bar, stop_signals() as stopped:
         for batch in loader:
             wrapped.train()
-            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             with clock.network():
-                losses = loss_of(wrapped, batch)
+                losses = loss_of(wrapped, {key: value.to(accelerator.device) for key, value in batch.items()})
                 accelerator.backward(losses["loss"])
-                accelerator.clip_grad_norm_(trainable, plan.max_grad_norm)
+                accelerator.clip_grad_norm_(state.trainable, plan.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            rate.step()
-            ema.step(trainable)
-            step += 1
+            state.advance()
             clock.add(losses)
             bar.update()
-            if step % plan.steps_per_epoch == 0 or step == plan.num_steps:
-                epoch = -(-step // plan.steps_per_epoch)
-                line = {"epoch": epoch, "step": step, **clock.epoch_means(), "learning_rate": rate.get_last_lr()[0]}
-                _check_finite(line["loss"], step)
-                bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
-                if on_report and (epoch % plan.report_every == 0 or step == plan.num_steps):
-                    if accelerator.is_main_process:
-                        with _ema_weights(ema, trainable, model):
-                            line |= on_report(model, epoch)
-                    accelerator.wait_for_everyone()
-                if writer:
-                    log_line(folder, json.dumps({"phase": phase, **line}))
-                    for key in line.keys() - {"epoch", "step"}:
-                        writer.add_scalar(f"{phase}/{key}", line[key], step)
+            if state.step % plan.steps_per_epoch == 0 or state.finished:
+                means = clock.epoch_means()
+                _check_finite(means["loss"], state.step)
+                bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+                if log:
+                    log.write(state.epoch, state.step, means | state.report(on_report))
+                accelerator.wait_for_everyone()
                 clock.restart()
-            if stopped() or step == plan.num_steps or clock.since_save() > SAVE_EVERY_S:
-                _check_finite(float(losses["loss"].detach()), step)
-                if accelerator.is_main_process:
-                    _save(last, parts, step, plan)
+            if stopped() or state.finished or clock.since_save() > SAVE_EVERY_S:
+                _check_finite(float(losses["loss"].detach()), state.step)
+                if log:
+                    state.save(last)
                 clock.saved()
             if stopped():
                 raise KeyboardInterrupt
-    bar.close()
-    if writer:
-        writer.close()
-    _use_ema(ema, trainable)
-    return model
 
 
 def _as_is(batch: Any) -> Any:
@@ -179,46 +161,82 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-# ------------------------------------------------------------------------------------------------ state
+class _State:
+    """What a training consists of, and what resuming it needs."""
 
-def _save(path: Path, parts: dict[str, Any], step: int, plan: Plan) -> None:
-    state = {key: part.state_dict() for key, part in parts.items()}
-    with atomic_write(path) as temporary:
-        torch.save({**state, "step": step, "settings": plan.settings}, temporary)
+    def __init__(self, model: nn.Module, plan: Plan):
+        self.model, self.plan, self.step = model, plan, 0
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, plan.learning_rate, betas=plan.betas,
+                                           weight_decay=plan.weight_decay)
+        self.rate = get_cosine_schedule_with_warmup(self.optimizer, min(plan.warmup_steps, plan.num_steps // 10),
+                                                    plan.num_steps)
+        self.ema = EMAModel(self.trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
+                            foreach=True)
+        self._parts = {"model": model, "optimizer": self.optimizer, "rate": self.rate, "ema": self.ema}
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.plan.num_steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in progress, or the one that has just ended; from 1."""
+        return -(-self.step // self.plan.steps_per_epoch)
+
+    def advance(self) -> None:
+        """After the optimiser's step: the learning rate's and the moving average's."""
+        self.rate.step()
+        self.ema.step(self.trainable)
+        self.step += 1
+
+    def report(self, on_report: Callable[[nn.Module, int], dict[str, float]] | None) -> dict[str, float]:
+        """The learning rate, and every `report_every` epochs and at the end what `on_report` says of the EMA model."""
+        found = {"learning_rate": self.rate.get_last_lr()[0]}
+        if on_report and (self.epoch % self.plan.report_every == 0 or self.finished):
+            self.ema.store(self.trainable)
+            self.use_ema()
+            self.model.eval()
+            found |= on_report(self.model, self.epoch)
+            self.ema.restore(self.trainable)
+        return found
+
+    def use_ema(self) -> None:
+        self.ema.copy_to(self.trainable)
+
+    def save(self, path: Path) -> None:
+        parts = {key: part.state_dict() for key, part in self._parts.items()}
+        save_pickle({**parts, "step": self.step, "settings": self.plan.settings}, path)
+
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote; a state that was trained under other settings is a `UserError`."""
+        saved = load_pickle(path)
+        if not isinstance(saved, dict) or not {*self._parts, "step", "settings"} <= saved.keys():
+            raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
+        now, then = self.plan.settings, saved["settings"]
+        other = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+        if other:
+            raise UserError(f"{path}: was trained with --{other[0]} {then.get(other[0])}, now it is "
+                            f"{now.get(other[0])}; give the same options to go on, --no_resume to begin again, or "
+                            "another --run_id")
+        for key, part in self._parts.items():
+            part.load_state_dict(saved[key])
+        self.ema.to(self.trainable[0].device)
+        self.step = saved["step"]
 
 
-def _restore(path: Path, parts: dict[str, Any], plan: Plan) -> int:
-    """Load what `_save` wrote and return the step it was written at."""
-    state = load_pickle(path)
-    if not isinstance(state, dict) or not {*parts, "step", "settings"} <= state.keys():
-        raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
-    other = {key for key in plan.settings.keys() | state["settings"].keys()
-             if plan.settings.get(key) != state["settings"].get(key)}
-    if other:
-        key = sorted(other)[0]
-        raise UserError(f"{path}: was trained with --{key} {state['settings'].get(key)}, now it is "
-                        f"{plan.settings.get(key)}; give the same options to go on, --no_resume to begin again, or "
-                        "another --run_id")
-    for key, part in parts.items():
-        part.load_state_dict(state[key])
-    return state["step"]
+class _Log:
+    """The run's log.jsonl and its TensorBoard events."""
 
+    def __init__(self, folder: Path, log_dir: Path, phase: str, step: int):
+        trim_log(folder, phase, step)
+        self.folder, self.phase, self._events = folder, phase, SummaryWriter(str(log_dir))
 
-def _use_ema(ema: EMAModel, trainable: list[nn.Parameter]) -> None:
-    ema.copy_to(trainable)
-
-
-@contextmanager
-def _ema_weights(ema: EMAModel, trainable: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in eval mode and has its EMA weights."""
-    ema.store(trainable)
-    ema.copy_to(trainable)
-    model.eval()
-    try:
-        yield
-    finally:
-        ema.restore(trainable)
-        model.train()
+    def write(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        log_line(self.folder, json.dumps({"phase": self.phase, "epoch": epoch, "step": step, **values}))
+        for key, value in values.items():
+            self._events.add_scalar(f"{self.phase}/{key}", value, step)
+        self._events.flush()
 
 
 def _check_finite(loss: float, step: int) -> None:

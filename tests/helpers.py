@@ -1,0 +1,88 @@
+"""What several tests need: drawn images, tiny folders, networks that know the answer."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dbad.checkpoints import build_unet
+from dbad.noise import stream
+
+CPU = torch.device("cpu")
+
+
+def drawn(index: int = 0, size: int | tuple[int, int] = 16) -> np.ndarray:
+    """A smooth picture of its own for every index, (height, width, 3) uint8; `size` is a side or (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [np.sin(6 * x * (k + 1) + index) * np.cos(5 * y + k * index) for k in range(3)]
+    return ((np.stack(waves, axis=2) + 1) * 127.5).round().astype(np.uint8)
+
+
+def save_drawn(path: Path, index: int = 0, size: int | tuple[int, int] = 16) -> Path:
+    """Write `drawn` as a file, with the folders it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(drawn(index, size)).save(path)
+    return path
+
+
+def save_mask(path: Path, size: int | tuple[int, int] = 16, value: int = 255, mode: str = "L") -> Path:
+    """Write a mask whose upper left quarter has `value` and the rest 0."""
+    height, width = (size, size) if isinstance(size, int) else size
+    mask = np.zeros((height, width), np.uint8)
+    mask[:height // 2, :width // 2] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).convert(mode).save(path)
+    return path
+
+
+def make_category(root: Path, name: str = "bolt", num_train: int = 3, size: int = 16) -> Path:
+    """A category in the layout of MVTec AD: good images, one good and two defective test images with masks."""
+    for index in range(num_train):
+        save_drawn(root / name / "train" / "good" / f"{index:03}.png", index, size)
+    save_drawn(root / name / "test" / "good" / "000.png", 50, size)
+    for index in range(2):
+        save_drawn(root / name / "test" / "crack" / f"{index:03}.png", 60 + index, size)
+        save_mask(root / name / "ground_truth" / "crack" / f"{index:03}_mask.png", size)
+    return root
+
+
+def random_images(num_images: int, size: int = 16, seed: int = 0) -> torch.Tensor:
+    """(N, 3, size, size) float32 in [-1, 1], each pixel one of the 256 levels a file can hold."""
+    levels = torch.randint(0, 256, (num_images, 3, size, size), generator=torch.Generator().manual_seed(seed))
+    return levels.float() / 127.5 - 1
+
+
+def streams(num_images: int, *keys) -> list[torch.Generator]:
+    """One random stream per image, the same ones for the same keys."""
+    return [stream(0, "test", *keys, index) for index in range(num_images)]
+
+
+def tiny_unet(size: int = 16, seed: int = 0):
+    """A random U-Net with two levels of 32 channels, the same one for the same seed."""
+    torch.manual_seed(seed)
+    return build_unet(size, (32, 32), 1, ()).eval()
+
+
+class Oracle:
+    """A denoiser that believes every image to be `clean`, and remembers what it was asked.
+
+    It predicts the noise that leads from `clean` to x_t.
+    """
+
+    def __init__(self, clean: torch.Tensor, abar: torch.Tensor):
+        self.clean, self.abar, self.calls = clean, abar, []
+
+    def __call__(self, x_t: torch.Tensor, t: int):
+        self.calls.append((t, x_t.clone()))
+        level = float(self.abar[t])
+        return SimpleNamespace(sample=(x_t - level ** 0.5 * self.clean) / (1 - level) ** 0.5)
+
+
+def one_line(error) -> str:
+    """The message of a raised `UserError`, which has one line, for `error` = pytest's ExceptionInfo."""
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message

@@ -1,0 +1,180 @@
+"""Thresholds from good images: the promise they make, by algebra and by simulation, and the file they are kept in."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from helpers import one_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbad.calibration import Calibration, conformal_threshold, load_calibration, map_quantile, smallest_rate
+from dbad.errors import UserError
+
+repeatable = settings(deadline=None, derandomize=True, max_examples=200)
+good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
+
+
+def calibrated(scores, rate: float = 0.1) -> Calibration:
+    return Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, conformal_threshold(scores, rate), tuple(sorted(scores)),
+                       4096, 0.999, rate, {"eta": 0.0, "seed": 3}, {"unet": "00ff"})
+
+
+@pytest.mark.parametrize("distribution", ["normal", "exponential", "uniform", "ties"])
+@pytest.mark.parametrize("count, rate", [(19, 0.05), (20, 0.05), (25, 0.1), (50, 0.05), (99, 0.01), (30, 0.25)])
+def test_the_threshold_keeps_its_promise_and_is_not_much_stricter(distribution, count, rate):
+    """Over many draws of n good scores, a new good score is called anomalous with at most the promised probability.
+
+    Without ties the exact probability is floor(rate (n + 1)) / (n + 1).
+    """
+    random = np.random.default_rng(count)
+    num_runs, num_new = 3000, 20
+    draw = {"normal": random.normal, "exponential": random.exponential, "uniform": random.uniform,
+            "ties": lambda size: random.integers(0, 5, size).astype(float)}[distribution]
+    good, new = draw(size=(num_runs, count)), draw(size=(num_runs, num_new))
+    thresholds = np.array([conformal_threshold(g, rate) for g in good])
+    alarms = (new >= thresholds[:, None]).mean(axis=1)
+    error = 4 * alarms.std() / num_runs ** 0.5
+    exact = math.floor(rate * (count + 1) + 1e-9) / (count + 1)
+    assert alarms.mean() <= rate + error
+    assert alarms.mean() <= exact + error
+    if distribution != "ties":
+        assert alarms.mean() >= exact - error
+
+
+@repeatable
+@given(scores=good_scores, rate=st.floats(0.01, 0.99), others=st.lists(st.floats(0, 1e6), max_size=20))
+def test_an_image_is_called_anomalous_exactly_where_its_p_value_is_at_most_the_rate(scores, rate, others):
+    if rate < smallest_rate(len(scores)):
+        return
+    calibration = calibrated(scores, rate)
+    edges = [float(np.nextafter(s, d)) for s in scores for d in (-np.inf, np.inf)]
+    for score in (*scores, *edges, *others, calibration.image_threshold):
+        assert calibration.decide(score) == int(calibration.p_value(score) <= rate)
+
+
+@pytest.mark.parametrize("count", [1, 4, 19, 29, 59, 99, 999])
+def test_a_rate_that_is_a_whole_number_of_good_images_is_met_exactly(count):
+    scores = tuple(float(i) for i in range(count))
+    for k in {1, 2, count // 2 + 1}:
+        if k > count:
+            continue
+        calibration = calibrated(scores, k / (count + 1))
+        assert sum(calibration.decide(s) for s in scores) == k - 1
+        assert [calibration.decide(s) for s in scores] == [int(calibration.p_value(s) <= k / (count + 1)) for s in scores]
+
+
+@repeatable
+@given(scores=good_scores, score=st.floats(-10, 2e6))
+def test_the_p_value_is_a_share_of_good_images_and_falls_with_the_score(scores, score):
+    calibration = Calibration({"pixel": 1.0}, 1.0, 1.0, tuple(sorted(scores)))
+    p = calibration.p_value(score)
+    assert 0 < p <= 1
+    assert p == (1 + sum(s >= score for s in scores)) / (1 + len(scores))
+    assert calibration.p_value(score + 1) <= p
+
+
+def test_the_p_value_of_extremes():
+    calibration = Calibration({"pixel": 1.0}, 1.0, 1.0, (1.0, 2.0, 3.0))
+    assert calibration.p_value(-math.inf) == 1 and calibration.p_value(math.inf) == 0.25
+
+
+def test_without_good_scores_there_is_no_p_value():
+    assert Calibration({"pixel": 1.0}, 1.0, 1.0).p_value(3.0) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 18, 29, 50, 123, 500])
+def test_a_rate_that_so_few_images_cannot_promise_is_refused_with_one_that_they_can(count):
+    scores = np.arange(float(count))
+    with pytest.raises(UserError, match="--false_alarm_rate") as error:
+        conformal_threshold(scores, 0.9 * smallest_rate(count))
+    message = one_line(error)
+    assert f" {count} held-out good images" in message
+    named = float(message.split("no less than ")[1].split(";")[0])
+    assert abs(named - smallest_rate(count)) < 0.001
+    conformal_threshold(scores, named)          # what the message asks for must be accepted
+
+
+@repeatable
+@given(scores=good_scores, threshold=st.floats(1e-3, 1e3), others=st.lists(st.floats(0, 1e4), min_size=2, max_size=20))
+def test_the_normalised_score_keeps_the_order_and_has_its_threshold_at_one_half(scores, threshold, others):
+    calibration = Calibration({"pixel": 1.0}, 1.0, threshold, tuple(sorted(scores)))
+    assert calibration.normalised(threshold) == 0.5 and calibration.normalised(0.0) == 0
+    values = [calibration.normalised(s) for s in sorted(others)]
+    assert values == sorted(values) and 0 <= values[0] and values[-1] < 1
+    for score, value in zip(sorted(others), values, strict=True):
+        assert (value > 0.5) <= (score > threshold) and (value >= 0.5) >= (score >= threshold)
+
+
+# Map quantiles
+
+def test_the_map_quantile_is_that_of_all_pixels_together():
+    maps = [np.arange(50.0).reshape(5, 10), np.arange(50.0, 101.0).reshape(3, 17)]
+    assert map_quantile(maps, 0.5) == 50 and map_quantile(maps, 0.99) == 99
+    assert map_quantile(maps[::-1], 0.9) == map_quantile(maps, 0.9)
+
+
+def test_the_map_quantile_of_empty_maps_is_still_above_0():
+    assert 0 < map_quantile([np.zeros((4, 4))], 0.999) < 1e-30
+
+
+# The file
+
+def test_a_calibration_is_read_as_it_was_saved(tmp_path):
+    calibration = calibrated([0.1, 0.30000000000000004, 1 / 3, 7.0] * 3, 0.2)
+    calibration.save(tmp_path / "calibration.json")
+    assert load_calibration(tmp_path / "calibration.json") == calibration
+    assert json.loads((tmp_path / "calibration.json").read_text())["num_images"] == 12
+
+
+def test_thresholds_given_by_hand_are_read_as_they_were_saved(tmp_path):
+    calibration = Calibration({"pixel": 0.2, "feature": 0.3}, 1.0, 1.0)
+    calibration.save(tmp_path / "calibration.json")
+    assert load_calibration(tmp_path / "calibration.json") == calibration
+
+
+def test_a_missing_calibration_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match="run evaluation.py first") as error:
+        load_calibration(tmp_path / "calibration.json")
+    assert str(tmp_path / "calibration.json") in one_line(error)
+
+
+DAMAGES = {
+    "scales missing": lambda v: v.pop("scales"),
+    "scores missing": lambda v: v.pop("scores"),
+    "threshold missing": lambda v: v.pop("image_threshold"),
+    "scales empty": lambda v: v.update(scales={}),
+    "scale of 0": lambda v: v["scales"].update(pixel=0.0),
+    "scale not a number": lambda v: v["scales"].update(pixel="wide"),
+    "scales a list": lambda v: v.update(scales=[1.0]),
+    "scores not sorted": lambda v: v.update(scores=[2.0, 1.0]),
+    "scores null": lambda v: v.update(scores=None),
+    "scores text": lambda v: v.update(scores=["a", "b"]),
+    "image threshold text": lambda v: v.update(image_threshold="high"),
+    "pixel threshold null": lambda v: v.update(pixel_threshold=None),
+    "everything missing": lambda v: v.clear(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_calibration_is_refused_in_one_line_that_names_it(damage, tmp_path):
+    path = tmp_path / "calibration.json"
+    calibrated([0.1, 0.2, 0.3] * 4).save(path)
+    values = json.loads(path.read_text())
+    DAMAGES[damage](values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        load_calibration(path)
+    assert str(path) in one_line(error)
+
+
+def test_a_truncated_calibration_is_refused_at_any_length(tmp_path):
+    path = tmp_path / "calibration.json"
+    calibrated([0.1, 0.2, 0.3] * 4).save(path)
+    content = path.read_bytes().rstrip()
+    for length in range(0, len(content), 5):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError) as error:
+            load_calibration(path)
+        assert str(path) in one_line(error)
