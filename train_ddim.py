@@ -28,7 +28,7 @@ from dbad.data import open_category, read_images, split_holdout, to_pixels
 from dbad.denoising import Conditioning, reconstruct, schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
-from dbad.files import atomic_write, ensure_folder, write_json
+from dbad.files import atomic_write, write_json
 from dbad.noise import image_stream
 from dbad.runtime import memory_format, pick_device, pick_precision
 from dbad.training import Plan, fit
@@ -94,9 +94,12 @@ def run(options: Options) -> Path:
 
     # Train.
     plan = plan_of(options, len(train))
-    ensure_folder(folder, "--diffusion_checkpoint_dir")
-    ensure_folder(options.log_dir / options.run_id, "--log_dir")
     abar = schedule(options.train_steps, options.beta_schedule)
+
+    def begin() -> None:
+        """What later scripts read instead of asking again."""
+        write_json(folder / MODEL_CONFIG, model_config(unet))
+        write_json(folder / TRAIN_OPTIONS, plain(options))
 
     def loss_of(model, batch) -> dict[str, Tensor]:
         return {"loss": denoising_loss(model, batch, abar, precision)}
@@ -110,11 +113,9 @@ def run(options: Options) -> Path:
         return {"val_loss": validation_loss(model, validation, abar, device, precision)}
 
     unet = unet.to(memory_format=memory_format(device))
-    unet = fit(unet, data, loss_of, plan, phase="diffusion",
-               batch_size=options.batch_size, folder=folder, log_dir=options.log_dir / options.run_id, device=device,
-               resume=options.resume, num_workers=options.num_workers if device.type == "cuda" else 0, on_report=report,
-               on_begin=lambda: write_settings(folder, unet, options))
-
+    unet = fit(unet, data, loss_of, plan, phase="diffusion", batch_size=options.batch_size, folder=folder,
+               log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
+               num_workers=options.num_workers if device.type == "cuda" else 0, on_begin=begin, on_report=report)
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
     return folder
 
@@ -148,12 +149,6 @@ def plan_of(options: Options, num_images: int) -> Plan:
     settings = {name: value for name, value in plain(options).items() if name in shaping}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
                 options.seed, settings, betas=tuple(options.adam_betas))
-
-
-def write_settings(folder: Path, unet, options: Options) -> None:
-    """What later scripts read instead of asking again."""
-    write_json(folder / MODEL_CONFIG, model_config(unet))
-    write_json(folder / TRAIN_OPTIONS, plain(options))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from dbad.config import (
 from dbad.data import open_category, random_crops, read_images, split_holdout, to_float
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.extractors import EMBEDDED, Extractor, build_extractor, save_extractor
-from dbad.files import ensure_folder, read_json
+from dbad.files import read_json
 from dbad.noise import stream
 from dbad.runtime import autocast, memory_format, pick_device, pick_precision
 from dbad.training import Plan, fit
@@ -83,8 +83,6 @@ def run(options: Options) -> Path:
 
     # Train the auto-encoder, keep its encoder.
     if options.epochs_extractor:
-        ensure_folder(folder, "--diffusion_checkpoint_dir")
-        ensure_folder(options.log_dir / options.run_id, "--log_dir")
         model = AutoEncoder(extractor).to(memory_format=memory_format(device))
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

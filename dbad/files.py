@@ -68,15 +68,22 @@ def read_json(path: Path | str) -> dict:
     return value
 
 
-def ensure_folder(path: Path | str, option: str) -> Path:
-    """Make the folder `path` if it is missing and check that files can be made in it; `option` names it in errors."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{option} {path}: expected a folder, found a file in its place") from None
-    except OSError as error:
-        raise UserError(f"{option} {path}: not writable ({error.strerror or error})") from error
-    return path
+def ensure_folders(**folders: Path) -> None:
+    """Make the folders that are missing and check that files can be made in them; names are those of the options.
+
+    If one cannot be had, those made for the others are removed again.
+    """
+    made: list[Path] = []
+    for option, path in folders.items():
+        try:
+            made += reversed([p for p in (path, *path.parents) if not p.exists()])
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            for folder in reversed(made):
+                if folder.is_dir():
+                    folder.rmdir()
+            if isinstance(error, (FileExistsError, NotADirectoryError)):
+                raise UserError(f"--{option} {path}: expected a folder, found a file in its place") from None
+            raise UserError(f"--{option} {path}: not writable ({error.strerror or error})") from error

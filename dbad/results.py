@@ -12,7 +12,7 @@ import torch
 
 from dbad.calibration import Calibration
 from dbad.config import RunOptions, plain
-from dbad.files import ensure_folder, read_json, write_json
+from dbad.files import ensure_folders, read_json, write_json
 
 
 def results_folder(img_dir: Path, options: RunOptions) -> Path:
@@ -28,7 +28,7 @@ def results_folder(img_dir: Path, options: RunOptions) -> Path:
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.{n}").exists())
         kept = folder.rename(folder.with_name(f"{folder.name}.{number}"))
         print(f"{folder} held results of other options; they are kept in {kept}")
-    ensure_folder(folder, "--img_dir")
+    ensure_folders(img_dir=folder)
     write_json(path, {"options": values, "versions": versions(), "commit": commit()})
     return folder
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from dbad.checkpoints import LAST, load_pickle, log_line, save_pickle, trim_log
 from dbad.errors import UserError
+from dbad.files import ensure_folders
 from dbad.noise import stream
 
 SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
@@ -94,7 +95,7 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
 
         data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
         loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
-        folder       run folder: one line per epoch in log.jsonl, and the last state in last.pt
+        folder       run folder, made if it is missing: one line per epoch in log.jsonl, and the last state in last.pt
         phase        what is trained, as logs and bars call it; "diffusion" has last.pt, others <phase>_last.pt
         on_begin     called once the run is known to be able to start or go on
         on_report    called with the EMA model and the epoch; what it returns is logged
@@ -102,11 +103,14 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
     A finished run is not repeated. Ctrl-C and SIGTERM end the step in progress and save; after `kill -9` at most
     SAVE_EVERY_S seconds are computed again.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    state = _State(model.to(device), plan)
+    state = _State(model.to(accelerator.device), plan)
     last = folder / (LAST if phase == "diffusion" else f"{phase}_{LAST}")
     if resume and last.is_file():
         state.restore(last)
+    ensure_folders(diffusion_checkpoint_dir=folder, log_dir=log_dir)
     if on_begin and accelerator.is_main_process:
         on_begin()
     if state.step < plan.num_steps:

@@ -86,3 +86,14 @@ def one_line(error) -> str:
     message = str(error.value)
     assert message and "\n" not in message
     return message
+
+
+def tiny_detector(extractor, size: int = 16, **changes):
+    """A `DdimDetector` with a random U-Net; `changes` replace what it is made with. It is calibrated by hand."""
+    from dbad.calibration import Calibration
+    from dbad.denoising import Conditioning, schedule
+    from dbad.detectors import DdimDetector, MapSettings
+    made_with = dict(noise_kind="gaussian", seed=0, patching=False, batch_size=8, device=CPU, precision="fp32",
+                     calibration=Calibration({"pixel": 0.01, "feature": 0.1}, 1.0, 2.0))
+    return DdimDetector(tiny_unet(size), extractor, schedule(1000, "linear"), Conditioning("ddad", 1.0, 0.0, 250, 2),
+                        MapSettings(3, 4.0, 0.7, 0.7), **made_with | changes)

@@ -62,7 +62,7 @@ def test_a_rate_that_is_a_whole_number_of_good_images_is_met_exactly(count):
             continue
         calibration = calibrated(scores, k / (count + 1))
         assert sum(calibration.decide(s) for s in scores) == k - 1
-        assert [calibration.decide(s) for s in scores] == [int(calibration.p_value(s) <= k / (count + 1)) for s in scores]
+        assert all(calibration.decide(s) == (calibration.p_value(s) <= k / (count + 1)) for s in scores)
 
 
 @repeatable

@@ -1,5 +1,6 @@
 """Files that are written whole, and weights that are read without trusting them."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -23,8 +24,11 @@ from dbad.checkpoints import (
     save_weights,
     trim_log,
 )
+from dbad.config import plain, resolve
 from dbad.errors import UserError
-from dbad.files import atomic_write, ensure_folder, read_json, write_json, write_text
+from dbad.files import atomic_write, ensure_folders, read_json, write_json, write_text
+from dbad.results import results_folder
+from inference_ddim import Options
 
 # Files
 
@@ -87,8 +91,9 @@ def test_not_a_number_is_refused_and_the_old_file_stays(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("content, message", [(None, "no such file"), (b"", "not readable"), (b'{"a": 1', "not readable"),
-                                              (b"\xff\xfe", "not readable"), (b"[1]", "expected a JSON object")])
+@pytest.mark.parametrize("content, message", [
+    (None, "no such file"), (b"", "not readable"), (b'{"a": 1', "not readable"), (b"\xff\xfe", "not readable"),
+    (b"[1]", "expected a JSON object")])
 def test_a_missing_or_broken_json_file_is_one_line_that_names_it(content, message, tmp_path):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
@@ -97,17 +102,20 @@ def test_a_missing_or_broken_json_file_is_one_line_that_names_it(content, messag
     assert str(tmp_path / "a.json") in one_line(error)
 
 
-def test_a_folder_is_made_and_left_empty(tmp_path):
-    assert ensure_folder(tmp_path / "a" / "b", "--img_dir") == tmp_path / "a" / "b"
-    assert os.listdir(tmp_path / "a" / "b") == []
+def test_folders_are_made_and_left_empty(tmp_path):
+    ensure_folders(img_dir=tmp_path / "a" / "b", log_dir=tmp_path / "c")
+    ensure_folders(img_dir=tmp_path / "a" / "b", log_dir=tmp_path / "c")
+    assert os.listdir(tmp_path / "a" / "b") == [] == os.listdir(tmp_path / "c")
 
 
-@pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_file_in_place_of_a_folder_names_the_option(below, tmp_path):
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_a_file_in_place_of_a_folder_names_the_option_and_nothing_made_is_left(below, tmp_path):
     (tmp_path / "a").write_text("")
+    (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="--img_dir .*expected a folder") as error:
-        ensure_folder(tmp_path / "a" / below, "--img_dir")
-    one_line(error)
+        ensure_folders(log_dir=tmp_path / "there" / "new" / "logs", img_dir=tmp_path / "a" / below)
+    assert str(tmp_path / "a") in one_line(error)
+    assert sorted(os.listdir(tmp_path)) == ["a", "there"] and os.listdir(tmp_path / "there") == []
 
 
 # Weights
@@ -315,3 +323,41 @@ def test_a_last_line_that_a_power_cut_left_unfinished_is_dropped(tmp_path):
         file.write('{"phase": "diffusion", "st')
     trim_log(tmp_path, "diffusion", 10)
     assert lines_of(tmp_path) == [{"phase": "diffusion", "step": 10}]
+
+
+# Result folders
+
+def test_results_of_other_options_are_kept_under_another_name(tmp_path, capsys):
+    options = resolve(Options(item="bolt", img_dir=tmp_path))
+    folder = results_folder(tmp_path, options)
+    (folder / "scores.csv").write_text("first")
+    assert results_folder(tmp_path, options) == folder and (folder / "scores.csv").read_text() == "first"
+    assert not capsys.readouterr().out
+    for number, seed in ((1, 1), (2, 2)):
+        other = dataclasses.replace(options, seed=seed)
+        assert results_folder(tmp_path, other) == folder and os.listdir(folder) == ["options.json"]
+        assert read_json(folder / "options.json")["options"] == plain(other)
+        assert str(tmp_path / f"bolt.{number}") in capsys.readouterr().out
+    assert (tmp_path / "bolt.1" / "scores.csv").read_text() == "first"
+    assert sorted(os.listdir(tmp_path)) == ["bolt", "bolt.1", "bolt.2"]
+
+
+def test_options_beside_results_say_what_made_them(tmp_path):
+    options = resolve(Options(item="bolt", img_dir=tmp_path))
+    record = read_json(results_folder(tmp_path, options) / "options.json")
+    assert record["options"] == plain(options) and record["versions"]["torch"] == torch.__version__
+    assert record.keys() == {"options", "versions", "commit"}
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"options": 3'])
+def test_results_whose_options_cannot_be_read_are_not_written_over(content, tmp_path):
+    folder = tmp_path / "bolt"
+    folder.mkdir()
+    (folder / "options.json").write_text(content)
+    (folder / "scores.csv").write_text("first")
+    try:
+        results_folder(tmp_path, resolve(Options(item="bolt", img_dir=tmp_path)))
+    except UserError as error:
+        assert str(folder / "options.json") in str(error)
+    kept = [path for path in tmp_path.rglob("scores.csv") if path.read_text() == "first"]
+    assert len(kept) == 1 and (kept[0].parent / "options.json").read_text() == content

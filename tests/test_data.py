@@ -170,7 +170,8 @@ def test_masks_are_found_by_either_name(name, tmp_path):
 @pytest.mark.parametrize("value", [1, 128, 255])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
 def test_every_value_above_0_of_a_mask_is_defect(value, mode, tmp_path):
-    sample = Sample(save_drawn(tmp_path / "a.png"), "bolt", "crack", save_mask(tmp_path / "m.png", value=value, mode=mode))
+    mask = save_mask(tmp_path / "m.png", value=value, mode=mode)
+    sample = Sample(save_drawn(tmp_path / "a.png"), "bolt", "crack", mask)
     item, = read_items([sample], None)
     expected = torch.zeros(1, 16, 16)
     expected[:, :8, :8] = 1
@@ -204,7 +205,8 @@ def test_items_of_good_and_of_defective_images_have_the_same_fields(tmp_path):
 
 
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
-    sample = Sample(save_drawn(tmp_path / "a.png", size=(16, 20)), "bolt", "crack", save_mask(tmp_path / "m.png", (20, 16)))
+    image, mask = save_drawn(tmp_path / "a.png", size=(16, 20)), save_mask(tmp_path / "m.png", (20, 16))
+    sample = Sample(image, "bolt", "crack", mask)
     with pytest.raises(UserError, match="16x20 px.*20x16 px; expected the same size") as error:
         read_items([sample], 16)
     assert str(tmp_path / "m.png") in one_line(error)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import random_images
+from torch.nn import functional as F
 
 from dbad.diffmaps import blur, feature_map, fuse, image_score, pixel_map
 
@@ -59,7 +60,7 @@ def test_layers_are_summed():
     torch.testing.assert_close(feature_map(a, b, (16, 16)), single[0] + single[1])
 
 
-def test_features_are_smoothed_by_a_mean_that_counts_only_what_is_there():
+def test_features_are_smoothed_by_the_mean_of_their_neighbours():
     """At a corner the mean filter of side 3 averages the 4 features there, in the middle 9."""
     a = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     b = torch.ones(1, 4, 5, 5)
@@ -110,10 +111,10 @@ def test_blur_with_sigma_0_changes_nothing():
 
 def test_a_larger_sigma_on_a_larger_map_is_the_same_blur():
     """Twice the pixels and twice the sigma give the same picture; this is why sigma is given for 256 px."""
-    small = torch.nn.functional.interpolate(torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), (32, 32),
-                                            mode="bilinear")
-    large = torch.nn.functional.interpolate(small, scale_factor=2, mode="nearest")
-    reduced = torch.nn.functional.avg_pool2d(blur(large, 8.0), 2)
+    coarse = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(coarse, (32, 32), mode="bilinear")
+    large = F.interpolate(small, scale_factor=2, mode="nearest")
+    reduced = F.avg_pool2d(blur(large, 8.0), 2)
     torch.testing.assert_close(reduced, blur(small, 4.0), rtol=0, atol=0.01)
     assert (reduced - small).abs().max() > 0.1
 

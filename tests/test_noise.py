@@ -109,6 +109,18 @@ def test_the_stream_of_an_image_follows_from_its_pixels_and_the_seed_alone():
     assert first_number(image_stream(0, changed)) != number
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 40, 24)])
+def test_the_variance_of_simplex_noise_is_exactly_1(shape):
+    """Gradients are independent with components of variance 1/3, so it is a third of each row's sum of squares.
+
+    A gradient that several octaves shared would count in it with the square of its total weight.
+    """
+    matrix, num_points = noise._simplex_matrix(*shape)
+    dense = matrix.to_dense()
+    assert dense.shape == (shape[0] * shape[1] * shape[2], 3 * num_points)
+    torch.testing.assert_close(dense.square().sum(dim=1) / 3, torch.ones(len(dense)), rtol=1e-5, atol=0)
+
+
 def test_the_matrix_of_simplex_noise_is_made_once_per_shape():
     noise._simplex_matrix.cache_clear()
     for _ in range(3):

@@ -1,0 +1,376 @@
+"""Options: what is on the command line, where a value comes from, and which values are refused; and the machine."""
+
+import collections
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import one_line
+
+import evaluation
+import inference_ddim
+import train_ddim
+import train_extractor
+import train_tune_eval
+from dbad.config import (
+    TRAIN_OPTIONS,
+    announce,
+    changed,
+    check,
+    main,
+    parse,
+    plain,
+    resolve,
+    run_folder,
+    subset,
+    trained_options,
+)
+from dbad.errors import UserError
+from dbad.files import write_json
+from dbad.presets import PRESETS
+from dbad.runtime import one_line_failures, pick_device, pick_precision
+
+SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_tune_eval]
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
+Train, Everything, Inspect = train_ddim.Options, train_tune_eval.Options, inference_ddim.Options
+
+
+def status_and_line(capsys, cls, *words) -> tuple[int, str]:
+    """How the command line ends, and its only line on stderr."""
+    with pytest.raises(SystemExit) as ended:
+        parse(cls, words)
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.endswith("\n") and captured.err.count("\n") == 1
+    return ended.value.code, captured.err.strip()
+
+
+# Help
+
+@each_script
+def test_every_option_has_a_help_text(script):
+    for field in dataclasses.fields(script.Options):
+        text = field.metadata["help"]
+        assert len(text) > 10 and "\n" not in text and not text.endswith("."), field.name
+
+
+@each_script
+def test_the_help_mentions_every_option_once_and_the_script_itself(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        parse(script.Options, ["--help"], script.__doc__)
+    text = capsys.readouterr().out
+    listed = collections.Counter(re.findall(r"^  (-[-\w]+)", text, re.MULTILINE))
+    assert ended.value.code == 0
+    assert listed == collections.Counter(["-h"] + [f"--{f.name}" for f in dataclasses.fields(script.Options)])
+    assert script.__doc__.strip().splitlines()[0] in text and "MISSING" not in text and "None" not in text
+
+
+@each_script
+def test_no_two_options_share_a_flag(script):
+    flags = [flag for field in dataclasses.fields(script.Options)
+             for flag in (f"--{field.name}", f"--no_{field.name}", *field.metadata["aliases"])]
+    assert len(flags) == len(set(flags))
+
+
+def test_the_script_of_all_phases_has_the_options_of_each():
+    names = {f.name for f in dataclasses.fields(Everything)}
+    for script in SCRIPTS:
+        assert {f.name for f in dataclasses.fields(script.Options)} <= names
+        options = subset(script.Options, Everything(item="bolt", seed=3))
+        assert type(options) is script.Options and options.seed == 3
+
+
+def test_an_option_has_the_same_default_and_the_same_flags_in_every_script():
+    seen = {}
+    for script in SCRIPTS:
+        for field in dataclasses.fields(script.Options):
+            same = field.default, field.metadata["aliases"], field.metadata["by_preset"]
+            assert seen.setdefault(field.name, same) == same, field.name
+
+
+# Command line
+
+@each_script
+def test_only_the_item_is_required(script, capsys):
+    assert parse(script.Options, ["--item", "bolt"]) == script.Options(item="bolt")
+    status, line = status_and_line(capsys, script.Options)
+    assert status == 2 and "--item" in line
+
+
+def test_flags_are_read_with_underscores_with_dashes_and_with_an_equals_sign():
+    expected = Train(item="bolt", learning_rate=0.01, run_id="a-b_c", diffusion_checkpoint_dir=Path("my-runs/x_y"))
+    for words in (["--item", "bolt", "--learning_rate", "0.01", "--run_id", "a-b_c",
+                   "--diffusion_checkpoint_dir", "my-runs/x_y"],
+                  ["--item=bolt", "--learning-rate=0.01", "--run-id=a-b_c", "--diffusion-checkpoint-dir=my-runs/x_y"],
+                  ["--item", "bolt", "--learning-rate", "1e-2", "--run-id", "a-b_c", "--diffusion-checkpoint_dir",
+                   "my-runs/x_y"]):
+        assert parse(Train, words) == expected
+
+
+@pytest.mark.parametrize("words, name, value", [
+    (["--epochs", "3"], "epochs_diffusion", 3),
+    (["--reconstruction_weight", "2"], "recon_weight", 2.0),
+    (["--run-name", "x"], "run_id", "x"),
+    (["--checkpoint_dir", "x"], "diffusion_checkpoint_dir", Path("x")),
+    (["--num_inference_steps", "7"], "steps_to_regenerate", 7),
+    (["--patch_imgs"], "patching", True),
+    (["--crop"], "patching", True),
+    (["--patching"], "patching", True),
+    (["--no_patching"], "patching", False),
+    (["--no-patching"], "patching", False),
+    (["--patching", "--no-patching"], "patching", False),
+    (["--no_resume"], "resume", False),
+    (["--no-calc-val-loss"], "calc_val_loss", False),
+    (["--channels", "32", "64"], "channels", (32, 64)),
+    (["--adam_betas", "0.9", "0.99"], "adam_betas", (0.9, 0.99)),
+    (["--dataset_path", "data"], "dataset_path", Path("data")),
+    (["--noise_kind", "simplex"], "noise_kind", "simplex"),
+    (["--seed", "7"], "seed", 7),
+    (["--precision", "bf16"], "precision", "bf16"),
+])
+def test_a_flag_or_another_spelling_of_it_sets_its_option(words, name, value):
+    options = parse(Train, ["--item", "bolt", *words])
+    assert options == Train(item="bolt", **{name: value}) and type(getattr(options, name)) is type(value)
+
+
+def test_other_spellings_of_the_inspection():
+    options = parse(Inspect, ["--mvtec_item", "bolt", "-fsk", "5", "--mvtec_item_states", "good", "crack",
+                              "--pl_threshold", "0.1", "--fl-threshold", "0.2"])
+    assert options == Inspect(item="bolt", feature_smoothing_kernel=5, item_states=("good", "crack"), pxl_threshold=0.1,
+                              feature_threshold=0.2)
+
+
+def test_every_alias_is_known_to_its_script():
+    value_of = {bool: [], int: ["3"], float: ["0.5"]}
+    for script in SCRIPTS:
+        for field in dataclasses.fields(script.Options):
+            for flag in field.metadata["aliases"]:
+                kind = next((k for k in value_of if k.__name__ in str(field.type)), None)
+                words = [flag, *value_of.get(kind, ["x"])]
+                given = ["--item", "bolt"] if field.name != "item" else []
+                assert getattr(parse(script.Options, given + words), field.name) is not None
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--recon_wieght", "3"], "--recon_wieght: no such option; did you mean --recon_weight?"),
+    (["--recon-wieght=3"], "--recon_wieght: no such option; did you mean --recon_weight?"),
+    (["--recon", "3"], "--recon: no such option"),
+    (["--qqqq"], "--qqqq: no such option; see --help"),
+    (["stray"], "stray: no such option; see --help"),
+])
+def test_an_unknown_flag_ends_in_one_line_with_the_nearest_one_and_status_2(words, message, capsys):
+    status, line = status_and_line(capsys, Train, "--item", "bolt", *words)
+    assert status == 2 and message in line
+
+
+@pytest.mark.parametrize("words, named", [(["--seed", "many"], "--seed"), (["--learning_rate", "x"], "--learning_rate"),
+                                          (["--noise_kind", "pink"], "--noise_kind"), (["--channels"], "--channels"),
+                                          (["--preset", "huge"], "--preset"), (["--seed"], "--seed"),
+                                          (["--channels", "32", "x"], "--channels"), (["--resume", "x"], "x")])
+def test_a_value_of_the_wrong_kind_ends_in_one_line_that_names_the_option(words, named, capsys):
+    status, line = status_and_line(capsys, Train, "--item", "bolt", *words)
+    assert status == 2 and named in line
+
+
+def test_training_on_all_timesteps_can_be_asked_for_as_the_help_says():
+    """The help of --max_timestep: "- is all"; it must win over a preset that has a limit."""
+    options = resolve(parse(Train, ["--item", "bolt", "--preset", "demo", "--max_timestep", "-"]))
+    assert options.max_timestep in (None, options.train_steps)
+
+
+# Where a value comes from
+
+@pytest.mark.parametrize("preset", PRESETS)
+@each_script
+def test_every_preset_completes_every_script(preset, script):
+    options = resolve(script.Options(item="bolt", preset=preset))
+    for field in dataclasses.fields(options):
+        if field.metadata["by_preset"]:
+            assert getattr(options, field.name) == PRESETS[preset][field.name]
+    assert options.run_id == "bolt" and resolve(options) == options
+
+
+def test_every_preset_has_a_value_for_every_option_that_asks_for_one():
+    names = {f.name for script in SCRIPTS for f in dataclasses.fields(script.Options) if f.metadata["by_preset"]}
+    assert all(names == values.keys() for values in PRESETS.values())
+
+
+def test_the_preset_follows_from_the_data_unless_it_is_given():
+    assert resolve(Train(item="bolt")).preset == "demo"
+    assert resolve(Train(item="bolt", dataset_path=Path("data"))).preset == "base"
+    assert resolve(Train(item="bolt", dataset_path=Path("data"), preset="small")).preset == "small"
+    assert resolve(Inspect(item="bolt", dataset_path=Path("data")), {"preset": "small"}).preset == "small"
+    assert resolve(Inspect(item="bolt", preset="demo"), {"preset": "small"}).preset == "demo"
+
+
+def test_what_is_given_comes_before_what_was_trained_and_that_before_the_preset():
+    trained = {"preset": "small", "batch_size": 5, "recon_weight": 0.5, "seed": 9}
+    options = resolve(Inspect(item="bolt", recon_weight=0.25), trained)
+    assert options.recon_weight == 0.25 and options.batch_size == 5 and options.seed == 9
+    assert options.blur_sigma == PRESETS["small"]["blur_sigma"]
+
+
+@pytest.mark.parametrize("name, given", [("batch_size", 1), ("patching", False), ("seed", 0), ("eta", 0.0),
+                                         ("recon_weight", 0.0), ("pl_contrib", 0.0)])
+def test_a_given_value_that_looks_like_nothing_still_counts(name, given):
+    other = {"batch_size": 5, "patching": False, "seed": 9, "eta": 1.0, "recon_weight": 3.0, "pl_contrib": 2.0}
+    assert getattr(resolve(Inspect(item="bolt", **{name: given}), other), name) == given
+
+
+def test_lists_of_a_training_come_back_as_tuples():
+    trained = json.loads(json.dumps(plain(resolve(Train(item="bolt", channels=(32, 64), resolution=16)))))
+    options = resolve(Train(item="bolt"), trained)
+    assert options.channels == (32, 64) and options.adam_betas == PRESETS["demo"]["adam_betas"]
+
+
+@pytest.mark.parametrize("given, expected", [({"epochs_diffusion": 3}, (3, None)), ({"steps_diffusion": 4}, (None, 4)),
+                                             ({}, (None, PRESETS["demo"]["steps_diffusion"]))])
+def test_a_length_in_epochs_replaces_one_in_steps_and_the_other_way_round(given, expected):
+    options = resolve(Train(item="bolt", **given))
+    assert (options.epochs_diffusion, options.steps_diffusion) == expected
+    base = resolve(Train(item="bolt", preset="base", **given))
+    assert (base.epochs_diffusion, base.steps_diffusion) == (expected if given else (1000, None))
+
+
+@pytest.mark.parametrize("name, given, trained", [
+    ("holdout", 0.2, 0.1), ("patching", True, False), ("resolution", 32, 64), ("item", "bolt", "nut")])
+def test_what_contradicts_the_training_is_refused(name, given, trained):
+    options = train_extractor.Options(**{"item": "bolt", name: given})
+    with pytest.raises(UserError, match=f"--{name} {given}: .*was trained with {trained}") as error:
+        resolve(options, {"preset": "demo", name: trained})
+    assert str(run_folder(options)) in one_line(error)
+    assert getattr(resolve(options, {"preset": "demo", name: given}), name) == given
+
+
+def test_the_options_of_a_training_are_read_from_its_run_folder(tmp_path):
+    options = Inspect(item="bolt", diffusion_checkpoint_dir=tmp_path)
+    assert trained_options(options) == {}
+    trained = resolve(Train(item="bolt", diffusion_checkpoint_dir=tmp_path, batch_size=3))
+    write_json(tmp_path / "bolt" / TRAIN_OPTIONS, plain(trained))
+    assert resolve(options, trained_options(options)).batch_size == 3
+
+
+def test_the_run_folder_is_called_after_the_run_or_the_item():
+    assert run_folder(Train(item="bolt")) == Path("checkpoints/bolt")
+    assert run_folder(Train(item="bolt", run_id="x", diffusion_checkpoint_dir=Path("y"))) == Path("y/x")
+
+
+# Which values are refused
+
+@pytest.fixture(scope="module")
+def resolved():
+    return resolve(Everything(item="bolt"))
+
+
+def refused(options, changes) -> str:
+    with pytest.raises(UserError) as error:
+        check(dataclasses.replace(options, **changes))
+    return one_line(error)
+
+
+@pytest.mark.parametrize("name, bad, good", [
+    ("batch_size", 0, 1), ("seed", -1, 0), ("num_workers", -1, 0), ("resolution", 7, 8), ("feature_resolution", 31, 32),
+    ("steps_diffusion", -1, 0), ("epochs_extractor", -1, 0), ("save_n_epochs", 0, 1), ("start_at_timestep", 0, 5),
+    ("steps_to_regenerate", 0, 1), ("feature_smoothing_kernel", 0, 1), ("feature_smoothing_kernel", 2, 3),
+    ("warmup_steps", -1, 0), ("layers_per_block", 0, 1), ("recon_weight", -0.1, 0.0), ("blur_sigma", -1.0, 0.0),
+    ("pl_contrib", -0.1, 0.0), ("fl_contrib", -0.1, 0.0), ("rotate", -1.0, 0.0), ("color_jitter", -0.1, 0.0),
+    ("eta", -0.1, 0.0), ("eta", 1.1, 1.0), ("holdout", 0.0, 0.01), ("holdout", 1.0, 0.99), ("pixel_quantile", 0.0, 0.5),
+    ("pixel_quantile", 1.0, 0.999), ("false_alarm_rate", 0.0, 0.01), ("false_alarm_rate", 1.0, 0.5),
+    ("learning_rate", 0.0, 1e-6), ("learning_rate", 1.0, 0.5), ("extractor_learning_rate", 0.0, 1e-6),
+    ("pxl_threshold", 0.0, 1e-9), ("feature_threshold", -1.0, 2.0), ("steps_to_regenerate", 251, 250),
+    ("start_at_timestep", 1001, 250), ("start_at_timestep", 251, 250), ("max_timestep", 1001, 1000),
+    ("max_timestep", 249, 250), ("train_steps", 249, 250), ("run_id", "a/b", "a.b"), ("run_id", "..", "..."),
+    ("run_id", "", "a"), ("run_id", ".", "a"), ("diffusion_checkpoint_name", "x/y.pt", "y.pt"),
+    ("adam_betas", (0.9,), (0.9, 0.99)), ("adam_betas", (0.9, 1.0), (0.0, 0.5)),
+    ("adam_betas", (0.9, 0.9, 0.9), (0.5, 0.9)),
+])
+def test_a_value_out_of_range_is_refused_in_one_line_that_names_its_option(name, bad, good, resolved):
+    assert f"--{name} " in refused(resolved, {name: bad}) or name in ("train_steps", "max_timestep")
+    check(dataclasses.replace(resolved, **{name: good}))
+
+
+@pytest.mark.parametrize("name", ["eta", "recon_weight", "blur_sigma", "holdout", "learning_rate", "rotate",
+                                  "color_jitter", "pl_contrib", "pixel_quantile"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_finite_number_is_refused(name, value, resolved):
+    assert f"--{name} " in refused(resolved, {name: value})
+
+
+def test_options_that_contradict_each_other_are_refused(resolved):
+    assert "one of them" in refused(resolved, {"epochs_diffusion": 3, "steps_diffusion": 4})
+    assert "empty" in refused(resolved, {"pl_contrib": 0.0, "fl_contrib": 0.0})
+    with pytest.raises(UserError, match="--epochs_diffusion and --steps_diffusion are both given"):
+        resolve(Train(item="bolt", epochs_diffusion=3, steps_diffusion=4))
+
+
+def test_an_empty_item_is_refused():
+    with pytest.raises(UserError, match="--item") as error:
+        resolve(Train(item=""))
+    one_line(error)
+
+
+# What is said and saved
+
+def test_options_are_saved_as_json_values():
+    options = Train(item="bolt", dataset_path=Path("a/b"), channels=(32, 64))
+    values = json.loads(json.dumps(plain(options)))
+    assert values["dataset_path"] == str(Path("a/b")) and values["channels"] == [32, 64]
+    assert values.keys() == {f.name for f in dataclasses.fields(options)}
+
+
+def test_only_what_differs_from_the_preset_counts_as_changed():
+    assert changed(resolve(Everything(item="bolt"))) == {"item": "bolt", "preset": "demo", "run_id": "bolt"}
+    options = resolve(Train(item="bolt", eta=0.5, noise_kind="simplex", channels=(32, 64)))
+    assert changed(options) == {"item": "bolt", "preset": "demo", "run_id": "bolt", "eta": 0.5, "noise_kind": "simplex",
+                                "channels": [32, 64]}
+
+
+def test_a_dry_run_shows_all_options_and_what_would_be_written(capsys):
+    options = resolve(Train(item="bolt", eta=0.5, dry_run=True))
+    assert not announce(options, Path("x/final.pt"), "y.json")
+    text = capsys.readouterr().out
+    assert all(f"  {field.name} = " in text for field in dataclasses.fields(options))
+    assert "x/final.pt" in text and "y.json" in text and "eta 0.5" in text and "demo data" in text
+    assert announce(dataclasses.replace(options, dry_run=False)) and "final.pt" not in capsys.readouterr().out
+
+
+def test_main_prints_what_the_run_returns(capsys):
+    main(Train, lambda options: f"trained {options.item}", "Train.", ["--item", "bolt"])
+    assert capsys.readouterr().out == "trained bolt\n"
+
+
+@pytest.mark.parametrize("failure, status", [(UserError("no such file"), 2), (KeyboardInterrupt(), 130),
+                                             (torch.OutOfMemoryError(), 2), (OSError(28, "No space left", "x"), 2)])
+def test_a_failure_that_a_user_can_cause_ends_in_one_line(failure, status, capsys):
+    def run(options):
+        raise failure
+    with pytest.raises(SystemExit) as ended:
+        main(Train, run, "Train.", ["--item", "bolt"])
+    assert ended.value.code == status and capsys.readouterr().err.count("\n") == 1
+
+
+def test_any_other_failure_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_line_failures():
+        _ = 1 // 0
+    with pytest.raises(FileNotFoundError), one_line_failures():
+        open("/no/such/file")
+
+
+# The machine
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match=f"--device {name}") as error:
+        pick_device(name)
+    one_line(error)
+
+
+def test_a_device_and_a_number_format_are_picked_for_the_machine():
+    assert pick_device("cpu") == torch.device("cpu") and pick_device("auto").type in ("cpu", "cuda", "mps")
+    for precision in ("fp32", "bf16"):
+        assert pick_precision(precision, torch.device("cpu")) == precision
+    assert pick_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+    assert pick_precision("auto", torch.device("mps")) == "fp32"
