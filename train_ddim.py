@@ -50,8 +50,8 @@ class DiffusionOptions:
     warmup_steps: int = opt("steps in which the learning rate rises, at most a tenth of all; then it falls as a cosine",
                             by_preset=True)
     train_steps: int = opt("timesteps of the diffusion process", 1000)
-    max_timestep: int | None = opt("train on timesteps up to this one only, as inspection visits no others; - is all",
-                                   by_preset=True)
+    max_timestep: int = opt("train on timesteps up to this one only, as inspection visits no others; 0 for all",
+                            by_preset=True)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
     noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
     flip: bool = opt("mirror training images at random", False)

@@ -44,7 +44,8 @@ class ExtractorOptions:
 
     extractor: str = opt("backbone: efficientnet_lite0 (comes with its weights), a torchvision ResNet such as "
                          "wide_resnet101_2, or any timm backbone", EMBEDDED)
-    extractor_layers: tuple[int, ...] = opt("feature stages to compare; stage k has stride 2^(k+1)", (1, 2, 3))
+    extractor_layers: tuple[int, ...] | None = opt(
+        "feature stages to compare, the first being 0 (those of strides 4, 8 and 16)", None)
     extractor_path: Path | None = opt("file of the adapted extractor (extractor.pt in the run folder)", None,
                                       aliases=["--save_to"])
     epochs_extractor: int = opt("epochs of adaptation; 0 keeps the pretrained weights", by_preset=True)
@@ -111,7 +112,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, extractor: Extractor, width: int = 128):
         super().__init__()
         self.extractor = extractor
-        widths = [extractor.channels[-1]] + [max(16, width // 2 ** k) for k in range(extractor.layers[-1] + 1)]
+        doublings = (extractor.strides[-1] - 1).bit_length()
+        widths = [extractor.channels[-1]] + [max(16, width // 2 ** k) for k in range(doublings)]
         stages = [nn.Sequential(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), nn.ReLU())
                   for a, b in zip(widths, widths[1:], strict=False)]
         self.decoder = nn.Sequential(*stages, nn.Conv2d(widths[-1], 3, 3, padding=1))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dbad.config import SETTING_NAMES
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
 
@@ -72,11 +73,15 @@ def load_calibration(path: Path) -> Calibration:
                         "--feature_threshold")
     values = read_json(path)
     try:
-        names = {f.name for f in dataclasses.fields(Calibration)}
-        result = Calibration(**{k: v for k, v in values.items() if k in names} | {"scores": tuple(values["scores"])})
-        if min(result.scales.values()) <= 0 or list(result.scores) != sorted(result.scores):
-            raise ValueError("scales not positive or scores not sorted")
-        return result
+        fields = {f.name: values[f.name] for f in dataclasses.fields(Calibration)}
+        numbers = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
+        scales = {name: float(scale) for name, scale in fields["scales"].items()}
+        scores = tuple(float(score) for score in fields["scores"])
+        if not min(scales.values()) > 0 or list(scores) != sorted(scores):
+            raise ValueError("scales not positive, or scores not sorted")
+        if missing := sorted(SETTING_NAMES - fields["settings"].keys()):
+            raise ValueError(f"its settings lack {missing[0]}")
+        return Calibration(**fields | numbers | {"scales": scales, "scores": scores})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration ({error}); run evaluation.py again") from None
 
@@ -96,8 +101,9 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
     count = len(scores)
     rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
     if rank > count:
+        least = math.ceil(smallest_rate(count) * 1000) / 1000
         raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images can promise no less than "
-                        f"{smallest_rate(count):.3f}; ask for that, or hold out more with --holdout")
+                        f"{least:.3f}; ask for that, or hold out more with --holdout")
     return float(np.nextafter(np.sort(np.asarray(scores, np.float64))[rank - 1], np.inf))
 
 

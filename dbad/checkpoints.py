@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def load_pickle(path: Path) -> Any:
         with_code = zipfile.is_zipfile(path)
         raise UserError(f"{path}: " + ("holds more than tensors and plain values; refused, since loading it could run "
                                        "code" if with_code else "not a checkpoint, or a truncated one")) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a checkpoint, or a truncated one ({reason})") from None
 
@@ -148,9 +149,15 @@ def trim_log(folder: Path, phase: str, step: int) -> None:
     """Drop the lines of `phase` beyond `step`: they belong to work that is done again."""
     path = folder / LOG
     if path.is_file():
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines
-                                 if line["phase"] != phase or line["step"] <= step))
+        kept = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue        # the last line, cut off by a power cut
+            if line["phase"] != phase or line["step"] <= step:
+                kept.append(text + "\n")
+        write_text(path, "".join(kept))
 
 
 def log_line(folder: Path, line: str) -> None:

@@ -103,6 +103,12 @@ class MapOptions:
     fl_contrib: float = opt("contribution of the feature map to the anomaly map", by_preset=True)
 
 
+# What shapes a prediction beside the weights: the `settings` of calibration.json.
+SETTING_NAMES = frozenset(field.name for group in (ReconstructionOptions, MapOptions)
+                          for field in dataclasses.fields(group)) | {
+    "seed", "patching", "diffusion_checkpoint_name", "extractor_path"}
+
+
 def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
     """Fill in every option that was not given: as the run was trained, else as the preset says.
 
@@ -191,7 +197,7 @@ _AT_LEAST = {
     "batch_size": 1, "seed": 0, "num_workers": 0, "resolution": 8, "feature_resolution": 32, "epochs_diffusion": 0,
     "steps_diffusion": 0, "epochs_extractor": 0, "save_n_epochs": 1, "train_steps": 2, "start_at_timestep": 1,
     "steps_to_regenerate": 1, "feature_smoothing_kernel": 1, "warmup_steps": 0, "layers_per_block": 1,
-    "max_timestep": 1, "recon_weight": 0, "blur_sigma": 0, "pl_contrib": 0, "fl_contrib": 0, "rotate": 0,
+    "max_timestep": 0, "recon_weight": 0, "blur_sigma": 0, "pl_contrib": 0, "fl_contrib": 0, "rotate": 0,
     "color_jitter": 0, "eta": 0,
 }
 _BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0, 1), "learning_rate": (0, 1),
@@ -233,7 +239,7 @@ def check(options: Any) -> None:
     for name in ("start_at_timestep", "max_timestep"):
         if train_steps is not None and values.get(name) is not None and values[name] > train_steps:
             raise UserError(f"--{name} {values[name]}: beyond the {train_steps} timesteps of --train_steps")
-    if start is not None and values.get("max_timestep") is not None and start > values["max_timestep"]:
+    if start is not None and values.get("max_timestep") and start > values["max_timestep"]:
         raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
     for name in ("item", "run_id", "diffusion_checkpoint_name"):
         if values.get(name) is not None and (Path(values[name]).name != values[name] or values[name] in ("", "..")):

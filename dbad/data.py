@@ -117,10 +117,10 @@ def list_images(folder: Path) -> list[Path]:
 def _find_test(root: Path, item: str, states: Sequence[str]) -> Iterable[Sample]:
     test = root / "test"
     there = sorted(p.name for p in test.iterdir() if p.is_dir()) if test.is_dir() else []
+    unknown = [state for state in states if state not in ("all", *there)]
+    if unknown:
+        raise UserError(f"--item_states {' '.join(unknown)}: not in {test}; there are: all {' '.join(there)}")
     if "all" not in states:
-        unknown = [state for state in states if state not in there]
-        if unknown:
-            raise UserError(f"--item_states {' '.join(unknown)}: not in {test}; there are: all {' '.join(there)}")
         there = [state for state in there if state in states]
     for defect in there:
         truth = root / "ground_truth"
@@ -154,14 +154,19 @@ def read_image(path: Path) -> Image.Image:
     16-bit images are scaled to 8 bits by their full range; transparency is dropped. A file that is not an image or is
     truncated is a `UserError` that names it.
     """
-    image = _open(path)
+    return to_rgb(_open(path), path)
+
+
+def to_rgb(image: Image.Image, name: object) -> Image.Image:
+    """An opened image as `read_image` gives it; `name` is what errors call it."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" and (values.min() < 0 or values.max() > 1):
-            raise UserError(f"{path}: floating-point pixels from {values.min():g} to {values.max():g}; expected 0 to 1")
+        if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
+            raise UserError(f"{name}: floating-point pixels from {values.min():g} to {values.max():g}; expected 0 to 1")
         scale = 255 if image.mode == "F" else 255 / 65535
         image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_mask(path: Path, image_size: tuple[int, int], image_path: Path) -> Image.Image:

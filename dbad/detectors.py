@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from torch import Tensor
 from dbad import diffmaps
 from dbad.calibration import Calibration, load_calibration
 from dbad.checkpoints import CALIBRATION, load_unet
-from dbad.config import TRAIN_OPTIONS, MapOptions, ReconstructionOptions, run_folder
-from dbad.data import read_image, to_float, to_uint8
+from dbad.config import SETTING_NAMES, TRAIN_OPTIONS, run_folder
+from dbad.data import read_image, to_float, to_pixels, to_rgb, to_uint8
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.errors import UserError
 from dbad.extractors import Extractor, load_extractor
@@ -56,8 +55,17 @@ class Prediction:
 
 
 class Detector(Protocol):
-    """What evaluation, reports and users rely on, whatever the family."""
+    """What evaluation, reports and users rely on, whatever the family.
 
+        size          side of the images it works on, in px
+        patching      images come at their own size and are cut into tiles of that side
+        batch_size    images or tiles that go through the networks at once
+        calibration   None until evaluation.py has run
+    """
+
+    size: int
+    patching: bool
+    batch_size: int
     calibration: Calibration | None
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -140,19 +148,27 @@ class DdimDetector:
 
     def _batch(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
         """Anything a user may hold -> (N, 3, H, W) float32 in [-1, 1]."""
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return images.float().cpu()
-        several = images if isinstance(images, (list, tuple)) else [images]
-        return torch.stack([self._one(image) for image in several])
+        batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
+        several = images if batch else [images]
+        tensors = [self._one(image) for image in several]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            raise UserError("images of several sizes cannot be tiled together; give them one at a time")
+        return torch.stack(tensors)
 
     def _one(self, image: ImageLike) -> Tensor:
         if isinstance(image, Tensor):
-            return image.float().cpu()
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                raise UserError(f"tensor of {image.dtype} and shape {tuple(image.shape)}: expected floating-point "
+                                "(3, H, W) or (N, 3, H, W) in [-1, 1]")
+            if self.patching or image.shape[1:] == (self.size, self.size):
+                return image.float().cpu()
+            image = to_pixels(image)
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise UserError(f"array of {image.dtype}: expected uint8 pixels (H, W) or (H, W, 3)")
+            if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
+                raise UserError(f"array of {image.dtype} and shape {image.shape}: expected uint8 pixels (H, W) or "
+                                "(H, W, 3)")
             image = Image.fromarray(image)
-        image = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        image = to_rgb(image, "the image") if isinstance(image, Image.Image) else read_image(Path(image))
         if not self.patching and image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return to_float(to_uint8(image))
@@ -165,6 +181,9 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
     """The detector of a trained run under `settings` (see `detector_settings`)."""
     unet = load_unet(folder, checkpoint_name)
     trained = read_json(folder / TRAIN_OPTIONS)
+    for name in ("train_steps", "beta_schedule", "noise_kind"):
+        if name not in trained:
+            raise UserError(f"{folder / TRAIN_OPTIONS}: lacks {name}; expected the options of train_ddim.py")
     how = Conditioning(settings["conditioning"], settings["recon_weight"], settings["eta"],
                        settings["start_at_timestep"], settings["steps_to_regenerate"])
     reachable = trained.get("max_timestep") or trained["train_steps"]
@@ -196,11 +215,9 @@ def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
 
     The extractor's path is kept relative to the run folder, so that both can be moved together.
     """
-    names = [f.name for group in (ReconstructionOptions, MapOptions) for f in dataclasses.fields(group)]
-    return {name: getattr(options, name) for name in (*names, "seed", "patching")} | {
-        "diffusion_checkpoint_name": options.diffusion_checkpoint_name,
-        "extractor_path": os.path.relpath(extractor_path, run_folder(options)),
-    }
+    names = sorted(SETTING_NAMES - {"extractor_path"})
+    return {name: getattr(options, name) for name in names} | {
+        "extractor_path": os.path.relpath(extractor_path, run_folder(options))}
 
 
 def digests(folder: Path, checkpoint_name: str, extractor_path: Path) -> dict[str, str]:

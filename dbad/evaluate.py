@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dbad import metrics
 from dbad.calibration import Calibration
 from dbad.data import Item, Sample, read_items, to_pixels
-from dbad.detectors import DdimDetector
+from dbad.detectors import Detector
 from dbad.inspection import Inspection
 
 
-def walk(detector: DdimDetector, samples: Sequence[Sample], num_workers: int, description: str
-         ) -> Iterator[tuple[Item, dict[str, np.ndarray], np.ndarray | None]]:
-    """Yield each sample as (item, its parts (H, W) by name, its reconstruction (3, H, W) tensor), a batch at a time.
+def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, description: str
+         ) -> Iterator[tuple[Item, dict[str, Tensor], Tensor | None]]:
+    """Yield each sample as (item, its parts by name, each (1, 1, H, W), its reconstruction (3, H, W) or None).
 
     Images are read at the network's size; at their own size where the detector works in tiles.
     """
@@ -34,7 +35,7 @@ def walk(detector: DdimDetector, samples: Sequence[Sample], num_workers: int, de
                 None if reconstructions is None else reconstructions[i])
 
 
-def inspect(detector: DdimDetector, calibration: Calibration, samples: Sequence[Sample], root: Path,
+def inspect(detector: Detector, calibration: Calibration, samples: Sequence[Sample], root: Path,
             num_workers: int = 0) -> tuple[list[Inspection], float]:
     """Inspect every sample; returns the inspections in the samples' order and the seconds per image.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +21,28 @@ EMBEDDED = "efficientnet_lite0"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+class Stage(NamedTuple):
+    """One feature stage of a backbone."""
+
+    channels: int
+    stride: int
+
+
 class Extractor(nn.Module):
     """Images in [-1, 1] -> one feature map per layer.
 
-        name, layers      backbone and the feature stages taken from it; stage k has stride 2^(k+1)
-        resolution        side to which images are resized first, in px
-        mean, std         of the backbone's training images, in [0, 1]
+        name, layers        backbone and the feature stages taken from it
+        channels, strides   of those stages
+        resolution          side to which images are resized first, in px
+        mean, std           of the backbone's training images, in [0, 1]
     """
 
-    def __init__(self, name: str, layers: Sequence[int], backbone: nn.Module, mean: Sequence[float],
-                 std: Sequence[float], channels: Sequence[int], resolution: int):
+    def __init__(self, name: str, backbone: nn.Module, stages: dict[int, Stage], mean: Sequence[float],
+                 std: Sequence[float], resolution: int):
         super().__init__()
-        self.name, self.layers, self.resolution, self.channels = name, tuple(layers), resolution, tuple(channels)
-        self.backbone = backbone
+        self.name, self.backbone, self.resolution, self.layers = name, backbone, resolution, tuple(stages)
+        self.channels = tuple(stage.channels for stage in stages.values())
+        self.strides = tuple(stage.stride for stage in stages.values())
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -42,7 +52,9 @@ class Extractor(nn.Module):
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         features = self.backbone(((images + 1) / 2 - self.mean) / self.std)
-        return list(features.values()) if isinstance(features, dict) else list(features)
+        features = features.values() if isinstance(features, dict) else features
+        return [f if f.shape[1] == channels else f.movedim(-1, 1)       # some transformers give (N, H, W, C)
+                for f, channels in zip(features, self.channels, strict=True)]
 
     def train(self, mode: bool = True) -> Extractor:
         """Batch-norm statistics stay those of ImageNet: a few good images would make them drift."""
@@ -59,19 +71,18 @@ def build_extractor(name: str, layers: Sequence[int] | None = None, resolution: 
 
     `pretrained=False` leaves the weights random, for a state dict that is loaded afterwards.
     """
-    wanted = tuple(sorted(set(layers))) if layers else (1, 2, 3)
     if name == EMBEDDED:
-        backbone, available = _timm("tf_efficientnet_lite0", wanted, pretrained=False, shown_as=name)
+        backbone, stages = _timm("tf_efficientnet_lite0", layers, pretrained=False, shown_as=name)
         if pretrained:
             _load_embedded(backbone)
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     elif name in _torchvision_resnets():
-        backbone, available = _torchvision(name, wanted, pretrained)
+        backbone, stages = _torchvision(name, layers, pretrained)
         mean, std = _IMAGENET
     else:
-        backbone, available = _timm(name, wanted, pretrained, shown_as=name)
+        backbone, stages = _timm(name, layers, pretrained, shown_as=name)
         mean, std = backbone.default_cfg["mean"], backbone.default_cfg["std"]
-    return Extractor(name, wanted, backbone, mean, std, [available[k] for k in wanted], resolution).eval()
+    return Extractor(name, backbone, stages, mean, std, resolution).eval()
 
 
 def save_extractor(extractor: Extractor, path: Path) -> None:
@@ -86,29 +97,31 @@ def load_extractor(path: Path) -> Extractor:
     state = load_pickle(path)
     if not isinstance(state, dict) or set(state) != {"name", "layers", "resolution", "state_dict"}:
         raise UserError(f"{path}: not a feature extractor written by train_extractor.py")
-    extractor = build_extractor(state["name"], state["layers"], state["resolution"], pretrained=False)
     try:
+        extractor = build_extractor(state["name"], state["layers"], state["resolution"], pretrained=False)
         extractor.load_state_dict(state["state_dict"])
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise UserError(f"{path}: its weights do not fit the backbone {state['name']}") from None
     return extractor.eval()
 
 
-def _timm(name: str, layers: tuple[int, ...], pretrained: bool, shown_as: str) -> tuple[nn.Module, list[int]]:
+def _timm(name: str, layers: Sequence[int] | None, pretrained: bool,
+          shown_as: str) -> tuple[nn.Module, dict[int, Stage]]:
     import timm
-    if not timm.is_model(name.split(".")[0].removeprefix("hf_hub:")):
+    if not timm.is_model(name):
         near = timm.list_models(f"*{name}*")[:3]
         raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
                         + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
-        available = timm.create_model(name, features_only=True, pretrained=False).feature_info.channels()
+        info = timm.create_model(name, features_only=True, pretrained=False).feature_info
     except (RuntimeError, AttributeError):
         raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
-    _check_layers(shown_as, layers, available)
+    stages = _choose(shown_as, layers, [Stage(*pair) for pair in zip(info.channels(), info.reduction(), strict=True)])
+    config = timm.get_pretrained_cfg(name)
     backbone = _with_weights(
-        name, pretrained, "its file in the Hugging Face cache",
-        lambda: timm.create_model(name, features_only=True, out_indices=layers, pretrained=pretrained))
-    return backbone, available
+        name, pretrained, f"model.safetensors of {config.hf_hub_id} in the Hugging Face cache",
+        lambda: timm.create_model(name, features_only=True, out_indices=tuple(stages), pretrained=pretrained))
+    return backbone, stages
 
 
 def _torchvision_resnets() -> list[str]:
@@ -116,24 +129,30 @@ def _torchvision_resnets() -> list[str]:
     return [name for name in models.list_models(module=models) if "resne" in name]
 
 
-def _torchvision(name: str, layers: tuple[int, ...], pretrained: bool) -> tuple[nn.Module, list[int]]:
+def _torchvision(name: str, layers: Sequence[int] | None, pretrained: bool) -> tuple[nn.Module, dict[int, Stage]]:
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
     weights = models.get_model_weights(name).IMAGENET1K_V1
+    with torch.device("meta"):      # its widths, without its weights
+        plan = models.get_model(name, weights=None)
+    inputs = [plan.get_submodule(f"layer{k}")[0].conv1.in_channels for k in (1, 2, 3, 4)]
+    stages = _choose(name, layers, [Stage(width, 2 ** (k + 1)) for k, width in
+                                    enumerate([inputs[0], *inputs[1:], plan.fc.in_features])])
     model = _with_weights(
         name, pretrained, f"{torch.hub.get_dir()}/checkpoints/{Path(weights.url).name}",
         lambda: models.get_model(name, weights=weights if pretrained else None))
-    wide = [model.bn1.num_features] + [model.get_submodule(f"layer{k}")[-1].conv1.in_channels for k in (1, 2, 3, 4)]
-    _check_layers(name, layers, wide)
-    nodes = {f"layer{k}" if k else "relu": str(k) for k in layers}
-    return create_feature_extractor(model, nodes), wide
+    return create_feature_extractor(model, {f"layer{k}" if k else "relu": str(k) for k in stages}), stages
 
 
-def _check_layers(name: str, layers: tuple[int, ...], available: Sequence[int]) -> None:
+def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage]) -> dict[int, Stage]:
+    """The stages `layers` of those there are; by default those of strides 4, 8 and 16."""
+    if layers is None:
+        layers = [k for k, stage in enumerate(available) if stage.stride in (4, 8, 16)]
     missing = [k for k in layers if not 0 <= k < len(available)]
     if missing:
         raise UserError(f"--extractor_layers {' '.join(map(str, missing))}: {name} has the layers "
                         f"{' '.join(map(str, range(len(available))))}")
+    return {k: available[k] for k in sorted(set(layers))}
 
 
 def _with_weights(name: str, pretrained: bool, where: str, create) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbad.errors import UserError
@@ -82,7 +82,7 @@ def ensure_folders(**folders: Path) -> None:
                 pass
         except OSError as error:
             for folder in reversed(made):
-                if folder.is_dir():
+                with suppress(OSError):
                     folder.rmdir()
             if isinstance(error, (FileExistsError, NotADirectoryError)):
                 raise UserError(f"--{option} {path}: expected a folder, found a file in its place") from None

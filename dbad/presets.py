@@ -3,7 +3,7 @@
 `demo` trains in minutes on two CPU cores, `small` in about an hour there; `base` is the network and training of
 github.com/NilsB98/Diffusion-Based-AD (256 px, 1000 epochs) and wants a GPU. A length is given in epochs or in
 optimiser steps; the other one is None. `max_timestep` limits training to the timesteps that inference visits, which is
-what makes short trainings possible; base trains on all of them, so that any start can be chosen later.
+what makes short trainings possible; base trains on all of them (0), so that any start can be chosen later.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": _COMMON | {
         "resolution": 256, "channels": (128, 128, 256, 256, 512, 512), "layers_per_block": 2, "attention_levels": (4,),
         "batch_size": 8, "epochs_diffusion": 1000, "steps_diffusion": None, "learning_rate": 1e-4,
-        "adam_betas": (0.95, 0.999), "warmup_steps": 500, "max_timestep": None, "save_n_epochs": 50,
+        "adam_betas": (0.95, 0.999), "warmup_steps": 500, "max_timestep": 0, "save_n_epochs": 50,
         "epochs_extractor": 30, "feature_resolution": 256,
         "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 25,
     },

@@ -24,7 +24,7 @@ def results_folder(img_dir: Path, options: RunOptions) -> Path:
     folder = Path(img_dir) / options.run_id
     values = plain(options)
     path = folder / "options.json"
-    if path.is_file() and read_json(path)["options"] != values:
+    if path.is_file() and read_json(path).get("options") != values:
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.{n}").exists())
         kept = folder.rename(folder.with_name(f"{folder.name}.{number}"))
         print(f"{folder} held results of other options; they are kept in {kept}")

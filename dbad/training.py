@@ -137,7 +137,7 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
             with clock.network():
                 losses = loss_of(wrapped, {key: value.to(accelerator.device) for key, value in batch.items()})
                 accelerator.backward(losses["loss"])
-                accelerator.clip_grad_norm_(state.trainable, plan.max_grad_norm)
+                norm = accelerator.clip_grad_norm_(state.trainable, plan.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             state.advance()
@@ -152,7 +152,7 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
                 accelerator.wait_for_everyone()
                 clock.restart()
             if stopped() or state.finished or clock.since_save() > SAVE_EVERY_S:
-                _check_finite(float(losses["loss"].detach()), state.step)
+                _check_finite(float(losses["loss"].detach() + norm), state.step)
                 if log:
                     state.save(last)
                 clock.saved()
@@ -245,8 +245,8 @@ class _Log:
 
 def _check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise UserError(f"the training loss became {loss} before step {step}; try a smaller --learning_rate, "
-                        "--precision fp32, or look for broken images")
+        raise UserError(f"the training loss or its gradient became {loss} by step {step}; try a smaller "
+                        "--learning_rate, --precision fp32, or look for broken images")
 
 
 @contextmanager

@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbad.calibration import Calibration, conformal_threshold, load_calibration, map_quantile, smallest_rate
+from dbad.config import SETTING_NAMES
 from dbad.errors import UserError
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
 
+SETTINGS = dict.fromkeys(SETTING_NAMES, 0.5)
+
+
 def calibrated(scores, rate: float = 0.1) -> Calibration:
     return Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, conformal_threshold(scores, rate), tuple(sorted(scores)),
-                       4096, 0.999, rate, {"eta": 0.0, "seed": 3}, {"unet": "00ff"})
+                       4096, 0.999, rate, SETTINGS, {"unet": "00ff"})
 
 
 @pytest.mark.parametrize("distribution", ["normal", "exponential", "uniform", "ties"])
@@ -129,7 +133,7 @@ def test_a_calibration_is_read_as_it_was_saved(tmp_path):
 
 
 def test_thresholds_given_by_hand_are_read_as_they_were_saved(tmp_path):
-    calibration = Calibration({"pixel": 0.2, "feature": 0.3}, 1.0, 1.0)
+    calibration = Calibration({"pixel": 0.2, "feature": 0.3}, 1.0, 1.0, settings=SETTINGS)
     calibration.save(tmp_path / "calibration.json")
     assert load_calibration(tmp_path / "calibration.json") == calibration
 

@@ -116,6 +116,7 @@ def test_the_variance_of_simplex_noise_is_exactly_1(shape):
     A gradient that several octaves shared would count in it with the square of its total weight.
     """
     matrix, num_points = noise._simplex_matrix(*shape)
+    assert torch.equal(matrix.col_indices().unique(), torch.arange(3 * num_points, dtype=torch.int32))
     dense = matrix.to_dense()
     assert dense.shape == (shape[0] * shape[1] * shape[2], 3 * num_points)
     torch.testing.assert_close(dense.square().sum(dim=1) / 3, torch.ones(len(dense)), rtol=1e-5, atol=0)
