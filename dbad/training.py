@@ -144,7 +144,7 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
             clock.add(losses)
             bar.update()
             if state.step % plan.steps_per_epoch == 0 or state.finished:
-                means = clock.epoch_means()
+                means = clock.epoch_means(accelerator)
                 _check_finite(means["loss"], state.step)
                 bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
                 if log:
@@ -291,9 +291,10 @@ class _Clock:
             self._sums[key] = self._sums.get(key, 0) + value.detach()
         self._count += 1
 
-    def epoch_means(self) -> dict[str, float]:
+    def epoch_means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean losses over the epoch's steps and all processes, and this process's seconds."""
         seconds = time.monotonic() - self._begun
-        means = {key: float(value) / self._count for key, value in self._sums.items()}
+        means = {key: float(accelerator.reduce(value / self._count, "mean")) for key, value in self._sums.items()}
         return means | {"seconds": round(seconds, 3), "outside_network": round(1 - self._network_s / seconds, 4)}
 
     def restart(self) -> None:

@@ -183,6 +183,19 @@ def test_batch_size_order_and_workers_do_not_change_scores(trained, script, flag
         assert Path("results/hazelnut.1/scores.csv").read_bytes() == (RESULTS / "scores.csv").read_bytes()
 
 
+def test_two_processes_train_what_one_does(workplace, finished, tiny_flags):
+    """They share the batch, so that the mean loss of every epoch is the same up to rounding."""
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train_ddim.py"),
+                    *tiny_flags("train_ddim.py")], check=True, capture_output=True, timeout=120,
+                   env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_PORT": "29511"})
+    together, alone = (
+        [line["loss"] for line in map(json.loads, (folder / RUN / "log.jsonl").read_text().splitlines())
+         if line["phase"] == "diffusion"] for folder in (Path(), finished))
+    assert together == pytest.approx(alone, rel=1e-3) and len(together) == 2
+    a, b = (torch.load(folder / RUN / "final.pt", weights_only=True) for folder in (Path(), finished))
+    assert max(float((a[name] - b[name]).abs().mean()) for name in a) < 1e-3
+
+
 # ------------------------------------------------------------------------------------------ skipping phases
 
 PHASES = {"--skip_train": RUN / "final.pt", "--skip_extractor": RUN / "extractor.pt",
