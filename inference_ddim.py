@@ -121,7 +121,8 @@ def settle(options: Options) -> tuple[Calibration, Options]:
         if value is not None and value != calibrated:
             raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run "
                             f"evaluation.py with --{name} {value} first, or give both thresholds")
-        options = dataclasses.replace(options, **{name: calibrated})
+        if name != "extractor_path":
+            options = dataclasses.replace(options, **{name: calibrated})
     return calibration, resolve(options, trained_options(options))
 
 

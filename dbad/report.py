@@ -80,9 +80,9 @@ def _field(value: Any) -> str:
 
 
 def readable_name(name: tuple[str, ...]) -> str:
-    """("image", "auroc") -> Image AUROC; ("defects", "crack", "image", "f1_max") -> Defects, crack, image F1 max."""
+    """("image", "auroc") -> Image AUROC; ("image_rates", "f1") -> Image F1; ("a", "b", "f1_max") -> A, b F1 max."""
     last = " ".join(ACRONYMS.get(word, word) for word in name[-1].split("_"))
-    words = ", ".join(name[:-1]) + " " * (len(name) > 1) + last
+    words = ", ".join(above.removesuffix("_rates") for above in name[:-1]) + " " * (len(name) > 1) + last
     return words[:1].upper() + words[1:]
 
 
