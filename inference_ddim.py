@@ -48,7 +48,7 @@ class InspectionOptions:
     feature_threshold: float | None = opt("feature difference that counts as 1 in the anomaly map (calibrated)", None,
                                           aliases=["--fl_threshold"])
     img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
-    plt_imgs: bool = opt("also show the figures on the screen, where there is one", False)
+    plt_imgs: bool = opt("also show the figures on the screen, half a second each, where there is one", False)
     shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
 
 

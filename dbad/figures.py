@@ -334,23 +334,27 @@ def _hex(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def show(paths: Iterable[Path | str]) -> bool:
-    """Open the pictures in windows, without waiting for them to be closed; without a screen, say so in one line.
+def show(paths: Iterable[Path | str], seconds_each: float = 0.5) -> bool:
+    """Show the pictures one after the other in one window, waiting for nobody; without a screen, say so in one line.
 
-    The windows live as long as the program does. Returns whether they were opened.
+    Closing the window ends the show. Returns whether there was a screen.
     """
     try:
         from matplotlib import pyplot
 
+        figure, axis = pyplot.subplots(figsize=(14, 3), layout="constrained")
+        if figure.canvas.required_interactive_framework is None:  # matplotlib found no toolkit or no display
+            pyplot.close(figure)
+            raise RuntimeError("matplotlib can open no window here")
         for path in paths:
-            figure, axis = pyplot.subplots(num=str(path), layout="constrained")
-            if figure.canvas.required_interactive_framework is None:  # matplotlib found no toolkit or no display
-                pyplot.close(figure)
-                raise RuntimeError("matplotlib can open no window here")
-            axis.imshow(Image.open(path))
+            if not pyplot.fignum_exists(figure.number):
+                break
+            axis.clear()
             axis.set_axis_off()
-        pyplot.show(block=False)
-        pyplot.pause(0.1)  # lets the windows be drawn
+            axis.imshow(Image.open(path))
+            figure.canvas.manager.set_window_title(str(path))
+            pyplot.pause(seconds_each)
+        pyplot.close(figure)
     except Exception as error:  # each toolkit fails in its own way, and a window is never worth a failed run
         print(f"No screen to show the pictures on: {' '.join(str(error).split())}")
         return False
