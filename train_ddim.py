@@ -4,6 +4,7 @@
     python train_ddim.py --item screw --dataset_path data/mvtec --preset small
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,14 +25,14 @@ from dbad.config import (
     resolve,
     run_folder,
 )
-from dbad.data import open_category, read_images, split_holdout, to_pixels
+from dbad.data import fingerprint, open_category, read_images, split_holdout, to_pixels
 from dbad.denoising import Conditioning, reconstruct, schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
 from dbad.files import atomic_write, write_json
 from dbad.noise import image_stream
 from dbad.runtime import memory_format, pick_device, pick_precision
-from dbad.training import Plan, fit
+from dbad.training import IMAGES, Plan, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def run(options: Options) -> Path:
           f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 
     # Train.
-    plan = plan_of(options, len(train))
+    plan = plan_of(options, data.images)
     abar = schedule(options.train_steps, options.beta_schedule)
 
     def begin() -> None:
@@ -134,8 +135,9 @@ def write_samples(path: Path, model, data: NoisedImages, abar: Tensor, options: 
         Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
 
 
-def plan_of(options: Options, num_images: int) -> Plan:
+def plan_of(options: Options, images: Sequence[Tensor]) -> Plan:
     """The length and speed of the training; options that only say where things are do not bind a resumed run."""
+    num_images = len(images)
     steps_per_epoch = -(-num_images // options.batch_size)
     num_steps = options.steps_diffusion
     if num_steps is None:
@@ -146,7 +148,8 @@ def plan_of(options: Options, num_images: int) -> Plan:
                "attention_levels", "epochs_diffusion", "steps_diffusion", "learning_rate", "adam_betas",
                "warmup_steps", "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate",
                "color_jitter")
-    settings = {name: value for name, value in plain(options).items() if name in shaping}
+    settings = {name: value for name, value in plain(options).items() if name in shaping} | {
+        IMAGES: fingerprint(images)}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
                 options.seed, settings, betas=tuple(options.adam_betas))
 

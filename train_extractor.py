@@ -29,13 +29,13 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import open_category, random_crops, read_images, split_holdout, to_float
+from dbad.data import fingerprint, open_category, random_crops, read_images, split_holdout, to_float
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.extractors import EMBEDDED, Extractor, build_extractor, save_extractor
 from dbad.files import read_json
 from dbad.noise import stream
 from dbad.runtime import autocast, memory_format, pick_device, pick_precision
-from dbad.training import Plan, fit
+from dbad.training import IMAGES, Plan, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def run(options: Options) -> Path:
                 rebuilt = model(batch["image"])
             return {"loss": F.mse_loss(rebuilt, batch["target"])}
 
-        fit(model, Pairs(images, targets), loss_of, plan_of(options, len(images)), phase="extractor",
+        fit(model, Pairs(images, targets), loss_of, plan_of(options, images, targets), phase="extractor",
             batch_size=options.batch_size, folder=folder, log_dir=options.log_dir / options.run_id, device=device,
             resume=options.resume)
     save_extractor(extractor, path)
@@ -156,12 +156,13 @@ def reconstructions(images: Tensor, folder: Path, options: Options, device: torc
                            device=device, precision=precision)
 
 
-def plan_of(options: Options, num_images: int) -> Plan:
+def plan_of(options: Options, images: Tensor, targets: Tensor) -> Plan:
     """The length and speed of the training, and what a resumed run must agree in."""
-    steps_per_epoch = -(-num_images // options.batch_size)
+    steps_per_epoch = -(-len(images) // options.batch_size)
     shaping = ("item", "holdout", "batch_size", "seed", "extractor", "extractor_layers", "feature_resolution",
                "epochs_extractor", "extractor_learning_rate", "extractor_use_diff", "patching")
-    settings = {name: value for name, value in plain(options).items() if name in shaping}
+    settings = {name: value for name, value in plain(options).items() if name in shaping} | {
+        IMAGES: fingerprint([images, targets])}
     return Plan(options.epochs_extractor * steps_per_epoch, steps_per_epoch, 1, options.extractor_learning_rate,
                 warmup_steps=0, seed=options.seed, settings=settings)
 

@@ -223,6 +223,15 @@ def check_readable(samples: Sequence[Sample], num_workers: int = 0) -> None:
     _map(one, samples, num_workers)
 
 
+def fingerprint(images: Iterable[Tensor]) -> str:
+    """A short text that tells one set of images from another, whatever their files are called."""
+    digest = hashlib.blake2b(digest_size=8)
+    for image in images:
+        digest.update(repr(tuple(image.shape)).encode())
+        digest.update(image.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _resized(image: Image.Image, size: int | None, how: Image.Resampling) -> Image.Image:
     return image if size is None or image.size == (size, size) else image.resize((size, size), how)
 

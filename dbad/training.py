@@ -32,6 +32,7 @@ from dbad.files import ensure_folders
 from dbad.noise import stream
 
 SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
+IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,13 @@ class _State:
         if not isinstance(saved, dict) or not {*self._parts, "step", "settings"} <= saved.keys():
             raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
         now, then = self.plan.settings, saved["settings"]
-        other = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+        other = sorted((key for key in now.keys() | then.keys() if now.get(key) != then.get(key)),
+                       key=lambda name: (name == IMAGES, name))
         if other:
-            raise UserError(f"{path}: was trained with --{other[0]} {then.get(other[0])}, now it is "
-                            f"{now.get(other[0])}; give the same options to go on, --no_resume to begin again, or "
-                            "another --run_id")
+            name = other[0]
+            how = "on other images" if name == IMAGES else f"with --{name} {then.get(name)}, now it is {now.get(name)}"
+            raise UserError(f"{path}: was trained {how}; give the same options to go on, --no_resume to begin again, "
+                            "or another --run_id")
         for key, part in self._parts.items():
             part.load_state_dict(saved[key])
         self.ema.to(self.trainable[0].device)

@@ -337,6 +337,15 @@ def test_a_run_is_not_resumed_under_other_options(trained, finished, script, tin
     assert_refused(capsys, script, mistake, [*tiny_flags("train_ddim.py"), "--seed", "1"])
 
 
+def test_a_run_is_not_resumed_on_other_images(trained, finished, script, tiny_flags, capsys):
+    """Another data set under the same name must not pass for the one that the model knows."""
+    shutil.copy(finished / RUN / "last.pt", RUN / "last.pt")
+    for path in Path("data/hazelnut/train/good").iterdir():
+        Image.open(path).rotate(90).save(path)
+    mistake = Mistake("train_ddim.py", [], (f"{RUN}/last.pt", "other images", "--no_resume", "--run_id"))
+    assert_refused(capsys, script, mistake, tiny_flags("train_ddim.py"))
+
+
 # ------------------------------------------------------------------------------------------ the disk
 
 WRITERS = {"train_ddim.py": RUN / "final.pt", "train_extractor.py": RUN / "extractor.pt",
