@@ -337,7 +337,7 @@ def _kind(hint: Any) -> tuple[type, list[str] | None, bool]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return " ".join(map(str, value))
     if isinstance(value, bool):
         return "on" if value else "off"
