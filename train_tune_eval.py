@@ -15,6 +15,7 @@ import train_ddim
 import train_extractor
 from dbad.config import main, opt, run_folder, subset
 from dbad.data import check_readable, open_category
+from dbad.files import check_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Options(PhaseOptions, train_ddim.Options, train_extractor.Options, evaluat
 def run(options: Options) -> Path:
     """Run the phases in turn; returns the folder of the results, or of the run where evaluation is skipped."""
     if not options.skip_evaluation and not options.dry_run:
+        check_folders(img_dir=options.img_dir)
         check_readable(open_category(options, options.item_states).test, options.num_workers)
     if not options.skip_train:
         train_ddim.run(subset(train_ddim.Options, options))

@@ -67,11 +67,6 @@ class Category:
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether every defective test image has a mask; without them there are no pixel metrics."""
-        return all(sample.mask is not None for sample in self.test if sample.label)
-
 
 def open_category(options: RunOptions, states: Sequence[str] = ("all",)) -> Category:
     """The category that the options name: of `--dataset_path`, or of the built-in demo data, drawn on first use."""

@@ -68,6 +68,16 @@ def read_json(path: Path | str) -> dict:
     return value
 
 
+def check_folders(**folders: Path) -> None:
+    """Raise `UserError` for a folder that could not be made, before the long work; names are those of the options."""
+    for option, path in folders.items():
+        nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise UserError(f"--{option} {path}: expected a folder, found a file in its place")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--{option} {path}: not writable (no permission in {nearest})")
+
+
 def ensure_folders(**folders: Path) -> None:
     """Make the folders that are missing and check that files can be made in them; names are those of the options.
 

@@ -224,7 +224,8 @@ def test_a_category_lists_its_files_in_sorted_order(tmp_path):
     assert [s.path.name for s in category.train] == sorted([f"{i:03}.png" for i in range(12)] + ["010b.PNG"])
     assert [(s.defect, s.path.name, s.label) for s in category.test] == [
         ("crack", "000.png", 1), ("crack", "001.png", 1), ("good", "000.png", 0)]
-    assert category.has_masks and category.name == "bolt" and category.root == tmp_path / "bolt"
+    assert all(s.mask is not None for s in category.test if s.label)
+    assert category.name == "bolt" and category.root == tmp_path / "bolt"
     assert list_images(good) == [s.path for s in category.train]
 
 
@@ -251,7 +252,7 @@ def test_without_ground_truth_there_are_no_masks_but_with_it_every_defect_needs_
     assert str(tmp_path / "bolt" / "test" / "crack" / "001.png") in message and "001_mask.png" in message
     shutil.rmtree(tmp_path / "bolt" / "ground_truth")
     category = find_category(tmp_path, "bolt")
-    assert not category.has_masks and all(s.mask is None for s in category.test)
+    assert any(s.label for s in category.test) and all(s.mask is None for s in category.test)
 
 
 def test_a_category_without_a_test_folder_can_be_trained_on(tmp_path):

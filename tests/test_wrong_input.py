@@ -346,6 +346,11 @@ def test_a_run_is_not_resumed_on_other_images(trained, finished, script, tiny_fl
     assert_refused(capsys, script, mistake, tiny_flags("train_ddim.py"))
 
 
+def test_a_results_folder_that_cannot_be_made_is_told_before_the_training(workplace, script, tiny, capsys):
+    Path("results").write_text("a file")
+    assert_refused(capsys, script, Mistake("train_tune_eval.py", [], ("--img_dir results", "found a file")), tiny)
+
+
 # ------------------------------------------------------------------------------------------ the disk
 
 WRITERS = {"train_ddim.py": RUN / "final.pt", "train_extractor.py": RUN / "extractor.pt",
