@@ -28,7 +28,7 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import Sample, open_category, random_crops, read_images, split_holdout, to_float
+from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_holdout, to_float
 from dbad.detectors import DdimDetector, build_ddim, detector_settings, digests
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
@@ -129,11 +129,6 @@ def tuned_before(folder: Path, settings: dict[str, Any], given: set[str]) -> dic
     print(f"settings as chosen before ({folder / TUNED}); --tune chooses again, --no_tune takes the preset's")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in known["settings"].items()
             if name not in given and name in settings and name != "extractor_path"}
-
-
-def some_of(samples: Sequence[Sample], most: int = 40) -> Sequence[Sample]:
-    """At most so many of the images, evenly chosen."""
-    return samples[::-(-len(samples) // most)]
 
 
 def network_images(detector: DdimDetector, samples: Sequence[Sample]) -> Tensor:

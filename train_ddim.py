@@ -113,7 +113,8 @@ def run(options: Options) -> Path:
         write_samples(folder / "samples" / f"epoch_{epoch}.png", model, validation, abar, options, device, precision)
         if not options.calc_val_loss:
             return {}
-        return {"val_loss": validation_loss(model, validation, abar, device, precision)}
+        return {"val_loss": validation_loss(
+            validation, lambda batch: denoising_loss(model, batch, abar, precision), device)}
 
     unet = unet.to(memory_format=memory_format(device))
     unet = fit(unet, data, loss_of, plan, phase="diffusion", batch_size=options.batch_size, folder=folder,

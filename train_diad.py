@@ -37,10 +37,11 @@ from dbad.data import Sample, chosen_items, fingerprint, open_category, read_ima
 from dbad.detectors import digests
 from dbad.diad import BUILD_OPTIONS, FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
+from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.files import read_json, write_json
-from dbad.latents import Encoded, LatentImages, encode_all, held_out_loss, latent_loss
+from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
 from dbad.noise import image_stream
 from dbad.presets import PRESETS
 from dbad.results import listing_digest
@@ -199,7 +200,8 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
         write_sheet(folder / "samples" / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
                     options.log_dir / options.run_id, f"{FAMILY}/samples",
                     min(epoch * plan.steps_per_epoch, plan.num_steps))
-        return {"val_loss": held_out_loss(model, held_out, device, precision)}
+        return {"val_loss": validation_loss(
+            held_out, lambda batch: latent_loss(model, batch, model.abar, precision), device)}
 
     shaping = ("item", "holdout", "seed", "train_unet", "steps_latent", "latent_batch_size", "latent_accumulate",
                "latent_learning_rate", "latent_schedule", "latent_max_timestep")

@@ -35,7 +35,8 @@ from dbad.config import (
     run_name,
     trained_options,
 )
-from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_holdout, to_float
+from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, some_of, split_holdout, to_float
+from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import BANK, SPACE, FeatureDetector, FeatureSettings, FeatureSpace, save_run
@@ -133,8 +134,7 @@ def run(options: Options) -> Path:
     if options.method == "lafite":
         components = lafite.Components.fit(train, standardisation, min(options.components, patches.channels))
         net = train_denoiser(good, standardisation, components, options, device, precision)
-    queries = [to_patches(standardisation.apply(torch.from_numpy(np.array(part.held_out_features[:16]))))
-               for part in good.values()]
+    queries = [to_patches(next(standardisation.batches(part.held_out_features))) for part in good.values()]
     tau = bank.to(torch.device("cpu")).temperature(torch.cat(queries))
     space = FeatureSpace(patches, standardisation, tau, components, options.prediction, options.item)
     save_run(folder, space, bank)
@@ -205,9 +205,7 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     folder, abar = run_folder(options), lafite.feature_schedule()
 
     def projected(features: np.ndarray) -> Tensor:
-        parts = np.array_split(features, -(-len(features) // 16))
-        return torch.cat([components.project(standardisation.apply(torch.from_numpy(np.array(part)))).half()
-                          for part in parts])
+        return torch.cat([components.project(batch).half() for batch in standardisation.batches(features)])
 
     data = lafite.FeatureImages({name: projected(part.train_features) for name, part in good.items()}, options.seed,
                                 "train", options.feature_batch_size)
@@ -224,7 +222,8 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
         return {"loss": lafite.feature_loss(model, batch, abar, options.prediction, precision)}
 
     def report(model, epoch: int) -> dict[str, float]:
-        return {"val_loss": lafite.held_out_loss(model, validation, abar, options.prediction, device, precision)}
+        return {"val_loss": validation_loss(
+            validation, lambda batch: loss_of(model, batch)["loss"], device)}
 
     shaping = ("item", "holdout", "seed", "extractor", "extractor_layers", "feature_resolution", "grid", "components",
                "prediction", "feature_channels", "steps_features", "feature_batch_size", "feature_learning_rate")
@@ -245,9 +244,9 @@ def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options, 
     each = -(-NUM_TUNED_ON // len(good))
     found: list[PseudoValidation] = []
     for part in good.values():
-        chosen = part.train[::-(-len(part.train) // each)]
-        images = to_float(torch.stack(read_images(chosen, detector.size)))
-        found.append(pseudo_validation(images, [sample.path.name for sample in chosen], images[:0], options.seed,
+        images = to_float(torch.stack(some_of(part.pixels, each)))
+        names = [sample.path.name for sample in some_of(part.train, each)]
+        found.append(pseudo_validation(images, names, images[:0], options.seed,
                                        -(-NUM_PSEUDO // len(good))))
     together = PseudoValidation(*(torch.cat([getattr(each, name) for each in found])
                                   for name in ("good", "pseudo", "masks", "reference")))

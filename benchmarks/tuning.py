@@ -23,7 +23,7 @@ import train_extractor
 from dbad.calibration import load_calibration
 from dbad.checkpoints import CALIBRATION
 from dbad.config import SETTING_NAMES, run_folder, subset
-from dbad.data import open_category, read_items, split_holdout, test_images
+from dbad.data import open_category, read_items, some_of, split_holdout, test_images
 from dbad.detectors import load_detector
 from dbad.evaluate import inspect, measure
 from dbad.files import atomic_write
@@ -60,7 +60,7 @@ def in_hindsight(options: CategoryOptions) -> dict:
     good, bad = ([item for item in items if item.label == label] for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),
-        torch.stack([item.mask for item in bad]), evaluation.network_images(detector, evaluation.some_of(train[1::2])))
+        torch.stack([item.mask for item in bad]), evaluation.network_images(detector, some_of(train[1::2])))
     return Search(detector, images, reach=options.max_timestep or 250).run().settings()
 
 

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 from dbad.checkpoints import MODEL_CONFIG, load_pickle, load_weights, model_config, save_weights
 from dbad.data import to_float
+from dbad.diffusion import take_turns
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
 from dbad.noise import draw, stream
@@ -169,11 +170,9 @@ class BalancedImages(Dataset):
         return len(self.categories) * max(map(len, self.categories))
 
     def __getitems__(self, wanted: list[tuple[int, int, int]]) -> dict[str, Tensor]:
-        images = []
-        for _, _, index in wanted:
-            place, category = divmod(index, len(self.categories))
-            images.append(self.categories[category][place % len(self.categories[category])])
-        image = to_float(torch.stack(images))
+        counts = [len(images) for images in self.categories]
+        places = [take_turns(index, counts) for _, _, index in wanted]
+        image = to_float(torch.stack([self.categories[category][place] for category, place in places]))
         # The same noise however a step is divided into batches: it follows from the image's number in the training.
         streams = [stream(self.seed, "latent", batch * self.batch_size + slot) for batch, slot, _ in wanted]
         noise = draw("gaussian", (4, *(side // 8 for side in image.shape[-2:])), streams)

@@ -171,9 +171,7 @@ def pieces(images: Sequence[Tensor], patches: Tensor, grid: int) -> Tensor:
 
 def standardised_patches(features: np.ndarray, standardisation: Standardisation, device: torch.device) -> Tensor:
     """(N, C, G, G) float16 on the disk -> (N * G * G, C) float16 on `device`, standardised."""
-    standardisation = standardisation.to(device)
-    return torch.cat([to_patches(standardisation.apply(torch.from_numpy(np.array(part)).to(device))).half()
-                      for part in np.array_split(features, -(-len(features) // 16))])
+    return torch.cat([to_patches(batch).half() for batch in standardisation.to(device).batches(features)])
 
 
 def shares(available: Mapping[str, int], capacity: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from dbad.layouts import (  # noqa: F401 - this module also hands on list_images
 )
 from dbad.runtime import one_line_failures
 from dbad.tiling import pad_to
+
+T = TypeVar("T")
 
 
 class Item(NamedTuple):
@@ -106,6 +108,11 @@ def split_holdout(samples: Sequence[Sample], share: float) -> tuple[list[Sample]
         one = f"{len(samples)} images of one group" if len(samples) > 1 else "1 image"
         raise UserError(f"{samples[0].path.parent}: {one}; expected at least 2, one of them to hold out")
     return train, held_out
+
+
+def some_of(things: Sequence[T], most: int = 40) -> Sequence[T]:
+    """At most so many of the samples or images, evenly chosen."""
+    return things[::-(-len(things) // most)]
 
 
 # ------------------------------------------------------------------------------------------ reading files

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -49,11 +50,28 @@ class NoisedImages(Dataset):
         pixels = [self.images[index] for _, _, index in wanted]
         images = to_float(random_crops(pixels, self.crop_px, streams) if self.crop_px else torch.stack(pixels))
         images = augment(images, streams, self.flip, self.rotate, self.color_jitter)
-        # One timestep out of each of batch_size equal ranges: every step sees light and heavy noise alike.
-        place = torch.stack([(slot % self.batch_size + torch.rand((), generator=stream)) / self.batch_size
-                             for (_, slot, _), stream in zip(wanted, streams, strict=True)])
-        timestep = (place * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+        timestep = spread_timesteps([slot for _, slot, _ in wanted], self.batch_size, self.num_timesteps, streams)
         return {"image": images, "noise": noise.draw(self.noise_kind, images.shape[1:], streams), "timestep": timestep}
+
+
+def spread_timesteps(numbers: Sequence[int], count: int, num_timesteps: int, streams: Sequence[Generator]) -> Tensor:
+    """A random timestep from 0 to num_timesteps - 1 for each of `numbers`, (N,) int64.
+
+    `count` numbers in a row get one out of each of as many equal ranges: every step sees light and heavy noise alike.
+    """
+    place = torch.stack([(number % count + torch.rand((), generator=stream)) / count
+                         for number, stream in zip(numbers, streams, strict=True)])
+    return (place * num_timesteps).long().clamp_max(num_timesteps - 1)
+
+
+def take_turns(index: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Which category, and which of its images, the `index` of a pass over all categories stands for.
+
+    A pass has len(counts) * max(counts) of them: categories take turns, and one with fewer images begins again sooner,
+    so that each is seen equally often. `counts` are their numbers of images.
+    """
+    place, category = divmod(index, len(counts))
+    return category, place % counts[category]
 
 
 def denoising_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, precision: str) -> Tensor:
@@ -70,11 +88,15 @@ def denoising_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, pre
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, data: NoisedImages, abar: Tensor, device: torch.device, precision: str) -> float:
-    """The loss on held-out images, each at least once, with the same noise and timesteps every time."""
-    count = -(-len(data) // data.batch_size) * data.batch_size
-    total = 0.0
-    for first in range(0, count, data.batch_size):
-        batch = data.__getitems__([(0, slot, slot % len(data)) for slot in range(first, first + data.batch_size)])
-        total += float(denoising_loss(model, {k: v.to(device) for k, v in batch.items()}, abar, precision))
-    return total / (count // data.batch_size)
+def validation_loss(data: Any, loss_of: Callable[[dict[str, Tensor]], Tensor], device: torch.device) -> float:
+    """The mean loss on held-out images, each at least once, with the same noise and timesteps every time.
+
+        data      a data set such as `NoisedImages`: a length, a batch_size, and batches of (step, slot, index)
+        loss_of   batch on `device` -> scalar
+    """
+    count, total = -(-len(data) // data.batch_size), 0.0
+    for number in range(count):
+        slots = range(number * data.batch_size, (number + 1) * data.batch_size)
+        batch = data.__getitems__([(0, slot, slot % len(data)) for slot in slots])
+        total += float(loss_of({key: value.to(device) for key, value in batch.items()}))
+    return total / count

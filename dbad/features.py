@@ -202,6 +202,11 @@ class Standardisation:
         mean, std = self._beside(features)
         return (features.float() - mean) / std
 
+    def batches(self, features: np.ndarray) -> Iterator[Tensor]:
+        """Features on the disk (N, C, G, G), standardised, some images at a time, on the device of mean and std."""
+        for first in range(0, len(features), _ROWS):
+            yield self.apply(torch.from_numpy(np.array(features[first:first + _ROWS])).to(self.mean.device))
+
     def invert(self, features: Tensor) -> Tensor:
         """The features that `apply` makes `features` of."""
         mean, std = self._beside(features)

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from dbad import noise
 from dbad.denoising import ddim_towards, visited_timesteps
+from dbad.diffusion import spread_timesteps, take_turns
 from dbad.features import Standardisation
 from dbad.runtime import autocast
 
 INVERSION_STEPS = (333, 666, 999)
 MIN_SNR = 5.0           # gamma of min-SNR weighting (arXiv:2303.09556)
-_ROWS = 16              # images whose features are in memory at once
 
 
 def feature_schedule() -> Tensor:
@@ -54,8 +54,7 @@ class Components:
         """The first `count` of training features, one (N, C, G, G) per category; all categories count alike."""
         covariance = 0.0
         for part in features.values():
-            total = sum(_second_moment(standardisation.apply(torch.from_numpy(np.array(part[i:i + _ROWS]))))
-                        for i in range(0, len(part), _ROWS))
+            total = sum(map(_second_moment, standardisation.batches(part)))
             covariance = covariance + total / (part.size / part.shape[1]) / len(features)
         values, vectors = torch.linalg.eigh(covariance)         # in ascending order
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
@@ -99,19 +98,12 @@ class FeatureImages(Dataset):
 
     def __getitems__(self, wanted: list[tuple[int, int, int]]) -> dict[str, Tensor]:
         streams = [noise.stream(self.seed, "features", self.purpose, step, slot) for step, slot, _ in wanted]
-        features = torch.stack([self._one(index) for _, _, index in wanted]).float()
-        # One timestep out of each of batch_size equal ranges: every step sees light and heavy noise alike.
-        place = torch.stack([(slot % self.batch_size + torch.rand((), generator=stream)) / self.batch_size
-                             for (_, slot, _), stream in zip(wanted, streams, strict=True)])
-        timestep = (place * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+        counts = [len(part) for part in self.parts]
+        places = [take_turns(index, counts) for _, _, index in wanted]
+        features = torch.stack([self.parts[category][place] for category, place in places]).float()
+        timestep = spread_timesteps([slot for _, slot, _ in wanted], self.batch_size, self.num_timesteps, streams)
         return {"features": features, "noise": noise.draw("gaussian", features.shape[1:], streams),
                 "timestep": timestep}
-
-    def _one(self, index: int) -> Tensor:
-        """Categories take turns; one with fewer images begins again sooner."""
-        number, category = divmod(index, len(self.parts))
-        part = self.parts[category]
-        return part[number % len(part)]
 
 
 def estimate(net: nn.Module, z_t: Tensor, t: Tensor, abar: Tensor, prediction: str, precision: str) -> Tensor:
@@ -139,19 +131,6 @@ def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, predict
     snr = level / (1 - level)
     weight = {"x0": torch.ones_like(snr), "v": 1 + snr, "epsilon": snr.clamp_max(MIN_SNR)}[prediction]
     return (weight * (estimated - x).square()).mean()
-
-
-@torch.no_grad()
-def held_out_loss(net: nn.Module, data: FeatureImages, abar: Tensor, prediction: str, device: torch.device,
-                  precision: str) -> float:
-    """The loss on held-out images, each at least once, with the same noise and timesteps every time."""
-    count = -(-len(data) // data.batch_size)
-    total = 0.0
-    for number in range(count):
-        slots = range(number * data.batch_size, (number + 1) * data.batch_size)
-        batch = data.__getitems__([(0, slot, slot % len(data)) for slot in slots])
-        total += float(feature_loss(net, {k: v.to(device) for k, v in batch.items()}, abar, prediction, precision))
-    return total / count
 
 
 # ------------------------------------------------------------------------------------------ inspection

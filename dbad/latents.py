@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from dbad import noise
 from dbad.data import to_float
 from dbad.diad import Diad
+from dbad.diffusion import spread_timesteps, take_turns
 from dbad.runtime import autocast
 
 
@@ -64,23 +65,15 @@ class LatentImages(Dataset):
     def __getitems__(self, wanted: list[tuple[int, int, int]]) -> dict[str, Tensor]:
         numbers = [batch * self.batch_size + slot for batch, slot, _ in wanted]
         streams = [noise.stream(self.seed, "latents", self.purpose, number) for number in numbers]
-        images, posterior = zip(*(self._one(index) for _, _, index in wanted), strict=True)
+        counts = [len(category.images) for category in self.categories]
+        places = [take_turns(index, counts) for _, _, index in wanted]
+        images = [self.categories[category].images[place] for category, place in places]
+        posterior = [self.categories[category].posterior[place] for category, place in places]
         mean, std = torch.stack(posterior).float().unbind(dim=1)
         latent = mean + std * noise.draw("gaussian", mean.shape[1:], streams)
-        # One timestep out of each of as many equal ranges as a step has images: every step sees light and heavy noise.
-        in_step = self.batch_size * self.accumulate
-        place = torch.stack([(number % in_step + torch.rand((), generator=stream)) / in_step
-                             for number, stream in zip(numbers, streams, strict=True)])
-        timestep = (place * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+        timestep = spread_timesteps(numbers, self.batch_size * self.accumulate, self.num_timesteps, streams)
         return {"image": to_float(torch.stack(images)), "latent": latent,
                 "noise": noise.draw("gaussian", mean.shape[1:], streams), "timestep": timestep}
-
-    def _one(self, index: int) -> tuple[Tensor, Tensor]:
-        """Categories take turns; one with fewer images begins again sooner."""
-        number, which = divmod(index, len(self.categories))
-        category = self.categories[which]
-        number %= len(category.images)
-        return category.images[number], category.posterior[number]
 
 
 def latent_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, precision: str) -> Tensor:
@@ -90,15 +83,3 @@ def latent_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, precis
     with autocast(z_0.device, precision):
         predicted = model(level.sqrt() * z_0 + (1 - level).sqrt() * eps, t, batch["image"])
     return F.mse_loss(predicted.float(), eps)
-
-
-@torch.no_grad()
-def held_out_loss(model: Diad, data: LatentImages, device: torch.device, precision: str) -> float:
-    """The loss on held-out images, each at least once, with the same noise and timesteps every time."""
-    count, total = -(-len(data) // data.batch_size), 0.0
-    for number in range(count):
-        batch = data.__getitems__([(number, slot, (number * data.batch_size + slot) % len(data))
-                                   for slot in range(data.batch_size)])
-        batch = {key: value.to(device) for key, value in batch.items()}
-        total += float(latent_loss(model, batch, model.abar, precision))
-    return total / count

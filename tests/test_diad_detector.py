@@ -11,10 +11,11 @@ from dbad.calibration import Calibration, load_calibration
 from dbad.detectors import calibration_file, digests, load_detector
 from dbad.diad import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, extractor_settings
+from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.files import read_json, write_json
-from dbad.latents import LatentImages, encode_all, held_out_loss, latent_loss
+from dbad.latents import LatentImages, encode_all, latent_loss
 from dbad.noise import image_stream
 
 SMALL = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
@@ -207,7 +208,8 @@ def test_the_loss_is_zero_for_a_network_that_knows_the_noise(model, encoded):
 
 def test_the_held_out_loss_is_the_same_every_time(model, encoded):
     data = latents_of(encoded, purpose="validation")
-    first, again = (held_out_loss(model, data, CPU, "fp32") for _ in range(2))
+    first, again = (validation_loss(data, lambda batch: latent_loss(model, batch, model.abar, "fp32"), CPU)
+                    for _ in range(2))
     assert first == again and 0.5 < first < 5
 
 

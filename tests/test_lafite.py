@@ -10,6 +10,7 @@ import torch
 from helpers import CPU, streams
 from torch import nn
 
+from dbad.diffusion import validation_loss
 from dbad.features import Standardisation
 from dbad.lafite import (
     INVERSION_STEPS,
@@ -20,7 +21,6 @@ from dbad.lafite import (
     estimate,
     feature_loss,
     feature_schedule,
-    held_out_loss,
     invert,
     patch_differences,
     unlikelihood,
@@ -331,10 +331,12 @@ def test_the_loss_on_held_out_images_is_the_same_every_time_and_sees_every_image
         seen.append((z_t, t))
         return SimpleNamespace(sample=torch.zeros_like(z_t))
 
+    def loss_of(batch):
+        return feature_loss(net, batch, ABAR, "x0", "fp32")
     torch.manual_seed(1)
-    first = held_out_loss(net, data, ABAR, "x0", CPU, "fp32")
+    first = validation_loss(data, loss_of, CPU)
     torch.manual_seed(2)
-    assert held_out_loss(net, data, ABAR, "x0", CPU, "fp32") == first
+    assert validation_loss(data, loss_of, CPU) == first
     assert len(seen) == 4 and all(torch.equal(a, b) for a, b in zip(seen[0] + seen[1], seen[2] + seen[3], strict=True))
     asked = [data.__getitems__([(0, slot, slot % 6)])["features"] for slot in range(8)]
     assert first == pytest.approx(float(torch.cat(asked).square().mean()))      # of x_0 = 0
@@ -353,4 +355,5 @@ def test_a_network_that_knows_its_images_has_no_loss_on_them_and_is_asked_withou
             assert not sample.requires_grad
             return SimpleNamespace(sample=sample)
 
-    assert held_out_loss(Knowing(), data, ABAR, "x0", CPU, "fp32") == 0
+    net = Knowing()
+    assert validation_loss(data, lambda batch: feature_loss(net, batch, ABAR, "x0", "fp32"), CPU) == 0

@@ -500,8 +500,11 @@ def test_the_loss_is_the_mean_squared_error_of_the_noise():
 
 def test_the_validation_loss_sees_every_image_and_is_the_same_every_time():
     data, unet = noised("validation"), tiny_unet()
-    loss = validation_loss(unet, data, ABAR, CPU, "fp32")
-    assert loss == validation_loss(unet, data, ABAR, CPU, "fp32") and 0.1 < loss < 10
+
+    def loss_of(batch):
+        return denoising_loss(unet, batch, ABAR, "fp32")
+    loss = validation_loss(data, loss_of, CPU)
+    assert loss == validation_loss(data, loss_of, CPU) and 0.1 < loss < 10
     seen = []
 
     class Watched(NoisedImages):
@@ -510,4 +513,4 @@ def test_the_validation_loss_sees_every_image_and_is_the_same_every_time():
             return super().__getitems__(wanted)
 
     watched = Watched(**{f.name: getattr(data, f.name) for f in dataclasses.fields(data)})
-    assert validation_loss(unet, watched, ABAR, CPU, "fp32") == loss and set(seen) == set(range(6))
+    assert validation_loss(watched, loss_of, CPU) == loss and set(seen) == set(range(6))
