@@ -11,21 +11,8 @@ without a calibration: a pixel, and its image, is then defective where the anoma
 from dataclasses import dataclass
 from pathlib import Path
 
-from dbad.config import (
-    MapOptions,
-    ReconstructionOptions,
-    RunOptions,
-    announce,
-    main,
-    opt,
-    resolve,
-    run_folder,
-    trained_options,
-)
-from dbad.detectors import build_detector
-from dbad.files import check_folders
-from dbad.inspecting import InspectionOptions, NewImageOptions, check_new_images, inspect_images, inspect_test
-from dbad.runtime import pick_device, pick_precision
+from dbad.config import MapOptions, ReconstructionOptions, RunOptions, main, opt
+from dbad.inspecting import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
 from dbad.settings import settle
 
 
@@ -48,21 +35,8 @@ class Options(RunOptions, NewImageOptions, InspectionOptions, ThresholdOptions, 
 
 def run(options: Options) -> Path:
     """Inspect, and return the folder of the results."""
-    folder = options.img_dir / ((options.run_id or options.item) + ("-images" if options.images else ""))
     check_new_images(options)
-    if options.dry_run:
-        options = resolve(options, trained_options(options))
-    else:
-        calibration, options = settle(options)
-    written = ("overlays",) if options.images else ("metrics.json", "report.html")
-    if not announce(options, folder / "scores.csv", *(folder / name for name in written)):
-        return folder
-    check_folders(img_dir=options.img_dir)
-    device = pick_device(options.device)
-    detector = build_detector(run_folder(options), calibration.settings, device,
-                              pick_precision(options.precision, device), options.batch_size, calibration)
-    inspect_them = inspect_images if options.images else inspect_test
-    return inspect_them(detector, calibration, options, folder)
+    return inspect_run(*settle(options), results_of(options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Inspect images with a run of train_diad.py: map, score and decide; with ground truth, measure how well.
 
     python inference_diad.py --item all                                           (the test images of the demo data)
-    python inference_diad.py --item screw bottle --dataset_path data/mvtec --resume_path checkpoints/all
-    python inference_diad.py --item screw --run_id all --images "camera/*.png" new/
+    python inference_diad.py --item screw bottle --dataset_path data/mvtec --resume_path checkpoints/all-diad
+    python inference_diad.py --item screw --run_id all-diad --images "camera/*.png" new/
 
 Every category is decided by its own thresholds. Beside the report, log_image/ has five pictures of every test image:
 
@@ -24,19 +24,27 @@ from PIL import Image
 
 from dbad import figures, summary
 from dbad.calibration import Calibration
-from dbad.config import DiadMapOptions, RunOptions, announce, main, opt, resolve, run_folder, run_name, trained_options
+from dbad.config import DiadMapOptions, RunOptions, main, opt, run_name
 from dbad.data import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
-from dbad.detectors import build_detector
 from dbad.diad_detector import DiadDetector, check_foreign
 from dbad.errors import UserError
 from dbad.files import atomic_write, check_folders
-from dbad.inspecting import InspectionOptions, NewImageOptions, check_new_images, inspect_images, inspect_test
+from dbad.inspecting import (
+    InspectionOptions,
+    NewImageOptions,
+    about_to_write,
+    check_new_images,
+    inspect_images,
+    inspect_test,
+    open_detector,
+    results_of,
+)
 from dbad.inspection import Inspection
 from dbad.results import set_summary
-from dbad.runtime import pick_device, pick_precision
 from dbad.settings import settle_trained
 from dbad.summary import Run
 
+TRAINED_BY = "train_diad.py"
 LOG_IMAGE, JPEG_QUALITY = "log_image", 95
 
 
@@ -80,21 +88,12 @@ def inspect_categories(options: Options) -> list[Run]:
 
     for name in names:
         begun, each = time.monotonic(), replace(options, item=name)
-        folder = options.img_dir / (name if options.run_id == name else f"{options.run_id}-{name}")
-        folder = folder.with_name(folder.name + ("-images" if options.images else ""))
+        folder = results_of(each, TRAINED_BY)
         results.append(Run(name, options.seed or 0, folder, "done"))
-        if options.dry_run:
-            trained = trained_options(each, "train_diad.py")
-            each = resolve(each, {option: value for option, value in trained.items() if option != "item"})
-        else:
-            calibration, each = settle_trained(each, "train_diad.py")
-        written = ("overlays",) if options.images else ("metrics.json", "report.html", LOG_IMAGE)
-        if not announce(each, folder / "scores.csv", *(folder / file for file in written)):
+        calibration, each = settle_trained(each, TRAINED_BY)
+        if not about_to_write(each, folder, LOG_IMAGE):
             continue
-        if detector is None:
-            device = pick_device(each.device)
-            detector = build_detector(run_folder(each), calibration.settings, device,
-                                      pick_precision(each.precision, device), each.batch_size)
+        detector = detector or open_detector(calibration, each)
         detector.calibration = calibration
         if options.images:
             inspect_images(detector, calibration, each, folder)
@@ -109,7 +108,7 @@ def located(options: Options) -> Options:
     check_foreign(options)
     path = options.resume_path
     if path is None:
-        return replace(options, run_id=run_name(options))
+        return replace(options, run_id=run_name(options, "diad"))
     if options.run_id is not None:
         raise UserError(f"--resume_path {path}: names the run, and so does --run_id {options.run_id}; expected one of "
                         "them")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dbad.calibrating import calibrate_all, is_whole
-from dbad.checkpoints import CALIBRATION, MODEL_CONFIG
+from dbad.checkpoints import CALIBRATION, DIAD_FILES, MODEL_CONFIG
 from dbad.config import (
     TRAIN_OPTIONS,
     DiadMapOptions,
@@ -49,7 +49,6 @@ from dbad.runtime import memory_advice, memory_format, pick_device, pick_precisi
 from dbad.samples import in_turn, write_sheet
 from dbad.training import IMAGES, Plan, fit
 
-PARTS = ("autoencoder.safetensors", "unet.safetensors", "guide.safetensors", "prompt.safetensors", MODEL_CONFIG)
 REPORT_EVERY = 2        # epochs
 
 
@@ -94,12 +93,13 @@ def run(options: Options) -> Path:
     """Train and calibrate; returns the run folder."""
     options = settled(options)
     folder = run_folder(options)
-    if not announce(options, *(folder / name for name in (*PARTS, CALIBRATION, TRAIN_OPTIONS))):
+    if not announce(options, *(folder / name for name in (*DIAD_FILES, MODEL_CONFIG, CALIBRATION, TRAIN_OPTIONS))):
         return folder
     samples = {name: open_category(replace(options, item=name)).train for name in options.item}
-    files = [options.model / name for name in PARTS] + [sample.path for part in samples.values() for sample in part]
+    names = (*DIAD_FILES, MODEL_CONFIG)
+    files = [options.model / name for name in names] + [sample.path for part in samples.values() for sample in part]
     record = plain(options) | {"method": FAMILY, "data": listing_digest(files)}
-    if options.resume and is_whole(folder, record, PARTS):
+    if options.resume and is_whole(folder, record, names):
         print(f"{folder} is finished; --no_resume makes it anew")
         return folder
     device = pick_device(options.device)
@@ -147,7 +147,7 @@ def settled(options: Options) -> Options:
     preset, whole = options.preset, options.train_unet
     if (model / MODEL_CONFIG).is_file() or not options.dry_run:     # a dry run may come before the model
         channels = tuple(read_diad_config(model)["unet"]["block_out_channels"])
-        for name in PARTS:
+        for name in DIAD_FILES:
             if not (model / name).is_file():
                 raise UserError(f"{model / name}: no such file; expected a whole model, as build_diad.py writes it")
         known = {SIZES[values["size"]].channels: name for name, values in PRESETS.items()}
@@ -157,8 +157,8 @@ def settled(options: Options) -> Options:
             raise UserError(f"--model {model}: its auto-encoder has random weights; expected one that was trained "
                             "(finetune_autoencoder.py), and the model built with it: build_diad.py --autoencoder")
         whole = whole or ("whole" if built.get("random") else "decoder")
-    options = resolve(replace(options, item=chosen_items(options), run_id=run_name(options), preset=preset, model=model,
-                              train_unet=whole))
+    options = resolve(replace(options, item=chosen_items(options), run_id=run_name(options, FAMILY), preset=preset,
+                              model=model, train_unet=whole))
     trained_options(options, "train_diad.py")       # refuses a run of another script
     if run_folder(options).absolute() == model.absolute():
         raise UserError(f"--model {model}: is the run folder itself; expected another --run_id, so that the model to "

@@ -21,7 +21,7 @@ from torch import Tensor
 from dbad import lafite
 from dbad.bank import build_bank
 from dbad.calibrating import PLACED, calibrate_all, is_whole
-from dbad.checkpoints import CALIBRATION, MODEL_CONFIG, build_unet, model_config, save_weights
+from dbad.checkpoints import BANK, CALIBRATION, MODEL_CONFIG, SPACE, build_unet, model_config, save_weights
 from dbad.config import (
     TRAIN_OPTIONS,
     FeatureMapOptions,
@@ -39,7 +39,7 @@ from dbad.data import Sample, chosen_items, fingerprint, open_category, read_ima
 from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
-from dbad.feature_detector import BANK, SPACE, FeatureDetector, FeatureSettings, FeatureSpace, save_run
+from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
 from dbad.feature_tuning import FeatureSearch, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.files import cache_folder, write_json
@@ -170,7 +170,8 @@ def settled(options: Options) -> Options:
         options = replace(options, **{name: value for name, value in plain_knn.items()
                                       if getattr(options, name) is None})
     tune, method = options.tune is not False, options.method or "lafite"
-    options = resolve(replace(options, item=items, run_id=run_name(options), preset=preset, tune=tune, method=method))
+    options = resolve(replace(options, item=items, run_id=run_name(options, method), preset=preset, tune=tune,
+                              method=method))
     trained_options(options, "train_lafite.py")     # refuses a run of another script
     with torch.device("meta"):
         new_network(options, options.components)    # refuses channels and grids that do not fit

@@ -147,7 +147,8 @@ def run_together(options: Options) -> Path:
     for name in names if not options.skip_evaluation and not options.dry_run else ():
         check_inspected(replace(options, item=name))
     for seed in dict.fromkeys(options.seeds or (options.seed,)):
-        each = replace(options, seed=seed, run_id=run_name(options) + f"-seed{seed}" * bool(options.seeds))
+        name = run_name(options, options.method) + f"-seed{seed}" * bool(options.seeds)
+        each = replace(options, seed=seed, run_id=name)
         if not options.skip_train and options.method == "diad":
             train_diad.run(subset(train_diad.Options, replace(each, model=build_model(each))))
         elif not options.skip_train:
@@ -222,14 +223,9 @@ def is_built(build: build_diad.Options, encoder: finetune_autoencoder.Options, o
 
 def expand(options: Options) -> Iterator[CategoryOptions]:
     """One set of options per category and seed, with a run folder each."""
-    names = (options.item,) if isinstance(options.item, str) else options.item
-    if "all" in names:
-        names = category_names(options)
-    elif len(names) > 1:
-        for unknown in set(names) - set(category_names(options)):   # found at once, and not after the others' hours
-            open_category(replace(options, item=unknown))
+    names = chosen_items(options)
     shared = {field.name: getattr(options, field.name) for field in fields(CategoryOptions)}
-    for name in dict.fromkeys(names):
+    for name in names:
         for seed in dict.fromkeys(options.seeds or (options.seed,)):
             run_id = name if options.run_id is None else options.run_id + f"-{name}" * (len(names) > 1)
             yield CategoryOptions(**shared | {

@@ -33,10 +33,10 @@ CALLS = (1, 2, 3, 5, 10, 25)
 COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "ms_per_image")
 
 
-def detector_of(options: evaluation.Options) -> DdimDetector:
+def detector_of(options: evaluation.Options, extractor_path: Path) -> DdimDetector:
     """With the preset's settings, not calibrated."""
     options = resolve(options, trained_options(options))
-    settings = detector_settings(options, run_folder(options) / "extractor.pt")
+    settings = detector_settings(options, extractor_path)
     settings |= {name: value for name, value in PRESETS[options.preset].items() if name in SETTING_NAMES}
     device = pick_device("auto")
     return build_ddim(run_folder(options), options.diffusion_checkpoint_name, settings, device,
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     options = evaluation.Options(item=args.item, dataset_path=args.dataset_path,
                                  diffusion_checkpoint_dir=args.checkpoints)
-    detector = detector_of(options)
+    detector = detector_of(options, run_folder(options) / "extractor.pt")
     category = open_category(options)
     trained = resolve(options, trained_options(options))
     _, held_out = split_holdout(category.train, trained.holdout)

@@ -36,7 +36,7 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
         calibration = calibrate(detector.combine, chosen, options.pixel_quantile, options.false_alarm_rate,
                                 settings["center_crop"])
         replace(calibration, settings=settings, digests=digests(folder, settings)).save(
-            calibration_file(folder, name))
+            calibration_file(folder, name, held_out))
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
               f"{calibration.false_alarm_rate:.1%} false alarms")
@@ -56,7 +56,7 @@ def is_whole(folder: Path, record: Mapping[str, Any], names: Iterable[str], plac
         placed   options that say where and how, and not what
     """
     files = [folder / name for name in (TRAIN_OPTIONS, *names)]
-    files += [calibration_file(folder, name) for name in with_thresholds(record["item"])]
+    files += [calibration_file(folder, name, record["item"]) for name in with_thresholds(record["item"])]
     if not all(path.is_file() for path in files):
         return False
     try:

@@ -50,8 +50,8 @@ class RunOptions:
     layout: Literal["auto", "mvtec", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto"
     )
-    run_id: str | None = opt("name of the run: its folders are called so (the item's name)", None,
-                             aliases=["--run_name"])
+    run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
+                             "-diad where the method is another than ddim)", None, aliases=["--run_name"])
     diffusion_checkpoint_dir: Path = opt(
         "folder in which every run has a folder of its own", Path("checkpoints"), aliases=["--checkpoint_dir"]
     )
@@ -62,7 +62,7 @@ class RunOptions:
     )
     preset: Literal["demo", "small", "base"] | None = opt(
         "family of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, a GPU); "
-        "demo with the demo data, base with real data",
+        "demo with the demo data; with real data small for lafite and knn, as the model is for diad, else base",
         None,
     )
     holdout: float = opt("share of train/good kept out of training, for validation and calibration", by_preset=True)
@@ -98,7 +98,24 @@ class ReconstructionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapOptions:
+class CropOptions:
+    """What of an image is inspected."""
+
+    center_crop: int = opt("inspect and measure only the central square of so many px of a 256 px image (224: the "
+                           "papers' protocol); 0 for the full frame", by_preset=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(CropOptions):
+    """From maps to the score of an image."""
+
+    blur_sigma: float = opt("Gaussian blur of the maps, in px of a 256 px image; scales with the image", by_preset=True)
+    top_share: float = opt("image score: mean of this share of the map's highest pixels; 0 for the maximum",
+                           by_preset=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(ScoreOptions):
     """From two images to one anomaly map."""
 
     num_samples: int = opt("noise draws per image, over which the maps are averaged", by_preset=True)
@@ -109,21 +126,16 @@ class MapOptions:
     map_norm: Literal["none", "location", "contrast"] = opt(
         "maps in standard deviations above what good images show: at the same pixel (aligned parts), or at the same "
         "local contrast", by_preset=True)
-    top_share: float = opt("image score: mean of this share of the map's highest pixels; 0 for the maximum",
-                           by_preset=True)
     feature_smoothing_kernel: int = opt("side of the mean filter over features, in feature pixels; 1 for none",
                                         by_preset=True, aliases=["-fsk"])
-    blur_sigma: float = opt("Gaussian blur of the maps, in px of a 256 px image; scales with the image", by_preset=True)
     tile_overlap: float = opt("with --patching: share of a tile's side that it has in common with the next, at least",
                               by_preset=True)
-    center_crop: int = opt("inspect and measure only the central square of so many px of a 256 px image (224: the "
-                           "papers' protocol); 0 for the full frame", by_preset=True)
     pl_contrib: float = opt("contribution of the pixel map to the anomaly map", by_preset=True)
     fl_contrib: float = opt("contribution of the feature map to the anomaly map", by_preset=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMapOptions:
+class FeatureMapOptions(ScoreOptions):
     """From features to one anomaly map: the parameters of inference that are worth editing."""
 
     neighbours: int = opt("nearest good patches of which a patch's edited version is a weighted mean", by_preset=True)
@@ -135,23 +147,16 @@ class FeatureMapOptions:
     denoise_contrib: float = opt("contribution of the distance to the denoised patch", by_preset=True)
     inversion_contrib: float = opt("contribution of how unlikely the noise is that the features lead to",
                                    by_preset=True)
-    blur_sigma: float = opt("Gaussian blur of the maps, in px of a 256 px image; scales with the image", by_preset=True)
-    top_share: float = opt("image score: mean of this share of the map's highest pixels; 0 for the maximum",
-                           by_preset=True)
-    center_crop: int = opt("inspect and measure only the central square of so many px of a 256 px image (224: the "
-                           "papers' protocol); 0 for the full frame", by_preset=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiadMapOptions:
+class DiadMapOptions(CropOptions):
     """From an image and its sample to one anomaly map: the parameters of inference that are worth editing."""
 
     latent_start: int = opt("noise latents up to this timestep of 1000", by_preset=True)
     latent_steps_back: int = opt("denoising steps from there back to 0", by_preset=True)
     paper_exact: bool = opt("visit the timesteps that DiAD's published code visits, see dbad/diad.py", by_preset=True)
     map_sigma: float = opt("Gaussian blur of the map, in px of a 256 px image; scales with the image", by_preset=True)
-    center_crop: int = opt("inspect and measure only the central square of so many px of a 256 px image (224: the "
-                           "papers' protocol); 0 for the full frame", by_preset=True)
 
 
 # What shapes a prediction beside the weights: the `settings` of calibration.json.
@@ -202,10 +207,10 @@ def run_folder(options: RunOptions) -> Path:
     return options.diffusion_checkpoint_dir / (options.run_id or options.item)
 
 
-def run_name(options: Any) -> str:
-    """The name of a run of any number of categories: the given one, else that of the categories, else their number."""
+def run_name(options: Any, method: str) -> str:
+    """The name of a run of any number of categories: the given one, else one of the categories and the method."""
     names = (options.item,) if isinstance(options.item, str) else options.item
-    return options.run_id or ("-".join(names) if len(names) < 4 else f"{len(names)}-categories")
+    return options.run_id or ("-".join(names) if len(names) < 4 else f"{len(names)}-categories") + f"-{method}"
 
 
 def announce(options: RunOptions, *writes: Path | str) -> bool:

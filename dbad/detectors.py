@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dbad import diffmaps
 from dbad.calibration import Calibration, load_calibration
-from dbad.checkpoints import CALIBRATION, load_unet
+from dbad.checkpoints import BANK, CALIBRATION, DIAD_FILES, SPACE, load_unet
 from dbad.config import SETTING_NAMES, TRAIN_OPTIONS, run_folder
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.errors import UserError
@@ -230,7 +230,15 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
     `category` takes the thresholds of one category of a model for several; without it they are those of all together.
     """
     folder = Path(folder)
-    calibration = load_calibration(calibration_file(folder, category))
+    path = folder / CALIBRATION
+    if category is not None:
+        learnt = read_json(folder / TRAIN_OPTIONS)["item"]
+        learnt = [learnt] if isinstance(learnt, str) else learnt
+        if category not in learnt:
+            raise UserError(f"{folder}: has no thresholds of {category}; expected one of {', '.join(learnt)}, or none "
+                            "for those of all together")
+        path = calibration_file(folder, category, learnt)
+    calibration = load_calibration(path)
     check_digests(calibration, folder)
     where = pick_device(device)
     return build_detector(folder, calibration.settings, where, pick_precision(precision, where), batch_size,
@@ -251,9 +259,10 @@ def build_detector(folder: Path, settings: dict[str, Any], device: torch.device,
     return build_feature_detector(folder, name, settings, device, precision, batch_size, calibration)
 
 
-def calibration_file(folder: Path, category: str | None = None) -> Path:
-    """That of all categories of a run, or of one of several."""
-    return folder / (f"calibration-{category}.json" if category else CALIBRATION)
+def calibration_file(folder: Path, category: str | None, learnt: Collection[str]) -> Path:
+    """The thresholds of a category: its own if it is one of several that were learnt, else those of all together."""
+    own = category in learnt and len(learnt) > 1
+    return folder / (f"calibration-{category}.json" if own else CALIBRATION)
 
 
 def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
@@ -273,10 +282,10 @@ def digests(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 def _files(folder: Path, settings: dict[str, Any]) -> dict[str, Path]:
     if settings.get("method") == "diad":
-        return {name: folder / f"{name}.safetensors" for name in ("autoencoder", "unet", "guide", "prompt")}
+        return {name.removesuffix(".safetensors"): folder / name for name in DIAD_FILES}
     unet = {"unet": folder / settings["diffusion_checkpoint_name"]}
     if settings.get("method", "ddim") != "ddim":
-        bank = {"features": folder / "features.pt", "bank": folder / "bank.pt"}
+        bank = {"features": folder / SPACE, "bank": folder / BANK}
         return bank | (unet if settings["method"] == "lafite" else {})
     files = unet | {"extractor": folder / settings["extractor_path"]}
     return files | ({"normalisation": folder / NORMALISATION} if settings["map_norm"] != "none" else {})

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from dbad import diffmaps, noise
 from dbad.autoencoder import build_autoencoder, from_imagenet, to_imagenet
-from dbad.checkpoints import MODEL_CONFIG, model_config
+from dbad.checkpoints import MODEL_CONFIG, NETWORKS, model_config
 from dbad.denoising import conditioned_step, visited_timesteps
 from dbad.errors import UserError
 from dbad.extractors import Extractor
@@ -307,7 +307,7 @@ def diad_of(config: Mapping[str, Any]) -> Diad:
 
 def save_diad(model: Diad, folder: Path) -> None:
     """Write the model into its run folder; each file whole or not at all, model_config.json last."""
-    for name in ("autoencoder", "unet", "guide"):
+    for name in NETWORKS:
         save_part(getattr(model, name).state_dict(), folder / f"{name}.safetensors")
     save_part({"prompt": model.prompt}, folder / "prompt.safetensors")
     write_json(folder / MODEL_CONFIG, diad_config(model))
@@ -333,7 +333,7 @@ def load_diad(folder: Path, dtype: torch.dtype | None = None) -> Diad:
             model = diad_of(config)
     except (UserError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: does not describe a model of the {FAMILY} family ({error})") from None
-    for name in ("autoencoder", "unet", "guide"):
+    for name in NETWORKS:
         assign(getattr(model, name), load_part(folder / f"{name}.safetensors", dtype), folder / f"{name}.safetensors")
     prompt = load_part(folder / "prompt.safetensors", dtype).get("prompt")
     if prompt is None or prompt.shape != model.prompt.shape:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dbad import diffmaps
 from dbad.bank import Bank, load_bank, save_bank
 from dbad.calibration import Calibration
-from dbad.checkpoints import load_pickle, load_unet, save_pickle
+from dbad.checkpoints import BANK, SPACE, load_pickle, load_unet, save_pickle
 from dbad.detectors import Calibrated
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
@@ -33,7 +33,6 @@ from dbad.noise import image_stream
 from dbad.runtime import autocast
 
 PARTS = ("knn", "edit", "denoise", "inversion")
-SPACE, BANK = "features.pt", "bank.pt"      # in the run folder
 
 
 @dataclass(frozen=True)

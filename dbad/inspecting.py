@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 from dbad import figures, report
 from dbad.calibration import Calibration
-from dbad.config import changed, opt
+from dbad.config import announce, changed, opt, run_folder, trained_options
 from dbad.data import open_category, test_images
-from dbad.detectors import Detector
+from dbad.detectors import Detector, build_detector
 from dbad.drift import drift, sentence
 from dbad.errors import UserError
 from dbad.evaluate import inspect
-from dbad.files import write_json
+from dbad.files import check_folders, write_json
 from dbad.inspection import Inspection
 from dbad.new_images import find_images, inspect_new, last_line
 from dbad.protocol import export_maps
 from dbad.results import headline, listing_digest, results_folder, run_summary, write_results
+from dbad.runtime import pick_device, pick_precision
 from dbad.verdicts import Thresholds
 
 
@@ -45,6 +46,37 @@ class NewImageOptions:
     recursive: bool = opt("with --images: also those in sub-folders", False)
     drift_check: bool = opt("with --images: test whether, as a whole, they still look like the good images of the "
                             "calibration; if not, its promise is void", False)
+
+
+def results_of(options: Any, script: str | None = None) -> Path:
+    """The folder of the results: called as the run and, where the model of `script` is for more, as the category."""
+    learnt = trained_options(options, script).get("item", [options.item]) if script else [options.item]
+    name = options.run_id or options.item
+    return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
+
+
+def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> Path:
+    """Inspect what the options name with the run that they name; `folder` is that of the results, which is returned."""
+    if not about_to_write(options, folder):
+        return folder
+    inspect_them = inspect_images if options.images else inspect_test
+    return inspect_them(open_detector(calibration, options), calibration, options, folder)
+
+
+def about_to_write(options: Any, folder: Path, *more: str) -> bool:
+    """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
+    written = ("overlays",) if options.images else ("metrics.json", "report.html", *more)
+    if not announce(options, folder / "scores.csv", *(folder / name for name in written)):
+        return False
+    check_folders(img_dir=options.img_dir)
+    return True
+
+
+def open_detector(calibration: Calibration, options: Any) -> Detector:
+    """The detector of the run, on the machine that the options name."""
+    device = pick_device(options.device)
+    return build_detector(run_folder(options), calibration.settings, device, pick_precision(options.precision, device),
+                          options.batch_size, calibration)
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,

@@ -15,13 +15,15 @@ from dbad.errors import UserError
 T = TypeVar("T")
 
 
-def settle(options: T) -> tuple[Calibration, T]:
-    """The calibration in force, and the options completed from it.
+def settle(options: T) -> tuple[Calibration | None, T]:
+    """The calibration in force, and the options completed from it; on --dry_run None, and from the training alone.
 
     An option that was given and differs from what the run was calibrated with is an error, unless both thresholds
     are given too: they replace the calibration.
     """
     options = dataclasses.replace(options, run_id=options.run_id or options.item)
+    if options.dry_run:
+        return None, resolve(options, trained_options(options))
     given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
     if None not in given.values():
         options = resolve(options, trained_options(options))
@@ -49,26 +51,21 @@ def settle(options: T) -> tuple[Calibration, T]:
     return calibration, resolve(options, trained_options(options))
 
 
-def settle_features(options: T) -> tuple[Calibration, T]:
-    """`settle_trained` for runs of train_lafite.py."""
-    return settle_trained(options, "train_lafite.py")
-
-
-def settle_trained(options: T, script: str) -> tuple[Calibration, T]:
-    """`settle` for runs of a training `script` that also calibrates.
+def settle_trained(options: T, script: str) -> tuple[Calibration | None, T]:
+    """`settle` for runs of a training `script` that also calibrates; `options` name the run.
 
     The thresholds are those of the category, if the model has learnt it.
     """
-    options = dataclasses.replace(options, run_id=options.run_id or options.item)
-    folder = run_folder(options)
-    trained = trained_options(options, script)
+    folder, trained = run_folder(options), trained_options(options, script)
+    shared = {name: value for name, value in trained.items() if name != "item"}
+    if options.dry_run:
+        return None, resolve(options, shared)
     if not trained:
         raise UserError(f"{folder}: no run of {script}; train it first: python {script} --item {options.item}")
     if options.item not in trained["item"]:
         print(f"warning: {folder} has not learnt {options.item}, only {', '.join(trained['item'])}; its thresholds are "
               "those of all of these together", file=sys.stderr)
-    own = options.item in trained["item"] and len(trained["item"]) > 1
-    calibration = load_calibration(calibration_file(folder, options.item if own else None))
+    calibration = load_calibration(calibration_file(folder, options.item, trained["item"]))
     check_digests(calibration, folder)
     for name, calibrated in calibration.settings.items():
         value = getattr(options, name, None)
@@ -77,4 +74,4 @@ def settle_trained(options: T, script: str) -> tuple[Calibration, T]:
                             f"{script} with --{name} {value} first")
         if hasattr(options, name):
             options = dataclasses.replace(options, **{name: calibrated})
-    return calibration, resolve(options, {name: value for name, value in trained.items() if name != "item"})
+    return calibration, resolve(options, shared)

@@ -9,7 +9,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +124,36 @@ def workplace(tmp_path):
 
 
 @pytest.fixture
-def trained(finished, tmp_path):
+def work_in_copy(tmp_path):
+    """`work_in_copy(folder, *left_out)`: go into a copy, to spoil it, without the files of these patterns."""
+    with ExitStack() as stack:
+        def work_in_copy(folder: Path, *left_out: str) -> Path:
+            copy = shutil.copytree(folder, tmp_path / "work", ignore=shutil.ignore_patterns(*left_out))
+            stack.callback(shutil.rmtree, copy)
+            return stack.enter_context(_inside(copy))
+        yield work_in_copy
+
+
+@pytest.fixture
+def trained(finished, work_in_copy) -> Path:
     """A copy of the finished folder to work in and to spoil, without what only resuming a training needs."""
-    shutil.copytree(finished, tmp_path / "work", ignore=shutil.ignore_patterns("*last.pt", "epoch_*.pt", "logs"))
-    with _inside(tmp_path / "work") as folder:
-        yield folder
-    shutil.rmtree(folder)
+    return work_in_copy(finished, "*last.pt", "epoch_*.pt", "logs")
+
+
+@pytest.fixture(scope="module")
+def store() -> dict:
+    """What the tests of a module keep for those after them."""
+    return {}
+
+
+@pytest.fixture
+def made_once(store, tmp_path_factory, work_in_copy) -> Callable[..., Path]:
+    """`made_once(make, *left_out)`: `work_in_copy` of the folder in which a module called `make`, which is returned."""
+    def made_once(make: Callable[[], None], *left_out: str) -> Path:
+        if "folder" not in store:
+            with _inside(tmp_path_factory.mktemp("made")) as folder:
+                make()
+            store["folder"] = folder
+        work_in_copy(store["folder"], *left_out)
+        return store["folder"]
+    return made_once

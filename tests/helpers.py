@@ -1,9 +1,13 @@
-"""What several tests need: drawn images, tiny folders, networks that know the answer."""
+"""What several tests need: drawn images, tiny folders, networks that know the answer, a look at what a script did."""
 
+import csv
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -14,6 +18,7 @@ from dbad.detectors import DdimDetector, MapSettings
 from dbad.noise import stream
 
 CPU = torch.device("cpu")
+PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars
 
 
 def drawn(index: int = 0, size: int | tuple[int, int] = 16) -> np.ndarray:
@@ -89,6 +94,44 @@ def one_line(error) -> str:
     message = str(error.value)
     assert message and "\n" not in message
     return message
+
+
+def complaint(capsys, script, name: str, *words: object) -> str:
+    """The one line, without the script's name, with which a script refuses what a user got wrong."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        script(name, *words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not PROGRESS.match(line)]
+    assert stop.value.code == 2, lines
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{name}: "), lines
+    return lines[0].removeprefix(f"{name}: ")
+
+
+def rows_of(folder: Path | str, name: str = "scores.csv") -> list[dict[str, str]]:
+    """The lines of a CSV file that a script wrote, each by the names of its columns."""
+    with open(Path(folder, name), newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def json_of(path: Path | str) -> dict:
+    """What a JSON file says."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Changes whenever the file is written again."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def stamps(folder: Path | str) -> dict[str, tuple[int, int]]:
+    """The `stamp` of every file in a folder and below."""
+    return {str(path): stamp(path) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def everything() -> dict[str, tuple[int, int]]:
+    """The `stamps` of all runs and results here."""
+    return stamps("checkpoints") | stamps("results")
 
 
 MAPS = MapSettings(num_samples=1, pixel_difference="max_square", layer_weights=(1.0,), map_norm="none", top_share=0.0,

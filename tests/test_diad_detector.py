@@ -8,6 +8,7 @@ from helpers import CPU, one_line, random_images, streams
 from torch.nn import functional as F
 
 from dbad.calibration import Calibration, load_calibration
+from dbad.config import TRAIN_OPTIONS
 from dbad.detectors import calibration_file, digests, load_detector
 from dbad.diad import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, extractor_settings
@@ -101,7 +102,8 @@ def folder(model, extractor, tmp_path):
     settings = vars(SETTINGS) | extractor_settings(extractor) | {"method": "diad", "seed": 0}
     for name, threshold in ((None, 3.0), ("bolt", 1.0), ("nut", 2.0)):
         Calibration({"feature": 0.1}, 1.0, threshold, settings=settings, digests=digests(tmp_path, settings)).save(
-            calibration_file(tmp_path, name))
+            calibration_file(tmp_path, name, ["bolt", "nut"]))
+    write_json(tmp_path / TRAIN_OPTIONS, {"item": ["bolt", "nut"]})
     return tmp_path
 
 

@@ -1,6 +1,5 @@
 """train_diad.py, inference_diad.py and --method diad of train_tune_eval.py, through their command lines."""
 
-import csv
 import io
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import drawn, make_category
+from helpers import complaint, drawn, everything, json_of, make_category, rows_of
 from PIL import Image
 
 from dbad import autoencoder as autoencoders
@@ -27,8 +26,7 @@ STEPS = ("--steps_latent 4 --latent_batch_size 2 --latent_steps_back 2 --extract
          "--holdout 0.3").split() + MACHINE
 CHAIN = ["--method", "diad", "--size", "tiny", "--autoencoder_steps", "1", *STEPS]
 BOTH = ["--item", "all"]
-MODEL, RUN = Path("checkpoints/all-model"), Path("checkpoints/all")
-PROGRESS = re.compile(r"^[^:]*:[^|]*\|.*\]\s*$")        # tqdm's bars
+MODEL, RUN = Path("checkpoints/all-diad-model"), Path("checkpoints/all-diad")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,44 +38,20 @@ def small_networks():
         yield
 
 
-@pytest.fixture(scope="module")
-def store():
-    return {}
-
-
 @pytest.fixture
-def both(store, tmp_path_factory, tmp_path, monkeypatch, script):
+def both(store, made_once, script):
     """To work in and to spoil: two categories, their model and its results, as train_tune_eval.py leaves them.
 
     One of them has an image of another size.
     """
-    if not store:
-        store["folder"] = tmp_path_factory.mktemp("both")
-        monkeypatch.chdir(store["folder"])
+    def make():
         make_category(make_category(Path("data"), "bolt", 5, 32), "nut", 8, 32)
         Image.fromarray(drawn(7, (40, 48))).save("data/nut/train/good/007.png")
         with redirect_stdout(io.StringIO()) as said:
             script("train_tune_eval.py", *BOTH, *CHAIN)
         store["said"] = said.getvalue()
-    shutil.copytree(store["folder"], tmp_path / "work", ignore=shutil.ignore_patterns("events.*"))
-    monkeypatch.chdir(tmp_path / "work")
-    yield store["folder"]
-    shutil.rmtree(tmp_path / "work")
 
-
-def rows_of(folder: Path | str) -> list[dict[str, str]]:
-    with open(Path(folder) / "scores.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def json_of(path: Path | str) -> dict:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def everything() -> dict[str, tuple[int, int]]:
-    """Of every file of runs and results what changes when it is written again."""
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for top in ("checkpoints", "results")
-            for path in Path(top).rglob("*") if path.is_file()}
+    return made_once(make, "events.*")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,16 +64,6 @@ def changes(one: Path, other: Path) -> set[str]:
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     return {name for name in a if not torch.equal(a[name], b[name])}
-
-
-def complaint(capsys, script, name: str, *words: object) -> str:
-    """The one line with which a script refuses what a user got wrong."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        script(name, *words)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not PROGRESS.match(line)]
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------ what a run leaves
@@ -116,13 +80,13 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert last["phase"] == "diad" and last["step"] == 4 and 0 < last["val_loss"] < 10
     picture, = (RUN / "samples").iterdir()
     assert Image.open(picture).size == (128 * 4, 128 * 3)       # image, auto-encoder and sample of 4 held-out images
-    assert list((both / "logs/all").glob("events.out.tfevents.*"))
+    assert list((both / "logs/all-diad").glob("events.out.tfevents.*"))
 
 
 def test_each_category_is_decided_by_its_own_thresholds(both):
     thresholds = {}
     for name, held_out in (("bolt", 2), ("nut", 2)):
-        folder, calibration = Path(f"results/all-{name}"), json_of(RUN / f"calibration-{name}.json")
+        folder, calibration = Path(f"results/all-diad-{name}"), json_of(RUN / f"calibration-{name}.json")
         assert calibration["num_images"] == held_out
         assert len(rows_of(folder)) == json_of(folder / "metrics.json")["num_images"] == 3
         for row in rows_of(folder):
@@ -134,7 +98,7 @@ def test_each_category_is_decided_by_its_own_thresholds(both):
 
 def test_five_pictures_of_every_test_image_are_written(both):
     for name in ("bolt", "nut"):
-        folder = Path(f"results/all-{name}/log_image")
+        folder = Path(f"results/all-diad-{name}/log_image")
         expected = {f"{image}-{kind}" for image in ("good_000", "crack_000", "crack_001") for kind in (
             "input.jpg", "reconstruction.jpg", "features.jpg", "samples.jpg", "heatmap.png")}
         assert {path.name for path in folder.iterdir()} == expected
@@ -154,12 +118,11 @@ def test_seven_metrics_of_every_category_and_their_mean_are_printed_and_saved(bo
     rows = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines[place + 1:place + 4]}
     assert rows.keys() == {"bolt", "nut", "mean"} and len(rows["mean"]) == 7
     for name in ("bolt", "nut"):
-        found = json_of(f"results/all-{name}/metrics.json")
+        found = json_of(f"results/all-diad-{name}/metrics.json")
         assert rows[name][0] == pytest.approx(100 * found["image"]["auroc"], abs=0.06)
         assert rows[name][6] == pytest.approx(100 * found["pixel"]["aupro_0.3"], abs=0.06)
     assert rows["mean"] == pytest.approx(np.mean([rows["bolt"], rows["nut"]], axis=0).tolist(), abs=0.11)
-    with open("results/summary.csv", newline="") as file:
-        assert [row["item"] for row in csv.DictReader(file)] == ["bolt", "nut"]
+    assert [row["item"] for row in rows_of("results", "summary.csv")] == ["bolt", "nut"]
 
 
 def test_images_of_several_sizes_are_resized_and_that_is_said(both, store):
@@ -170,7 +133,7 @@ def test_images_of_several_sizes_are_resized_and_that_is_said(both, store):
 def test_from_python_the_detector_gives_the_scores_of_scores_csv(both):
     for name in ("bolt", "nut"):
         detector = load_detector(RUN, "cpu", "fp32", category=name)
-        rows = rows_of(f"results/all-{name}")
+        rows = rows_of(f"results/all-diad-{name}")
         found = detector([Path("data") / row["path"] for row in rows])
         assert found.score.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
         assert found.decision.tolist() == [row["decision"] == "1" for row in rows]
@@ -195,10 +158,10 @@ def test_a_finished_run_is_not_repeated(both, script, capsys, monkeypatch):
         capsys.readouterr()
         files = everything()
         script("train_tune_eval.py", *BOTH, *CHAIN, "--skip_evaluation")
-        assert "checkpoints/all is finished" in capsys.readouterr().out and everything() == files
-    expected = (both / "results/all-nut/scores.csv").read_bytes()
-    script("inference_diad.py", "--item", "nut", "--resume_path", "checkpoints/all/", *MACHINE)
-    assert Path("results/all-nut/scores.csv").read_bytes() == expected
+        assert "checkpoints/all-diad is finished" in capsys.readouterr().out and everything() == files
+    expected = (both / "results/all-diad-nut/scores.csv").read_bytes()
+    script("inference_diad.py", "--item", "nut", "--resume_path", "checkpoints/all-diad/", *MACHINE)
+    assert Path("results/all-diad-nut/scores.csv").read_bytes() == expected
 
 
 DECODER = [*BOTH, *STEPS, "--model", MODEL, "--train_unet", "decoder", "--latent_batch_size", 1, "--latent_accumulate",
@@ -276,18 +239,19 @@ def test_running_out_of_memory_names_what_to_change(both, script, capsys, monkey
 # ------------------------------------------------------------------------------------------ inspection
 
 def test_new_images_need_no_test_folder(both, script, capsys):
-    script("inference_diad.py", "--item", "bolt", "--run_id", "all", "--images", "data/nut/train/good", *MACHINE)
-    assert len(rows_of("results/all-bolt-images")) == 8 and capsys.readouterr().out.count("8 images") == 1
+    script("inference_diad.py", "--item", "bolt", "--run_id", "all-diad", "--images", "data/nut/train/good", *MACHINE)
+    assert len(rows_of("results/all-diad-bolt-images")) == 8 and capsys.readouterr().out.count("8 images") == 1
     threshold = json_of(RUN / "calibration-bolt.json")["image_threshold"]
-    assert all(int(row["decision"]) == (float(row["score"]) >= threshold) for row in rows_of("results/all-bolt-images"))
+    assert all(int(row["decision"]) == (float(row["score"]) >= threshold)
+               for row in rows_of("results/all-diad-bolt-images"))
 
 
 def test_a_category_that_was_not_learnt_is_decided_by_the_thresholds_of_all_and_a_warning_says_so(both, script, capsys):
     shutil.copytree("data/bolt", "data/screw")
-    script("inference_diad.py", "--item", "screw", "--run_id", "all", *MACHINE)
+    script("inference_diad.py", "--item", "screw", "--run_id", "all-diad", *MACHINE)
     assert "has not learnt screw, only bolt, nut" in capsys.readouterr().err
     threshold = json_of(RUN / "calibration.json")["image_threshold"]
-    assert all(int(row["decision"]) == (float(row["score"]) >= threshold) for row in rows_of("results/all-screw"))
+    assert all(int(row["decision"]) == (float(row["score"]) >= threshold) for row in rows_of("results/all-diad-screw"))
 
 
 # ------------------------------------------------------------------------------------------ what a user gets wrong
@@ -299,37 +263,41 @@ def random_autoencoder():
 
 MISTAKES = {
     "no model": ("train_diad.py", "--run_id new", "checkpoints/diad: has no model_config.json; build a model there"),
-    "no auto-encoder": ("train_diad.py", "--run_id new --model checkpoints/all-model",
-                        "checkpoints/all-model/autoencoder.safetensors: no such file",
+    "no auto-encoder": ("train_diad.py", "--run_id new --model checkpoints/all-diad-model",
+                        "checkpoints/all-diad-model/autoencoder.safetensors: no such file",
                         lambda: (MODEL / "autoencoder.safetensors").unlink()),
     "an auto-encoder that was never trained": (
-        "train_diad.py", "--run_id new --model checkpoints/all-model", "its auto-encoder has random weights",
+        "train_diad.py", "--run_id new --model checkpoints/all-diad-model", "its auto-encoder has random weights",
         random_autoencoder),
-    "the model itself as the run": ("train_diad.py", "--run_id all-model --model checkpoints/all-model",
-                                    "--model checkpoints/all-model: is the run folder itself"),
-    "the run of another script": ("train_diad.py", "--run_id all-autoencoder --model checkpoints/all-model",
+    "the model itself as the run": ("train_diad.py", "--run_id all-diad-model --model checkpoints/all-diad-model",
+                                    "--model checkpoints/all-diad-model: is the run folder itself"),
+    "the run of another script": ("train_diad.py", "--run_id all-diad-autoencoder --model checkpoints/all-diad-model",
                                   "no run of train_diad.py but one of finetune_autoencoder.py"),
-    "another length than before": ("train_diad.py", "--model checkpoints/all-model --steps_latent 5",
+    "another length than before": ("train_diad.py", "--model checkpoints/all-diad-model --steps_latent 5",
                                    "was trained with --steps_latent 4, now it is 5"),
-    "more noise than was trained": ("train_diad.py", "--run_id new --model checkpoints/all-model --latent_start 201",
+    "more noise than was trained": ("train_diad.py",
+                                    "--run_id new --model checkpoints/all-diad-model --latent_start 201",
                                     "--latent_start 201: beyond the 200 timesteps of --latent_max_timestep"),
-    "tiles": ("train_diad.py", "--patching --model checkpoints/all-model", "--patching: latents are those of whole"),
+    "tiles": ("train_diad.py", "--patching --model checkpoints/all-diad-model",
+              "--patching: latents are those of whole"),
     "a name for weights": ("train_diad.py", "--diffusion_checkpoint_name a.pt", "--diffusion_checkpoint_name a.pt: a "
                            "model of this family is several files"),
-    "no such category": ("train_diad.py", "--item bold --model checkpoints/all-model", "--item bold: no such category"),
+    "no such category": ("train_diad.py", "--item bold --model checkpoints/all-diad-model",
+                         "--item bold: no such category"),
     "an unknown run": ("inference_diad.py", "--run_id new", "checkpoints/new: no run of train_diad.py; train it first"),
     "an unknown path": ("inference_diad.py", "--resume_path val_ckpt", "--resume_path val_ckpt: no such folder"),
     "a published file": ("inference_diad.py", "--resume_path data/bolt/train/good/000.png",
                          "a file; expected a run folder of train_diad.py. Published weights become a model by"),
-    "two names of a run": ("inference_diad.py", "--run_id all --resume_path checkpoints/all", "expected one of them"),
-    "the run of an auto-encoder": ("inference_diad.py", "--resume_path checkpoints/all-autoencoder",
+    "two names of a run": ("inference_diad.py", "--run_id all-diad --resume_path checkpoints/all-diad",
+                           "expected one of them"),
+    "the run of an auto-encoder": ("inference_diad.py", "--resume_path checkpoints/all-diad-autoencoder",
                                    "no run of train_diad.py but one of finetune_autoencoder.py"),
-    "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all",
-                                 "checkpoints/all: no run of train_lafite.py but one of train_diad.py"),
+    "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all-diad",
+                                 "checkpoints/all-diad: no run of train_lafite.py but one of train_diad.py"),
     "no test images": ("inference_diad.py", "", "data/nut: no test images",
                        lambda: shutil.rmtree("data/nut/test")),
     "another blur than calibrated": ("inference_diad.py", "--map_sigma 3",
-                                     "checkpoints/all/calibration.json was measured with 5.0; run train_diad.py with"),
+                                     "checkpoints/all-diad/calibration.json was measured with 5.0; run train_diad.py"),
     "images of two categories": ("inference_diad.py", "--images data/nut/test/good", "--images: expected one --item"),
     "an option of another method": ("train_tune_eval.py", "--method diad --recon_weight 3",
                                     "--recon_weight: not an option of --method diad"),
@@ -337,7 +305,7 @@ MISTAKES = {
     "no Stable Diffusion": ("train_tune_eval.py", "--method diad --size sd15 --run_id new",
                             "--size sd15: expected --stable_diffusion with sd15"),
     "a model that was built otherwise": ("train_tune_eval.py", f"{' '.join(CHAIN)} --autoencoder_steps 2",
-                                         "checkpoints/all-model: was built with other options"),
+                                         "checkpoints/all-diad-model: was built with other options"),
 }
 
 

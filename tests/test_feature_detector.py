@@ -12,16 +12,24 @@ import dbad
 from dbad import feature_detector
 from dbad.bank import Bank, build_bank
 from dbad.calibration import Calibration
-from dbad.checkpoints import CALIBRATION, MODEL_CONFIG, build_unet, load_pickle, model_config, save_pickle, save_weights
-from dbad.config import FeatureMapOptions
+from dbad.checkpoints import (
+    BANK,
+    CALIBRATION,
+    MODEL_CONFIG,
+    SPACE,
+    build_unet,
+    load_pickle,
+    model_config,
+    save_pickle,
+    save_weights,
+)
+from dbad.config import TRAIN_OPTIONS, FeatureMapOptions
 from dbad.detectors import build_detector, calibration_file, digests, load_detector
 from dbad.diffmaps import blur
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import (
-    BANK,
     PARTS,
-    SPACE,
     FeatureDetector,
     FeatureSettings,
     FeatureSpace,
@@ -39,6 +47,7 @@ ALL = {f"{name}_contrib": 1.0 for name in PARTS}
 SETTINGS = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, **ALL, blur_sigma=4.0,
                            top_share=0.0, center_crop=0)
 SCALES = {"knn": 40.0, "edit": 40.0, "denoise": 60.0, "inversion": 0.5}
+LEARNT = ["a", "b"]
 
 
 @pytest.fixture(scope="module")
@@ -269,8 +278,8 @@ def test_a_prediction_has_the_promised_fields(detector):
 # ------------------------------------------------------------------------------------------ settings
 
 def test_the_settings_are_the_options_of_the_scripts():
-    assert [field.name for field in dataclasses.fields(FeatureSettings)] == [
-        field.name for field in dataclasses.fields(FeatureMapOptions)]
+    assert {field.name for field in dataclasses.fields(FeatureSettings)} == {
+        field.name for field in dataclasses.fields(FeatureMapOptions)}
     assert FeatureSettings.of(vars(SETTINGS) | {"seed": 3}) == SETTINGS
 
 
@@ -309,7 +318,8 @@ def recalibrate(folder, method="lafite", **changes):
         "method": method, "seed": 0, "diffusion_checkpoint_name": "final.pt"}
     for category, threshold in (("a", 1.0), (None, 1e6)):
         Calibration(SCALES, 1.0, threshold, settings=settings, digests=digests(folder, settings)).save(
-            calibration_file(folder, category))
+            calibration_file(folder, category, LEARNT))
+    write_json(folder / TRAIN_OPTIONS, {"item": LEARNT})
 
 
 def test_the_detector_of_a_run_folder_is_the_one_that_was_saved(run_folder, detector):
@@ -325,7 +335,7 @@ def test_told_a_category_it_has_the_thresholds_of_that_category(run_folder):
     assert (together.calibration.image_threshold, own.calibration.image_threshold) == (1e6, 1.0)
     assert not together(image).decision and own(image).decision
     assert torch.equal(together(image).score, own(image).score)
-    with pytest.raises(UserError, match="calibration-c.json: no such file") as error:
+    with pytest.raises(UserError, match="has no thresholds of c; expected one of a, b") as error:
         load_detector(run_folder, "cpu", category="c")
     one_line(error)
 

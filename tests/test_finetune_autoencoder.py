@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_category, one_line
+from helpers import json_of, make_category, one_line
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -74,10 +74,6 @@ def run(*words) -> Path:
 
 def log(folder: Path = RUN) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def json_of(path: Path) -> dict:
-    return json.loads(path.read_text())
 
 
 def same_weights(one: Path, other: Path) -> bool:

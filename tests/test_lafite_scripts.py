@@ -1,6 +1,5 @@
 """train_lafite.py, inference_lafite.py and --method of train_tune_eval.py, through their command lines."""
 
-import csv
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, make_category
+from helpers import CPU, complaint, everything, json_of, make_category, rows_of, stamps
 from PIL import Image
 
 import train_lafite
@@ -26,62 +25,23 @@ TINY = ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 -
         "--feature_channels 32 --steps_features 6 --feature_batch_size 4 --holdout 0.25 --batch_size 4 --no_tune "
         "--feature_cache cache").split() + MACHINE
 BOTH = ["--item", "bolt", "hazelnut", "--run_id", "both", "--denoise_contrib", 0.5]
-RUN, ONE = Path("checkpoints/both"), Path("checkpoints/bolt")
-PROGRESS = re.compile(r"^[^:]*:[^|]*\|.*\]\s*$")        # tqdm's bars
-
-
-@pytest.fixture(scope="module")
-def store():
-    return {}
+RUN, ONE = Path("checkpoints/both"), Path("checkpoints/bolt-knn")
 
 
 @pytest.fixture
-def both(store, tmp_path_factory, tmp_path, monkeypatch, draw_category, script):
+def both(made_once, draw_category, script):
     """To work in and to spoil: a model of two categories and a bank of one, with results, as train_tune_eval.py leaves
     them. Gives the folder they were made in."""
-    if not store:
-        folder = tmp_path_factory.mktemp("both")
-        monkeypatch.chdir(folder)
+    def make():
         make_category(draw_category(Path("data")), "bolt", num_train=8)
         script("train_tune_eval.py", "--method", "lafite", *BOTH, *TINY)
         script("train_tune_eval.py", "--method", "knn", "--item", "bolt", *TINY)
-        store["folder"] = folder
-    shutil.copytree(store["folder"], tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    yield store["folder"]
-    shutil.rmtree(tmp_path / "work")
 
-
-def rows_of(folder: Path | str) -> list[dict[str, str]]:
-    with open(Path(folder) / "scores.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return made_once(make)
 
 
 def scores_of(folder: Path | str) -> list[float]:
     return [float(row["score"]) for row in rows_of(folder)]
-
-
-def json_of(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Of every file; they change when it is written again."""
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-
-
-def everything() -> dict[str, tuple[int, int]]:
-    return stamps(Path("checkpoints")) | stamps(Path("results"))
-
-
-def complaint(capsys, script, name: str, *words: object) -> str:
-    """The one line with which a script refuses what a user got wrong."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        script(name, *words)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not PROGRESS.match(line)]
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------ what a run leaves
@@ -116,8 +76,7 @@ def test_each_category_is_decided_by_its_own_thresholds(both):
 
 
 def test_one_command_for_several_categories_leaves_a_summary(both):
-    with open("results/summary.csv", newline="") as file:
-        assert {row["item"] for row in csv.DictReader(file)} >= {"bolt", "hazelnut"}
+    assert {row["item"] for row in rows_of("results", "summary.csv")} >= {"bolt", "hazelnut"}
     assert Path("results/index.html").is_file()
 
 
@@ -197,10 +156,10 @@ def test_features_are_extracted_once_and_where_the_system_keeps_such_files(both,
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("elsewhere").absolute()))
     flags = [word for word in TINY if word not in ("--feature_cache", "cache")]
     script("train_lafite.py", "--item", "bolt", "--method", "knn", *flags)
-    before = stamps(Path("elsewhere/dbad/features"))
+    before = stamps("elsewhere/dbad/features")
     assert len(before) == 4             # train and held out, each with what they were made of
     script("train_lafite.py", "--item", "bolt", "--method", "knn", *flags, "--run_id", "again")
-    assert stamps(Path("elsewhere/dbad/features")) == before
+    assert stamps("elsewhere/dbad/features") == before
 
 
 # ------------------------------------------------------------------------------------------ kinds of runs
@@ -208,9 +167,10 @@ def test_features_are_extracted_once_and_where_the_system_keeps_such_files(both,
 def test_the_memory_bank_alone_trains_no_network_and_says_so(both):
     assert sorted(path.name for path in ONE.iterdir()) == [
         "bank.pt", "calibration.json", "features.pt", "train_arg_config.json"]
-    found = load_detector(ONE, "cpu", "fp32")([Path("data") / row["path"] for row in rows_of("results/bolt")])
-    assert found.score.tolist() == pytest.approx(scores_of("results/bolt"), rel=1e-4) and found.maps.keys() == {"knn"}
-    pages = [Path("results", name, "report.html").read_text(encoding="utf-8") for name in ("both-bolt", "bolt")]
+    found = load_detector(ONE, "cpu", "fp32")([Path("data") / row["path"] for row in rows_of("results/bolt-knn")])
+    assert found.score.tolist() == pytest.approx(scores_of("results/bolt-knn"), rel=1e-4)
+    assert found.maps.keys() == {"knn"}
+    pages = [Path("results", name, "report.html").read_text(encoding="utf-8") for name in ("both-bolt", "bolt-knn")]
     assert "LafitE" in pages[0] and "LafitE" not in pages[1] and "nearest good patch" in pages[1]
 
 
@@ -220,8 +180,7 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
     monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
     flags = [word for word in TINY if word != "--no_tune"]
     script("train_lafite.py", *BOTH, *flags, "--blur_sigma", 3, "--neighbours", 2)
-    with open(RUN / "tuning.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(RUN, "tuning.csv")
     chosen, = (row for row in rows if row["chosen"] == "1")
     assert {(row["blur_sigma"], row["neighbours"]) for row in rows} == {("3.0", "2")} and len(rows) > 5
     for name in ("calibration", "calibration-bolt", "calibration-hazelnut"):
@@ -231,10 +190,10 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
 
 
 def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
-    script("inference_lafite.py", "--item", "hazelnut", "--run_id", "bolt", *MACHINE,
+    script("inference_lafite.py", "--item", "hazelnut", "--run_id", "bolt-knn", *MACHINE,
            "--images", "data/hazelnut/test/good")
-    warning = "warning: checkpoints/bolt has not learnt hazelnut, only bolt"
-    assert warning in capsys.readouterr().err and len(rows_of("results/bolt-hazelnut-images")) == 4
+    warning = "warning: checkpoints/bolt-knn has not learnt hazelnut, only bolt"
+    assert warning in capsys.readouterr().err and len(rows_of("results/bolt-knn-hazelnut-images")) == 4
 
 
 def test_images_that_belong_to_no_data_set_are_inspected(both, script):
@@ -253,7 +212,7 @@ def test_images_that_belong_to_no_data_set_are_inspected(both, script):
 def test_every_seed_has_a_model_of_its_own(both, script):
     script("train_tune_eval.py", "--method", "knn", "--item", "bolt", *TINY, "--seeds", 0, 1, "--bank_mb", 0.004,
            "--skip_evaluation")
-    one, other = (load_pickle(Path(f"checkpoints/bolt-seed{seed}/bank.pt"))["vectors"] for seed in (0, 1))
+    one, other = (load_pickle(Path(f"checkpoints/bolt-knn-seed{seed}/bank.pt"))["vectors"] for seed in (0, 1))
     assert one.shape == other.shape == (50, 40) and not torch.equal(one, other)
 
 
@@ -296,7 +255,7 @@ def test_a_run_of_another_family_is_neither_inspected_nor_written_over(both, scr
     flags = tiny_flags("train_ddim.py")
     script("train_ddim.py", *flags, "--steps_diffusion", 1)
     before = everything()
-    words = ["--item", "hazelnut", *MACHINE]
+    words = ["--item", "hazelnut", "--run_id", "hazelnut", *MACHINE]
     for line in (complaint(capsys, script, "inference_lafite.py", *words),
                  complaint(capsys, script, "train_lafite.py", *words, *TINY),
                  complaint(capsys, script, "train_ddim.py", *flags, "--run_id", "both")):

@@ -1,5 +1,4 @@
 """The scripts, each through its command line on a category of 16x16 pictures: what they promise to a user."""
-import csv
 import dataclasses
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import json_of, rows_of, stamp
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,22 +28,8 @@ RUN, RESULTS = Path("checkpoints/hazelnut"), Path("results/hazelnut")
 ON_DISK = ["--skip_train", "--skip_extractor"]
 
 
-def scores_of(folder: Path = RESULTS) -> list[dict[str, str]]:
-    with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def values_of(rows: list[dict[str, str]]) -> np.ndarray:
     return np.array([float(row["score"]) for row in rows])
-
-
-def json_of(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """Changes whenever the file is written again."""
-    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def files_in(folder: Path) -> list[str]:
@@ -87,9 +73,8 @@ def test_the_results_folder_holds_every_promised_file(finished):
     assert options["options"]["steps_to_regenerate"] == 2 and "torch" in options["versions"] and "commit" in options
     for picture in (*results.glob("images/*.png"), results / "overview.png", results / "curves.png"):
         Image.open(picture).load()
-    assert len(list(results.glob("images/*.png"))) == len(scores_of(results)) == 7
-    with open(results / "metrics.csv", newline="") as file:
-        rows = {row["metric"]: row["value"] for row in csv.DictReader(file)}
+    assert len(list(results.glob("images/*.png"))) == len(rows_of(results)) == 7
+    rows = {row["metric"]: row["value"] for row in rows_of(results, "metrics.csv")}
     assert float(rows["image.auroc"]) == json_of(results / "metrics.json")["image"]["auroc"]
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "hazelnut/test/crack/002.png" in page and page.rstrip().endswith("</html>")
@@ -103,7 +88,7 @@ def test_no_temporary_file_is_left_anywhere(finished):
 
 
 def test_scores_csv_has_a_line_per_test_image_and_decides_by_the_calibrated_threshold(finished):
-    rows = scores_of(finished / RESULTS)
+    rows = rows_of(finished / RESULTS)
     images = sorted(p.relative_to(finished / "data").as_posix() for p in (finished / "data").glob("*/test/*/*.png"))
     assert [row["path"] for row in rows] == images
     calibration = json_of(finished / RUN / "calibration.json")
@@ -117,7 +102,7 @@ def test_scores_csv_has_a_line_per_test_image_and_decides_by_the_calibrated_thre
 
 
 def test_metrics_json_agrees_with_the_scores(finished):
-    rows, found = scores_of(finished / RESULTS), json_of(finished / RESULTS / "metrics.json")
+    rows, found = rows_of(finished / RESULTS), json_of(finished / RESULTS / "metrics.json")
     labels, scores = np.array([int(row["label"]) for row in rows]), values_of(rows)
     for name, value in metrics.image_metrics(labels, scores).items():
         assert found["image"][name] == pytest.approx(value), name
@@ -159,7 +144,7 @@ def test_training_a_finished_run_again_leaves_its_calibration_valid(trained, fin
     script("train_ddim.py", *tiny_flags("train_ddim.py"))
     script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device",
            "cpu")
-    assert values_of(scores_of()).tolist() == values_of(scores_of(finished / RESULTS)).tolist()
+    assert values_of(rows_of(RESULTS)).tolist() == values_of(rows_of(finished / RESULTS)).tolist()
 
 
 def test_results_of_other_options_are_kept_under_a_number(trained, script, tiny, capsys):
@@ -177,7 +162,7 @@ def test_results_of_other_options_are_kept_under_a_number(trained, script, tiny,
 def test_batch_size_order_and_workers_do_not_change_scores(trained, script, flags):
     script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device",
            "cpu", *flags.split())
-    before, after = (scores_of(Path("results", name)) for name in ("hazelnut.1", "hazelnut"))
+    before, after = (rows_of(Path("results", name)) for name in ("hazelnut.1", "hazelnut"))
     assert [row["path"] for row in after] == [row["path"] for row in before]
     np.testing.assert_allclose(values_of(after), values_of(before), rtol=1e-4)
     if "batch_size" not in flags:
@@ -220,9 +205,9 @@ def test_with_skip_threshold_the_given_thresholds_count_and_decide(trained, scri
     for size, decision in (("1e-9", "1"), ("1e9", "0")):
         script("train_tune_eval.py", *tiny, *ON_DISK, "--skip_threshold", "--pxl_threshold", size,
                "--feature_threshold", size)
-        scores[size] = values_of(scores_of())
-        assert {row["decision"] for row in scores_of()} == {decision}
-        assert {row["p_value"] for row in scores_of()} == {""}          # no good images were measured
+        scores[size] = values_of(rows_of(RESULTS))
+        assert {row["decision"] for row in rows_of(RESULTS)} == {decision}
+        assert {row["p_value"] for row in rows_of(RESULTS)} == {""}          # no good images were measured
     np.testing.assert_allclose(scores["1e-9"] / scores["1e9"], 1e18, rtol=1e-4)
 
 
@@ -250,7 +235,7 @@ def test_the_long_command_runs_without_a_screen(workplace, tiny):
     assert Path("checkpoints/hazelnut_01.pt").is_file()
     options = json_of(RESULTS / "options.json")["options"]
     assert (options["recon_weight"], options["eta"], options["plt_imgs"]) == (0.1, 0.1, True)
-    assert len(scores_of()) == 7
+    assert len(rows_of(RESULTS)) == 7
 
 
 ALIASES = {
@@ -310,7 +295,7 @@ INSPECTIONS = ["--conditioning blend", "--eta 1", "--recon_weight 8", "--feature
 @pytest.mark.parametrize("flags", TRAININGS)
 def test_an_option_of_training_changes_the_weights_and_the_run_ends_well(workplace, finished, script, tiny, flags):
     script("train_tune_eval.py", *tiny, "--epochs_extractor", 0, *flags.split())
-    assert len(scores_of()) == 7 and np.isfinite(values_of(scores_of())).all()
+    assert len(rows_of(RESULTS)) == 7 and np.isfinite(values_of(rows_of(RESULTS))).all()
     with pytest.raises(AssertionError):
         assert_same_weights(RUN / "final.pt", finished / RUN / "final.pt")
 
@@ -318,7 +303,7 @@ def test_an_option_of_training_changes_the_weights_and_the_run_ends_well(workpla
 @pytest.mark.parametrize("flags", INSPECTIONS)
 def test_an_option_of_inspection_changes_the_scores_and_the_run_ends_well(trained, script, tiny, flags):
     script("train_tune_eval.py", *tiny, *ON_DISK, *flags.split())
-    before, after = (values_of(scores_of(Path("results", name))) for name in ("hazelnut.1", "hazelnut"))
+    before, after = (values_of(rows_of(Path("results", name))) for name in ("hazelnut.1", "hazelnut"))
     assert np.isfinite(after).all() and (after != before).any()
 
 
@@ -330,7 +315,7 @@ def test_patching_inspects_images_larger_than_the_network_at_their_own_size(tmp_
     assert json_of(RESULTS / "metrics.json")["pixel"]["num_pixels"] == 7 * 26 * 20
     prediction = load_detector(RUN, device="cpu", precision="fp32")(Path("wide/hazelnut/test/crack/000.png"))
     assert prediction.anomaly_map.shape == (1, 1, 20, 26) and prediction.reconstruction.shape == (1, 3, 20, 26)
-    assert prediction.score.item() == pytest.approx(values_of(scores_of())[0], rel=1e-4)
+    assert prediction.score.item() == pytest.approx(values_of(rows_of(RESULTS))[0], rel=1e-4)
 
 
 def test_the_extractor_can_learn_from_reconstructions(trained, script, tiny):
@@ -339,7 +324,7 @@ def test_the_extractor_can_learn_from_reconstructions(trained, script, tiny):
     script("train_tune_eval.py", *tiny, "--skip_train", "--extractor_use_diff", "--extractor_path", "other.pt")
     after = torch.load("other.pt", weights_only=True)["state_dict"]
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
-    assert len(scores_of()) == 7
+    assert len(rows_of(RESULTS)) == 7
 
 
 def test_a_checkpoint_called_safetensors_is_one(workplace, finished, script, tiny):
@@ -347,7 +332,7 @@ def test_a_checkpoint_called_safetensors_is_one(workplace, finished, script, tin
     weights = load_file(RUN / "unet.safetensors")
     expected = torch.load(finished / RUN / "final.pt", weights_only=True)
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert len(scores_of()) == 7
+    assert len(rows_of(RESULTS)) == 7
 
 
 def test_a_checkpoint_may_have_a_name_without_an_ending(workplace, finished, script, tiny_flags):
@@ -358,10 +343,10 @@ def test_a_checkpoint_may_have_a_name_without_an_ending(workplace, finished, scr
 def test_item_states_limit_the_test_to_some_folders(trained, script):
     flags = ["--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device", "cpu"]
     script("inference_ddim.py", *flags, "--item_states", "crack")
-    assert {row["defect"] for row in scores_of()} == {"crack"} and len(scores_of()) == 3
+    assert {row["defect"] for row in rows_of(RESULTS)} == {"crack"} and len(rows_of(RESULTS)) == 3
     assert json_of(RESULTS / "metrics.json")["reason"] == "the test has no good images"
     script("inference_ddim.py", *flags, "--item_states", "good", "crack")
-    assert values_of(scores_of()).tolist() == values_of(scores_of(Path("results/hazelnut.1"))).tolist()
+    assert values_of(rows_of(RESULTS)).tolist() == values_of(rows_of("results/hazelnut.1")).tolist()
 
 
 def test_without_a_data_set_the_demo_is_drawn_and_said_to_be(workplace, script, tiny, capsys, monkeypatch):
@@ -372,7 +357,7 @@ def test_without_a_data_set_the_demo_is_drawn_and_said_to_be(workplace, script, 
     assert "drawn, not photographed" in capsys.readouterr().out
     assert "drawn, not photographed" in (RESULTS / "report.html").read_text(encoding="utf-8")
     assert len(list(Path("demo").glob("*/hazelnut/train/good/*.png"))) == 8
-    assert len(scores_of()) == 2 + len(demo.CATEGORIES["hazelnut"])
+    assert len(rows_of(RESULTS)) == 2 + len(demo.CATEGORIES["hazelnut"])
 
 
 # ------------------------------------------------------------------------------------------ from Python
@@ -386,7 +371,7 @@ def test_load_detector_gives_the_scores_of_scores_csv(trained, tmp_path, moved):
         shutil.rmtree(trained / "checkpoints")
     from dbad import load_detector as exported
     detector = exported(folder / RUN, device="cpu", precision="fp32")
-    row = scores_of(folder / RESULTS)[2]
+    row = rows_of(folder / RESULTS)[2]
     prediction = detector(folder / "data" / row["path"])
     assert prediction.score.item() == pytest.approx(float(row["score"]), rel=1e-5)
     assert prediction.decision.tolist() == [bool(int(row["decision"]))]

@@ -1,5 +1,4 @@
 """Several categories and seeds in one command; and images that belong to no data set."""
-import csv
 import json
 import re
 import shutil
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import one_line, save_drawn
+from helpers import json_of, one_line, rows_of, save_drawn
 from PIL import Image
 
 import train_tune_eval
@@ -16,11 +15,6 @@ from dbad.summary import Run
 from train_tune_eval import Options, expand
 
 RUN, RESULTS, NEW = Path("checkpoints/hazelnut"), Path("results/hazelnut"), Path("results/hazelnut-images")
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def fails_with(capsys, run, *words) -> str:
@@ -58,11 +52,11 @@ def test_all_categories_and_seeds_in_one_command_leave_a_summary(workplace, draw
     draw_category(workplace / "data", "bolt")
     words = [*tiny, "--item", "all", "--seeds", "0", "1"]
     script("train_tune_eval.py", *words)
-    rows = rows_of(Path("results/summary.csv"))
+    rows = rows_of("results", "summary.csv")
     assert [(row["item"], row["seed"], row["status"]) for row in rows] == [
         ("bolt", "0", "done"), ("bolt", "1", "done"), ("hazelnut", "0", "done"), ("hazelnut", "1", "done")]
     for row in rows:
-        metrics = json.loads(Path("results", row["folder"], "metrics.json").read_text())
+        metrics = json_of(Path("results", row["folder"], "metrics.json"))
         assert float(row["image.auroc"]) == metrics["image"]["auroc"]
     text = Path("results/summary.md").read_text()
     assert "±" in text and "| bolt |" in text and "full frame" in text
@@ -78,7 +72,7 @@ def test_all_categories_and_seeds_in_one_command_leave_a_summary(workplace, draw
     assert capsys.readouterr().out.count("finished before") == 2
     after = {name: Path("results", name, "scores.csv").stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == ["bolt-seed0", "bolt-seed1"]
-    assert [row["status"] for row in rows_of(Path("results/summary.csv"))] == ["done"] * 2 + ["finished before"] * 2
+    assert [row["status"] for row in rows_of("results", "summary.csv")] == ["done"] * 2 + ["finished before"] * 2
 
 
 def test_a_category_that_fails_does_not_stop_the_others(workplace, draw_category, script, tiny, capsys):
@@ -86,7 +80,7 @@ def test_a_category_that_fails_does_not_stop_the_others(workplace, draw_category
     Path("data/bolt/test/crack/001.png").write_bytes(b"no picture")
     line = fails_with(capsys, script, "train_tune_eval.py", *tiny, "--item", "all")
     assert line.startswith("train_tune_eval.py: 1 of 2 runs failed: bolt (") and "crack/001.png" in line
-    rows = rows_of(Path("results/summary.csv"))
+    rows = rows_of("results", "summary.csv")
     assert [(row["item"], row["status"]) for row in rows] == [("bolt", "failed"), ("hazelnut", "done")]
     assert "crack/001.png" in rows[0]["error"] and rows[0]["image.auroc"] == "" and float(rows[1]["image.auroc"]) > 0
     assert "## Without results" in Path("results/summary.md").read_text() and (RESULTS / "report.html").is_file()
@@ -146,8 +140,8 @@ def camera(trained) -> Path:
 def test_new_images_get_the_scores_they_have_in_the_test(camera, script, tiny_flags, capsys):
     script("inference_ddim.py", "--item", "hazelnut", "--images", "camera", "--device", "cpu", "--precision", "fp32")
     out, err = capsys.readouterr()
-    rows = {Path(row["path"]).name: row for row in rows_of(NEW / "scores.csv")}
-    for row in rows_of(RESULTS / "scores.csv"):
+    rows = {Path(row["path"]).name: row for row in rows_of(NEW)}
+    for row in rows_of(RESULTS):
         new = rows[f"{row['defect']}_{Path(row['path']).name}"]
         assert float(new["score"]) == pytest.approx(float(row["score"]), rel=1e-6)
         assert (new["decision"], new["p_value"], new["label"]) == (row["decision"], row["p_value"], "")
@@ -160,7 +154,7 @@ def test_new_images_get_the_scores_they_have_in_the_test(camera, script, tiny_fl
 
 def test_patterns_sub_folders_and_the_size_of_the_input(camera, script):
     script("inference_ddim.py", "--item", "hazelnut", "--images", "camera/crack_*.png", "camera/late", "--recursive")
-    assert len(rows_of(NEW / "scores.csv")) == 4
+    assert len(rows_of(NEW)) == 4
     sizes = {path.name: Image.open(path).size for path in (NEW / "overlays").iterdir()}
     assert (80, 48) in sizes.values() and list(sizes.values()).count((16, 16)) == 3
 
@@ -172,12 +166,12 @@ def test_results_of_other_new_images_are_kept(camera, script):
     assert not Path(f"{NEW}.1").exists()            # the same images again
     shutil.copy("camera/good_000.png", "camera/good_100.png")
     script("inference_ddim.py", *words)
-    assert (len(rows_of(Path(f"{NEW}.1/scores.csv"))), len(rows_of(NEW / "scores.csv"))) == (4, 5)
+    assert (len(rows_of(f"{NEW}.1")), len(rows_of(NEW))) == (4, 5)
 
 
 def test_the_drift_check_says_whether_the_images_still_look_like_the_calibration_s(trained, script, capsys):
     """Forty images of noise score otherwise than good ones, forty of the good kind do not."""
-    calibration = json.loads((RUN / "calibration.json").read_text())
+    calibration = json_of(RUN / "calibration.json")
     rng = np.random.default_rng(0)
     for index in range(40):
         save_drawn(Path(f"same/{index}.png"))
@@ -187,7 +181,7 @@ def test_the_drift_check_says_whether_the_images_still_look_like_the_calibration
     (RUN / "calibration.json").write_text(json.dumps(calibration))
     script("inference_ddim.py", "--item", "hazelnut", "--images", "noise", "--drift_check")
     assert "Drift: the scores of 40 new images are higher" in capsys.readouterr().out
-    found = json.loads((NEW / "drift.json").read_text())
+    found = json_of(NEW / "drift.json")
     assert found["drifted"] is True and found["direction"] == "higher" and found["p_value"] < 0.01
 
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers import complaint
 from PIL import Image
 
 RUN, CATEGORY = Path("checkpoints/hazelnut"), Path("data/hazelnut")
-BAR = re.compile(r"(training|calibrating|inspecting|drawing)[^|]*\|.*\]\s*$")
 INSPECT = ["--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device", "cpu"]
 TOUCH = "executed"      # the file that a malicious checkpoint would make
 
@@ -40,18 +40,6 @@ class Mistake(NamedTuple):
 def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
             for path in sorted(folder.rglob("*"))}
-
-
-def complaint(capsys, script, name: str, *flags: object) -> str:
-    """Run the script, check that it fails as a user's mistake does, and return the line without the script's name."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        script(name, *flags)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not BAR.match(line)]
-    assert stop.value.code == 2, lines
-    assert len(lines) == 1, lines
-    assert lines[0].startswith(f"{name}: "), lines
-    return lines[0].removeprefix(f"{name}: ")
 
 
 def assert_refused(capsys, script, mistake: Mistake, flags: list[str]) -> None:
