@@ -46,6 +46,7 @@ class Plan:
         settings           what shapes the result, as plain values: a run resumes only under equal settings
         accumulate         batches whose mean gradient makes a step; each counts as a step of `StepBatches`
         schedule           of the learning rate: "cosine" falls to 0 after warm-up, "constant" has neither
+        fused              AdamW in one kernel: faster, less memory, other last bits
     """
 
     num_steps: int
@@ -61,6 +62,7 @@ class Plan:
     ema_decay: float = 0.9999
     accumulate: int = 1
     schedule: str = "cosine"
+    fused: bool = False
 
 
 class StepBatches:
@@ -233,7 +235,7 @@ class _State:
         self.model, self.plan, self.best, self.step = model, plan, best, 0
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainable, plan.learning_rate, betas=plan.betas,
-                                           weight_decay=plan.weight_decay)
+                                           weight_decay=plan.weight_decay, fused=plan.fused or None)
         self.rate = get_scheduler(plan.schedule, self.optimizer, num_training_steps=plan.num_steps,
                                   num_warmup_steps=min(plan.warmup_steps, plan.num_steps // 10))
         self.ema = EMAModel(self.trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75,

@@ -267,6 +267,16 @@ def test_training_lowers_the_loss(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_the_fused_optimiser_comes_to_the_same_weights_but_for_rounding_and_goes_on(unbroken, tmp_path):
+    plan = dataclasses.replace(PLAN, fused=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(5, lambda: os.kill(os.getpid(), signal.SIGINT)), plan)
+    resumed = train(tmp_path, plan=plan)
+    assert not same(resumed, network())
+    for found, expected in zip(resumed.parameters(), unbroken[0].parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_model_comes_back_with_its_averaged_weights(tmp_path):
     """They follow from EMA with warm-up: decay 1 - (1 + k)^(-3/4), at most 0.9999, after k + 1 steps."""
     history = []
