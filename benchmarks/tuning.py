@@ -4,7 +4,8 @@
 
 Trains the category, if that was not done before, and measures the test with the preset's settings, with those that
 `evaluation.py --tune` chooses, and with those that the same search chooses when it is shown the test images with their
-masks. The last is for comparison only: it is what choosing by the test would promise. Adds its rows to results.csv in
+masks, at most 80 of each kind, evenly chosen. The last is for comparison only: it is what choosing by the test would
+promise. Adds its rows to results.csv in
 --out and prints them as a table.
 """
 
@@ -57,7 +58,7 @@ def in_hindsight(options: CategoryOptions) -> dict:
     category = open_category(options)
     train, _ = split_holdout(category.train, options.holdout or 0.1)
     items = read_items(test_images(category), detector.size)
-    good, bad = ([item for item in items if item.label == label] for label in (0, 1))
+    good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),
         torch.stack([item.mask for item in bad]), evaluation.network_images(detector, some_of(train[1::2])))
