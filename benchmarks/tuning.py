@@ -5,8 +5,7 @@
 Trains the category, if that was not done before, and measures the test with the preset's settings, with those that
 `evaluation.py --tune` chooses, and with those that the same search chooses when it is shown the test images with their
 masks, at most 80 of each kind, evenly chosen. The last is for comparison only: it is what choosing by the test would
-promise. Adds its rows to results.csv in
---out and prints them as a table.
+promise. Adds its rows to results.csv in --out and prints them as a table.
 """
 
 import argparse
