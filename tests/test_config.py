@@ -29,11 +29,13 @@ from dbad.config import (
     plain,
     resolve,
     run_folder,
+    run_name,
     subset,
     trained_options,
 )
 from dbad.errors import UserError
 from dbad.files import write_json
+from dbad.inspecting import results_of
 from dbad.presets import PRESETS
 from dbad.runtime import one_line_failures, pick_device, pick_precision
 
@@ -385,3 +387,23 @@ def test_a_device_and_a_number_format_are_picked_for_the_machine():
         assert pick_precision(precision, torch.device("cpu")) == precision
     assert pick_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
     assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+# Names
+
+@pytest.mark.parametrize("items, run_id, name", [
+    (("screw",), None, "screw-diad"), (("all",), None, "all-diad"), (("screw", "bolt"), None, "screw-bolt-diad"),
+    (tuple("abcd"), None, "4-categories-diad"), (("screw",), "mine", "mine")])
+def test_a_run_is_called_as_its_categories_and_its_method_or_as_it_is_told(items, run_id, name):
+    assert run_name(train_diad.Options(item=items, run_id=run_id), "diad") == name
+
+
+@pytest.mark.parametrize("learnt, item, images, name", [
+    (["screw"], "screw", None, "mine"), (["screw"], "bolt", None, "mine-bolt"), (["bolt", "screw"], "bolt", None,
+     "mine-bolt"), (["screw"], "screw", ("new/",), "mine-images"), (["screw"], "bolt", ("new/",), "mine-bolt-images")])
+def test_results_are_called_as_the_run_and_where_it_knows_other_categories_as_the_category(learnt, item, images, name,
+                                                                                         tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / TRAIN_OPTIONS).write_text(json.dumps({"item": learnt, "bank_mb": 1.0}))
+    options = inference_lafite.Options(item=item, run_id="mine", images=images, diffusion_checkpoint_dir=tmp_path)
+    assert results_of(options, "train_lafite.py") == Path("results", name)
