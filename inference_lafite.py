@@ -4,7 +4,8 @@
     python inference_lafite.py --item screw --dataset_path data/mvtec --run_id several
     python inference_lafite.py --item screw --images "camera/*.png" new/ --drift_check
 
-What stands beside the image is put together of the nearest good patches that the model knows.
+Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. What stands beside the image is put together of
+the nearest good patches that the model knows.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ class Options(RunOptions, NewImageOptions, InspectionOptions, FeatureMapOptions)
 def run(options: Options) -> Path:
     """Inspect, and return the folder of the results."""
     check_new_images(options)
-    options = replace(options, run_id=run_name(options, "lafite"))
+    names = [run_name(options, method) for method in ("lafite", "knn")]
+    there = [name for name in names if (options.diffusion_checkpoint_dir / name).is_dir()]
+    options = replace(options, run_id=(there or names)[0])
     folder = results_of(options, TRAINED_BY)
     return inspect_run(*settle_trained(options, TRAINED_BY), folder)
 

@@ -174,6 +174,12 @@ def test_the_memory_bank_alone_trains_no_network_and_says_so(both):
     assert "LafitE" in pages[0] and "LafitE" not in pages[1] and "nearest good patch" in pages[1]
 
 
+def test_without_a_name_of_its_own_the_one_run_that_is_there_is_taken(both, script):
+    shutil.rmtree("results/bolt-knn")
+    script("inference_lafite.py", "--item", "bolt", *MACHINE)
+    assert len(rows_of("results/bolt-knn")) == len(rows_of(both / "results/bolt-knn"))
+
+
 def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, script, monkeypatch):
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
