@@ -163,10 +163,11 @@ def settled(options: Options) -> Options:
     preset = options.preset or ("demo" if options.dataset_path is None else "small")
     items = chosen_items(options)
     if options.method == "knn":
-        for name in ("denoise_contrib", "inversion_contrib"):
+        for name in ("denoise_contrib", "inversion_contrib", "context_power"):
             if getattr(options, name):
                 raise UserError(f"--{name} {getattr(options, name)}: --method knn has no denoiser; expected 0")
-        plain_knn = {"knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0, "inversion_contrib": 0.0}
+        plain_knn = {"knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0, "inversion_contrib": 0.0,
+                     "context_power": 0.0}
         options = replace(options, **{name: value for name, value in plain_knn.items()
                                       if getattr(options, name) is None})
     tune, method = options.tune is not False, options.method or "lafite"
@@ -179,8 +180,8 @@ def settled(options: Options) -> Options:
 
 
 def new_network(options: Options, components: int) -> UNet2DModel:
-    """The denoiser, with random weights."""
-    return build_unet(options.grid, options.feature_channels, 1, (), components, ("grid", "feature_channels"))
+    """The denoiser, with random weights: one channel more for what is noised, and for the expected error."""
+    return build_unet(options.grid, options.feature_channels, 1, (), components + 1, ("grid", "feature_channels"))
 
 
 def default_layers(extractor: str) -> list[int]:
@@ -220,7 +221,7 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
           f"{device.type}, {precision}")
 
     def loss_of(model, batch) -> dict[str, Tensor]:
-        return {"loss": lafite.feature_loss(model, batch, abar, options.prediction, precision)}
+        return lafite.feature_loss(model, batch, abar, options.prediction, precision)
 
     def report(model, epoch: int) -> dict[str, float]:
         return {"val_loss": validation_loss(

@@ -24,12 +24,13 @@ from dbad.data import open_category, read_items, split_holdout, test_images
 from dbad.detectors import load_detector
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
 
-ALONE = dict.fromkeys((f"{part}_contrib" for part in PARTS), 0.0)
+ALONE = dict.fromkeys((f"{part}_contrib" for part in PARTS), 0.0) | {"context_power": 0.0}
 VARIANTS = {
     "knn": ALONE | {"knn_contrib": 1.0}, "edit only": ALONE | {"edit_contrib": 1.0},
     "denoise, not edited": ALONE | {"denoise_contrib": 1.0, "editing": False},
     "denoise, edited": ALONE | {"denoise_contrib": 1.0, "editing": True},
-    "inversion": ALONE | {"inversion_contrib": 1.0}, "fused": {},
+    "inversion": ALONE | {"inversion_contrib": 1.0},
+    "edit, power 0.5": ALONE | {"edit_contrib": 1.0, "context_power": 0.5}, "fused": {},
 }
 COLUMNS = ("category", "model", "seed", "score", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro",
            "ms_per_image")

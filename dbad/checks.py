@@ -19,8 +19,8 @@ _AT_LEAST = {
     "steps_to_regenerate": 1, "feature_smoothing_kernel": 1, "warmup_steps": 0, "layers_per_block": 1,
     "max_timestep": 0, "recon_weight": 0, "blur_sigma": 0, "pl_contrib": 0, "fl_contrib": 0, "rotate": 0,
     "color_jitter": 0, "eta": 0, "center_crop": 0, "top_share": 0, "num_samples": 1,
-    "neighbours": 1, "feature_start": 1, "feature_steps_back": 1, "knn_contrib": 0, "edit_contrib": 0,
-    "denoise_contrib": 0, "inversion_contrib": 0, "grid": 4, "components": 1, "steps_features": 1,
+    "neighbours": 1, "feature_start": 1, "feature_steps_back": 1, "context_power": 0, "knn_contrib": 0,
+    "edit_contrib": 0, "denoise_contrib": 0, "inversion_contrib": 0, "grid": 4, "components": 1, "steps_features": 1,
     "feature_batch_size": 1, "latent_start": 1, "latent_steps_back": 1, "map_sigma": 0, "steps_latent": 0,
     "latent_batch_size": 1, "latent_accumulate": 1, "latent_max_timestep": 1, "autoencoder_steps": 1,
 }

@@ -142,6 +142,9 @@ class FeatureMapOptions(ScoreOptions):
     editing: bool = opt("edit features before they are noised and denoised", by_preset=True)
     feature_start: int = opt("noise features up to this timestep of 1000", by_preset=True)
     feature_steps_back: int = opt("denoising steps from there back to 0", by_preset=True)
+    context_power: float = opt(
+        "distances are divided by this power of the error that the network expects of a patch, given its surroundings; "
+        "0 for plain distances", by_preset=True)
     knn_contrib: float = opt("contribution of the distance to the nearest good patch", by_preset=True)
     edit_contrib: float = opt("contribution of the distance to the edited patch", by_preset=True)
     denoise_contrib: float = opt("contribution of the distance to the denoised patch", by_preset=True)

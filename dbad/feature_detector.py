@@ -23,6 +23,7 @@ from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
 from dbad.lafite import (
     Components,
     denoise,
+    expected_error,
     feature_schedule,
     invert,
     patch_differences,
@@ -43,6 +44,7 @@ class FeatureSettings:
     editing: bool
     feature_start: int
     feature_steps_back: int
+    context_power: float
     knn_contrib: float
     edit_contrib: float
     denoise_contrib: float
@@ -61,6 +63,13 @@ class FeatureSettings:
         """Of the parts that count."""
         found = {name: getattr(self, f"{name}_contrib") for name in PARTS}
         return {name: weight for name, weight in found.items() if weight > 0}
+
+    def relative(self, maps: dict[str, Tensor], log_error: Tensor | None) -> dict[str, Tensor]:
+        """Distances (N, 1, G, G) in units of what is expected, see `lafite.expected_error`; None leaves them."""
+        if log_error is None:
+            return maps
+        unit = (self.context_power * log_error).exp()
+        return {name: part if name == "inversion" else part / unit for name, part in maps.items()}
 
     def blurred(self, maps: dict[str, Tensor], side: int) -> dict[str, Tensor]:
         """(N, 1, G, G) each -> (N, 1, side, side)."""
@@ -101,9 +110,9 @@ class FeatureDetector(Calibrated):
     def __init__(self, space: FeatureSpace, bank: Bank, net: UNet2DModel | None, settings: FeatureSettings, *,
                  seed: int, batch_size: int, device: torch.device, precision: str,
                  calibration: Calibration | None = None):
-        if net is None and {"denoise", "inversion"} & settings.contributions.keys():
-            raise UserError("--denoise_contrib and --inversion_contrib: this run has a memory bank and no denoiser; "
-                            "expected 0, or a run of train_lafite.py --method lafite")
+        if net is None and ({"denoise", "inversion"} & settings.contributions.keys() or settings.context_power):
+            raise UserError("--denoise_contrib, --inversion_contrib and --context_power: this run has a memory bank "
+                            "and no denoiser; expected 0, or a run of train_lafite.py --method lafite")
         self.patches, self.standardisation = space.patches.to(device).eval(), space.standardisation.to(device)
         self.space, self.bank, self.net = space, bank.to(device), None if net is None else net.to(device).eval()
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
@@ -132,6 +141,7 @@ class FeatureDetector(Calibrated):
         features = self.features(images)
         distances, indices = self.bank.nearest(to_patches(features), self.settings.neighbours)
         raw = self.compare(images, features, distances, indices, self.settings.contributions)
+        raw = self.settings.relative(raw, self.expected(images, features) if self.settings.context_power else None)
         maps = {name: part.cpu() for name, part in raw.items()}
         return self.settings.blurred(maps, self.size), self._mosaic(indices[:, 0])
 
@@ -163,6 +173,12 @@ class FeatureDetector(Calibrated):
                        self.precision)
             found["inversion"] = unlikelihood(z)
         return found
+
+    def expected(self, images: Tensor, features: Tensor) -> Tensor:
+        """`lafite.expected_error` of the features (N, C, G, G) of images; (N, 1, G, G) on the device."""
+        streams = [image_stream(self.seed, image.cpu()) for image in images]
+        return expected_error(self.net, self.space.components.project(features), streams, self.abar,
+                              self.space.prediction, self.precision)
 
     def _mosaic(self, nearest: Tensor) -> Tensor | None:
         """Nearest vector of every patch (N * G * G,) -> the pieces of image they come from, (N, 3, S, S)."""

@@ -1,4 +1,4 @@
-"""Settings of the LafitE family by pseudo-validation: K, editing, start, steps, contributions, blur, image score.
+"""Settings of the LafitE family by pseudo-validation: K, editing, start, steps, power, contributions, blur, score.
 
 It begins with the distance to the edited patches alone; a part that does not help is left out. As in dbad.tuning, the
 search sees good training images alone, some with anomalies drawn on them (dbad.pseudo), and what the networks give is
@@ -29,6 +29,7 @@ NEIGHBOURS = (1, 3, 5, 9)
 STARTS = (50, 100, 200, 300, 400, 600, 800)
 STEPS = (1, 3, 5)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIRST_WEIGHT = 0.5      # of the denoised part while its start is searched
 BLURS = (2.0, 4.0, 8.0)
 SHARES = (0.0, 0.001, 0.005, 0.02)
@@ -60,6 +61,7 @@ class _Known:
     distances: Tensor
     indices: Tensor
     maps: Maps
+    log_error: Tensor | None = None     # what the network expects of them, once it is asked for
 
 
 class FeatureSearch:
@@ -80,6 +82,7 @@ class FeatureSearch:
             self.best = self._try(self.detector.settings)
             self._vary("neighbours", self.neighbours)
             if self.detector.net is not None:
+                self._vary("context_power", POWERS)
                 self._denoise()
                 if self.best.settings.denoise_contrib:
                     self._vary("feature_steps_back", [n for n in STEPS if n <= self.best.settings.feature_start])
@@ -87,6 +90,8 @@ class FeatureSearch:
             self._vary("blur_sigma", BLURS)
             self._vary("top_share", SHARES)
             self._mix()
+            if self.detector.net is not None:
+                self._vary("context_power", POWERS)
         self.detector.settings = self.best.settings
         return self.best
 
@@ -134,7 +139,8 @@ class FeatureSearch:
     def _judge(self, settings: FeatureSettings) -> tuple[float, float, float]:
         """AUPRO to 0.3, image AUROC and pixel AP."""
         self.detector.settings, side = settings, self.detector.size
-        parts = {name: settings.blurred(self._maps(known), side) for name, known in self.known.items()}
+        parts = {name: settings.blurred(settings.relative(self._maps(known), self._expected(known)), side)
+                 for name, known in self.known.items()}
         window = (..., *central_window((side, side), settings.center_crop))
         scales = {name: map_quantile([part[window].numpy()], 0.999) for name, part in parts["good"].items()}
         (good, low), (pseudo, high) = (settings.combine(parts[name], scales) for name in ("good", "pseudo"))
@@ -155,6 +161,17 @@ class FeatureSearch:
                 known.maps[key] = torch.cat([found_part[part] for found_part in self._compare(known, part)])
             found[part] = known.maps[key]
         return found
+
+    def _expected(self, known: _Known) -> Tensor | None:
+        """What the network expects of the patches, where it counts; asked for once."""
+        if not self.detector.settings.context_power:
+            return None
+        if known.log_error is None:
+            size, device = self.detector.batch_size, self.detector.device
+            known.log_error = torch.cat([
+                self.detector.expected(images, features.to(device)).cpu()
+                for images, features in zip(known.images.split(size), known.features.split(size), strict=True)])
+        return known.log_error
 
     def _compare(self, known: _Known, part: str) -> Iterator[Maps]:
         size, grid = self.detector.batch_size, known.features.shape[-1]

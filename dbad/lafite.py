@@ -4,13 +4,18 @@ An image becomes standardised features on a grid of patches. Each patch is repla
 ("feature editing"), the whole is noised and denoised again, and what comes back is compared with what was there. Beside
 it stand the distance to the nearest good patch (PatchCore, CVPR 2022), to the edited one, and how unlikely the noise is
 that the features lead to when the diffusion is run forwards ("inversion", InvAD, arXiv:2504.05662).
+
+The network has one channel more than the paper's: which patches are noised, the others being left as they are, and how
+large its squared error is expected to be at each. So it can be asked what a patch may look like given its surroundings,
+and how surely that is known (`expected_error`): a distance means more where the surroundings leave little room. This is
+ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +32,10 @@ from dbad.runtime import autocast
 
 INVERSION_STEPS = (333, 666, 999)
 MIN_SNR = 5.0           # gamma of min-SNR weighting (arXiv:2303.09556)
+WHOLE_SHARE = 0.25      # of the images is noised everywhere; in the rest
+BLOCKS, NOISED_SHARES = (2, 4, 8), (0.25, 0.5)      # blocks of such sides, in patches, and shares of their number
+ERROR_WEIGHT = 0.1      # of the expected error in the loss
+LARGEST_ERROR = 100.0   # that is expected at all: of components whose mean square is 1
 
 
 def feature_schedule() -> Tensor:
@@ -82,7 +91,8 @@ class FeatureImages(Dataset):
 
     Items are asked for as lists of (step, slot, index), see `training.StepBatches`; all randomness follows from the
     seed, the purpose, the step and the slot. Every category is asked for equally often, whatever its number of images.
-    A batch is {"features": (N, D, G, G) float32, "noise": likewise, "timestep": (N,) int64}.
+    A batch is {"features": (N, D, G, G) float32, "noise": likewise, "timestep": (N,) int64, "noised": (N, 1, G, G)
+    float32, 1 where a patch is noised: everywhere in a share of the images, in random blocks in the rest}.
 
         components      by category, each (N, D, G, G) float16
         purpose         "train" or "validation", so that the two never share their noise
@@ -103,34 +113,76 @@ class FeatureImages(Dataset):
         features = torch.stack([self.parts[category][place] for category, place in places]).float()
         timestep = spread_timesteps([slot for _, slot, _ in wanted], self.batch_size, self.num_timesteps, streams)
         return {"features": features, "noise": noise.draw("gaussian", features.shape[1:], streams),
-                "timestep": timestep}
+                "timestep": timestep, "noised": torch.stack([noised_patches(features.shape[-1], stream)
+                                                             for stream in streams])}
 
 
-def estimate(net: nn.Module, z_t: Tensor, t: Tensor, abar: Tensor, prediction: str, precision: str) -> Tensor:
-    """The network's estimate of the clean features x_0 (N, D, G, G), from z_t at the timesteps t (N,).
+def noised_patches(grid: int, stream: Generator) -> Tensor:
+    """Which patches of an image are noised, (1, grid, grid) of 0 and 1: all, or blocks of random side and place."""
+    if torch.rand((), generator=stream) < WHOLE_SHARE:
+        return torch.ones(1, grid, grid)
+
+    def one_of(values: Sequence):
+        return values[int(torch.randint(len(values), (), generator=stream))]
+    side, share = one_of([side for side in BLOCKS if side < grid]), one_of(NOISED_SHARES)
+    blocks = torch.rand(2 * [grid // side + 2], generator=stream) < share
+    top, left = torch.randint(side, (2,), generator=stream).tolist()
+    patches = blocks.float().repeat_interleave(side, 0).repeat_interleave(side, 1)[top:top + grid, left:left + grid]
+    return (patches if patches.any() else torch.ones(grid, grid))[None]
+
+
+class Estimate(NamedTuple):
+    """What the network says: clean features (N, D, G, G), and log of their expected mean squared error (N, 1, G, G)."""
+
+    clean: Tensor
+    log_error: Tensor
+
+
+def estimate(net: nn.Module, z_t: Tensor, t: Tensor, abar: Tensor, prediction: str, precision: str,
+             noised: Tensor | None = None) -> Estimate:
+    """The network's estimate of the clean features x_0, from z_t (N, D, G, G) at the timesteps t (N,).
 
         prediction   what the network gives: "x0"; "v" = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512);
                      "epsilon", the noise
+        noised       (N, 1, G, G), 1 where z_t is noised and 0 where it is clean; None for noised everywhere
     """
+    noised = torch.ones_like(z_t[:, :1]) if noised is None else noised
     with autocast(z_t.device, precision):
-        out = net(z_t, t).sample
-    out, level = out.float(), abar.to(z_t.device, torch.float32)[t].view(-1, 1, 1, 1)
+        out, log_error = net(torch.cat([z_t, noised], dim=1), t).sample.float().split([z_t.shape[1], 1], dim=1)
+    level = _level(abar, t, noised)
     if prediction == "v":
-        return level.sqrt() * z_t - (1 - level).sqrt() * out
-    return (z_t - (1 - level).sqrt() * out) / level.sqrt() if prediction == "epsilon" else out
+        out = level.sqrt() * z_t - (1 - level).sqrt() * out
+    elif prediction == "epsilon":
+        out = (z_t - (1 - level).sqrt() * out) / level.sqrt()
+    return Estimate(out, log_error.clamp(-10, 10))
 
 
-def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, prediction: str, precision: str) -> Tensor:
-    """Squared error of the estimated x_0, weighted by the signal-to-noise ratio, at most `MIN_SNR`.
+def _level(abar: Tensor, t: Tensor, noised: Tensor) -> Tensor:
+    """abar of every patch, (N, 1, G, G): 1 where it is not noised."""
+    level = abar.to(noised.device, torch.float32)[t].view(-1, 1, 1, 1)
+    return torch.where(noised.bool(), level, 1.0)
 
-    With "epsilon" that is the error of the noise under min-SNR weighting; "x0" has the weight 1, "v" its own, 1 + SNR.
+
+def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, prediction: str,
+                 precision: str) -> dict[str, Tensor]:
+    """What is learnt of the noised patches, means over them, and the sum, "loss".
+
+        squared_error   of the estimated x_0, weighted by the signal-to-noise ratio, at most `MIN_SNR`. With "epsilon"
+                        that is the error of the noise under min-SNR weighting; "x0" has the weight 1, "v" its own,
+                        1 + SNR
+        error_nll       negative log-likelihood e / E + log E of a patch's mean squared error e, where E is expected;
+                        it teaches E alone
     """
-    x, z, t = batch["features"], batch["noise"], batch["timestep"]
-    level = abar.to(x.device, torch.float32)[t].view(-1, 1, 1, 1)
-    estimated = estimate(net, level.sqrt() * x + (1 - level).sqrt() * z, t, abar, prediction, precision)
-    snr = level / (1 - level)
+    x, z, t, noised = batch["features"], batch["noise"], batch["timestep"], batch["noised"]
+    level = _level(abar, t, noised)
+    found = estimate(net, level.sqrt() * x + (1 - level).sqrt() * z, t, abar, prediction, precision, noised)
+    at_t = _level(abar, t, torch.ones_like(noised))
+    snr = at_t / (1 - at_t)
     weight = {"x0": torch.ones_like(snr), "v": 1 + snr, "epsilon": snr.clamp_max(MIN_SNR)}[prediction]
-    return (weight * (estimated - x).square()).mean()
+    error = (found.clean - x).square().mean(dim=1, keepdim=True)
+    nll = error.detach().clamp_max(LARGEST_ERROR) / found.log_error.exp() + found.log_error
+    squared_error, error_nll = ((noised * each).sum() / noised.sum() for each in (weight * error, nll))
+    return {"loss": squared_error + ERROR_WEIGHT * error_nll, "squared_error": squared_error, "error_nll": error_nll}
 
 
 # ------------------------------------------------------------------------------------------ inspection
@@ -148,7 +200,7 @@ def denoise(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tenso
     z = levels[0] ** 0.5 * x + (1 - levels[0]) ** 0.5 * fresh
     for t, level, then in zip(visited, levels[:-1], levels[1:], strict=True):
         timesteps = torch.full((len(x),), t, device=x.device)
-        z = ddim_towards(z, estimate(net, z, timesteps, abar, prediction, precision), level, then)
+        z = ddim_towards(z, estimate(net, z, timesteps, abar, prediction, precision).clean, level, then)
     return z
 
 
@@ -162,9 +214,30 @@ def invert(net: nn.Module, x: Tensor, abar: Tensor, prediction: str, precision: 
     for end in INVERSION_STEPS:
         level, then = float(abar[begin]), float(abar[end])
         estimated = estimate(net, z, torch.full((len(x),), begin, device=x.device), abar, prediction, precision)
-        z = ddim_towards(z, estimated, level, then)
+        z = ddim_towards(z, estimated.clean, level, then)
         begin = end
     return z
+
+
+@torch.no_grad()
+def expected_error(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, prediction: str,
+                   precision: str) -> Tensor:
+    """Log of the squared error with which the network knows a patch of x (N, D, G, G) by its surroundings.
+
+    Blocks of 2x2 patches are replaced by noise, every fourth at a time, so that none is seen where it is asked for.
+    `streams` has one random stream per image. Returns (N, 1, G, G) float32.
+    """
+    t = torch.full((len(x),), len(abar) - 1, device=x.device)
+    fresh = noise.draw("gaussian", x.shape[1:], streams).to(x.device)
+    block = torch.arange(x.shape[-1], device=x.device) // 2 % 2
+    turn = 2 * block[:, None] + block
+    found = torch.zeros_like(x[:, :1])
+    for number in range(4):
+        noised = (turn == number).float().expand(len(x), 1, -1, -1)
+        level = _level(abar, t, noised)
+        z = level.sqrt() * x + (1 - level).sqrt() * fresh
+        found += noised * estimate(net, z, t, abar, prediction, precision, noised).log_error
+    return found
 
 
 def unlikelihood(z: Tensor) -> Tensor:

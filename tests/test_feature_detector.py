@@ -1,6 +1,7 @@
 """The detector of the LafitE family: what its parts are, that nothing else matters to them, and its run folder."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -44,8 +45,8 @@ from dbad.noise import image_stream
 
 SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}
-SETTINGS = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, **ALL, blur_sigma=4.0,
-                           top_share=0.0, center_crop=0)
+SETTINGS = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, context_power=0.0,
+                           **ALL, blur_sigma=4.0, top_share=0.0, center_crop=0)
 SCALES = {"knn": 40.0, "edit": 40.0, "denoise": 60.0, "inversion": 0.5}
 LEARNT = ["a", "b"]
 
@@ -70,7 +71,7 @@ def learnt(patches):
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return build_unet(GRID, (32,), 1, (), image_channels=32)
+    return build_unet(GRID, (32,), 1, (), image_channels=32 + 1)
 
 
 @pytest.fixture
@@ -85,16 +86,21 @@ def detector(learnt, net):
 
 
 class Knowing(nn.Module):
-    """A network that says that the clean components are `x`, in the order of the batch, by its prediction of v."""
+    """A network that says that the clean components are `x`, in the order of the batch, by its prediction of v.
 
-    def __init__(self, x):
+    The squared error that it expects is exp(`log_error`).
+    """
+
+    def __init__(self, x, log_error=0.0):
         super().__init__()
-        self.x = x
+        self.x, self.log_error = x, log_error
 
     def forward(self, z_t, t):
+        z_t, noised = z_t[:, :-1], z_t[:, -1:]
         level = feature_schedule()[t].view(-1, 1, 1, 1)
         noise = (z_t - level.sqrt() * self.x) / (1 - level).sqrt()
-        return SimpleNamespace(sample=level.sqrt() * noise - (1 - level).sqrt() * self.x)
+        v = level.sqrt() * noise - (1 - level).sqrt() * self.x
+        return SimpleNamespace(sample=torch.cat([v, self.log_error + 0 * noised], dim=1))
 
 
 def to_bytes(image):
@@ -164,6 +170,17 @@ def test_what_is_denoised_is_the_edited_features_or_the_plain_ones(editing, dete
     torch.testing.assert_close(parts["denoise"], upsampled(expected, SIZE), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_distances_are_divided_by_a_power_of_what_the_network_expects(power, detector, learnt):
+    images = random_images(2, SIZE, seed=5)
+    x = learnt[0].components.project(detector().features(images))
+    plain, _ = detector(Knowing(x + 1, 3.0)).parts(images)
+    found, _ = detector(Knowing(x + 1, 3.0), context_power=power).parts(images)
+    for name, part in found.items():
+        unit = 1 if name == "inversion" else math.exp(3 * power)
+        torch.testing.assert_close(part * unit, plain[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("names", [("knn",), ("edit",), ("denoise",), ("inversion",), ("knn", "inversion"), PARTS])
 def test_a_part_that_does_not_count_is_left_out(names, detector):
     made = detector(**alone(*names))
@@ -181,9 +198,11 @@ def test_without_the_parts_that_need_it_the_network_is_not_asked(detector):
 def test_a_bank_without_denoiser_refuses_what_needs_one(detector, learnt):
     space = learnt[0]._replace(components=None)
     for name in ("denoise", "inversion"):
-        with pytest.raises(UserError, match="--denoise_contrib and --inversion_contrib") as error:
+        with pytest.raises(UserError, match="--denoise_contrib, --inversion_contrib and --context_power") as error:
             detector(None, space=space, **alone("knn", name))
         one_line(error)
+    with pytest.raises(UserError, match="no denoiser"):
+        detector(None, space=space, context_power=0.5, **alone("knn"))
     assert detector(None, space=space, **alone("knn", "edit"))(random_images(1, SIZE)).score > 0
 
 
@@ -284,7 +303,8 @@ def test_the_settings_are_the_options_of_the_scripts():
 
 
 @pytest.mark.parametrize("setting, value", [
-    ("neighbours", 9), ("editing", False), ("feature_start", 600), ("feature_steps_back", 5), ("knn_contrib", 0.0),
+    ("neighbours", 9), ("editing", False), ("feature_start", 600), ("feature_steps_back", 5), ("context_power", 0.5),
+    ("knn_contrib", 0.0),
     ("edit_contrib", 2.0), ("denoise_contrib", 0.5), ("inversion_contrib", 0.0), ("blur_sigma", 16.0),
     ("top_share", 0.1), ("center_crop", 64)])
 def test_every_setting_shapes_the_prediction(setting, value, detector):

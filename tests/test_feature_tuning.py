@@ -23,9 +23,9 @@ from dbad.features import PatchExtractor, Standardisation, to_patches
 from dbad.lafite import Components
 from dbad.tuning import LEAST_GAIN, PseudoValidation
 
-BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, knn_contrib=0.0,
-                        edit_contrib=1.0, denoise_contrib=1.0, inversion_contrib=0.0, blur_sigma=4.0, top_share=0.0,
-                        center_crop=0)
+BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, context_power=0.0,
+                        knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0, inversion_contrib=0.0, blur_sigma=4.0,
+                        top_share=0.0, center_crop=0)
 
 
 class Known:
@@ -35,10 +35,14 @@ class Known:
 
     def __init__(self, telling, settings=BEGIN, num_vectors=20, **only):
         self.telling, self.only, self.settings = telling, only, settings
-        self.bank, self.calls = Bank(torch.zeros(num_vectors, 1), {"bolt": num_vectors}, {}), []
+        self.bank, self.calls, self.asked = Bank(torch.zeros(num_vectors, 1), {"bolt": num_vectors}, {}), [], 0
 
     def features(self, images):
         return F.avg_pool2d(images.mean(dim=1, keepdim=True), 4)
+
+    def expected(self, images, features):
+        self.asked += len(images)
+        return torch.zeros_like(features)
 
     def compare(self, images, features, distances, indices, wanted):
         self.calls.append((tuple(wanted), self.settings, len(images)))
@@ -84,6 +88,27 @@ def test_settings_under_which_the_defects_show_are_found(only, images):
     assert best.aupro > 0.99 and asdict(best.settings).items() >= only.items()
 
 
+def test_distances_are_taken_in_units_of_what_is_expected_where_those_tell_more(images):
+    """Every other image is of a loud kind, on which all distances are 9 times as large, and expected to be."""
+    class Loud(Known):
+        def expected(self, images, features):
+            super().expected(images, features)
+            return 2 * math.log(9) * images[:, :1].amin(dim=(2, 3), keepdim=True).expand_as(features)
+
+        def compare(self, images, features, distances, indices, wanted):
+            loud = images[:, :1].amin(dim=(2, 3), keepdim=True)
+            spot = F.avg_pool2d(images[:, 2:], 4)
+            return {name: 9 ** loud * (1 + 5 * spot) for name in wanted}
+
+    good, pseudo = images.good.clone(), images.pseudo.clone()
+    pseudo[:, :2] = 0
+    good[::2, 0] = pseudo[::2, 0] = 1
+    search = FeatureSearch(Loud("edit"), replace(images, good=good, pseudo=pseudo))
+    best = search.run()
+    assert search.trials[0].auroc < 1 == best.auroc and best.settings.context_power == 0.5
+    assert search.detector.asked == 12          # good and pseudo images, once
+
+
 def test_what_the_search_judges_by_is_what_the_detector_then_gives():
     """Although it looks up the neighbours of a patch once, for all numbers of them, and keeps maps."""
     good, pseudo = random_images(3, 16), random_images(4, 16, seed=1)
@@ -115,8 +140,8 @@ def real_detector():
     components = Components(torch.eye(3), 1.0, 1.0)
     space = FeatureSpace(patches, Standardisation(torch.zeros(3), torch.ones(3)), 0.1, components, "v", ("bolt",))
     torch.manual_seed(0)
-    return FeatureDetector(space, Bank(known, {"bolt": len(known)}, {}), build_unet(4, (32,), 1, (), 3), BEGIN, seed=0,
-                           batch_size=2, device=CPU, precision="fp32")
+    return FeatureDetector(space, Bank(known, {"bolt": len(known)}, {}), build_unet(4, (32,), 1, (), 3 + 1), BEGIN,
+                           seed=0, batch_size=2, device=CPU, precision="fp32")
 
 
 # ------------------------------------------------------------------------------------------ what is kept

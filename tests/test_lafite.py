@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import CPU, streams
 from torch import nn
+from torch.nn import functional as F
 
 from dbad.diffusion import validation_loss
 from dbad.features import Standardisation
@@ -19,6 +20,7 @@ from dbad.lafite import (
     FeatureImages,
     denoise,
     estimate,
+    expected_error,
     feature_loss,
     feature_schedule,
     invert,
@@ -37,19 +39,23 @@ def normal(*shape, seed=0):
 
 
 class Believing(nn.Module):
-    """A network that takes every feature map for `clean(z_t, abar_t)` and says so as the `prediction` asks."""
+    """A network that takes every feature map for `clean(z_t, abar_t)` and says so as the `prediction` asks.
 
-    def __init__(self, prediction, clean):
+    Where the map is noised it expects the squared error exp(`log_error`).
+    """
+
+    def __init__(self, prediction, clean, log_error=0.0):
         super().__init__()
-        self.prediction, self.clean, self.told = prediction, clean, []
+        self.prediction, self.clean, self.told, self.log_error = prediction, clean, [], log_error
 
     def forward(self, z_t, t):
         self.told.append(t.tolist())
+        z_t, noised = z_t[:, :-1], z_t[:, -1:]
         level = ABAR[t].view(-1, 1, 1, 1)
         x = self.clean(z_t, level)
         noise = (z_t - level.sqrt() * x) / (1 - level).sqrt()
         sample = {"x0": x, "epsilon": noise, "v": level.sqrt() * noise - (1 - level).sqrt() * x}[self.prediction]
-        return SimpleNamespace(sample=sample.to(z_t.dtype))
+        return SimpleNamespace(sample=torch.cat([sample.to(z_t.dtype), self.log_error * noised], dim=1))
 
 
 def knowing(x, prediction="x0"):
@@ -76,7 +82,7 @@ def test_the_clean_features_follow_from_every_prediction(prediction):
     t = torch.tensor([0, 1, 250, 600, 900])
     level = ABAR[t].view(-1, 1, 1, 1)
     z_t = (level.sqrt() * x + (1 - level).sqrt() * z).float()
-    found = estimate(knowing(x, prediction), z_t, t, ABAR, prediction, "fp32")
+    found = estimate(knowing(x, prediction), z_t, t, ABAR, prediction, "fp32").clean
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
 
@@ -86,17 +92,83 @@ def test_the_clean_features_follow_from_every_prediction(prediction):
 def test_the_weight_makes_the_loss_the_squared_error_of_what_is_predicted(prediction, t):
     """x_0 is off by sqrt(1 - abar) times the error of v, and by sqrt((1 - abar) / abar) times that of the noise."""
     x, z, error = (normal(3, 6, 4, 4, seed=seed) for seed in range(3))
-    batch = {"features": x, "noise": z, "timestep": torch.full((3,), t)}
+    batch = {"features": x, "noise": z, "timestep": torch.full((3,), t), "noised": torch.ones(3, 1, 4, 4)}
     exact = knowing(x, prediction)
 
     def wrong(z_t, t):
-        return SimpleNamespace(sample=exact(z_t, t).sample + 0.1 * error)
+        return SimpleNamespace(sample=exact(z_t, t).sample + 0.1 * torch.cat([error, 0 * error[:, :1]], dim=1))
 
-    loss = float(feature_loss(wrong, batch, ABAR, prediction, "fp32"))
+    loss = float(feature_loss(wrong, batch, ABAR, prediction, "fp32")["squared_error"])
     snr = float(ABAR[t] / (1 - ABAR[t]))
     expected = float((0.1 * error).square().mean()) * (min(1, MIN_SNR / snr) if prediction == "epsilon" else 1)
     assert loss == pytest.approx(expected, rel=1e-2)
-    assert float(feature_loss(exact, batch, ABAR, prediction, "fp32")) == pytest.approx(0, abs=1e-6)
+    assert float(feature_loss(exact, batch, ABAR, prediction, "fp32")["squared_error"]) == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ surroundings
+
+def test_patches_that_are_not_noised_reach_the_network_as_they_are_and_it_is_told_which():
+    x, z, noised = normal(2, 6, 4, 4), normal(2, 6, 4, 4, seed=1), (normal(2, 1, 4, 4, seed=2) > 0).float()
+    seen = []
+
+    def net(z_t, t):
+        seen.append(z_t)
+        return SimpleNamespace(sample=torch.zeros_like(z_t))
+    batch = {"features": x, "noise": z, "timestep": torch.tensor([999, 400]), "noised": noised}
+    found = feature_loss(net, batch, ABAR, "x0", "fp32")
+    level = ABAR[batch["timestep"]].float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(seen[0], torch.cat([
+        noised * (level.sqrt() * x + (1 - level).sqrt() * z) + (1 - noised) * x, noised], dim=1))
+    alone = (noised * x.square()).sum() / noised.sum() / 6
+    torch.testing.assert_close(found["squared_error"], alone)           # of x_0 = 0, where it was asked for
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_the_error_that_is_expected_is_the_one_that_is_made(factor):
+    """e / E + log E is least for E = e, and nothing but E follows from it."""
+    x = normal(3, 6, 4, 4)
+    batch = {"features": x, "noise": x, "timestep": torch.full((3,), 500), "noised": torch.ones(3, 1, 4, 4)}
+    error = x.square().mean(dim=1, keepdim=True)
+
+    def net(log_error):
+        return lambda z_t, t: SimpleNamespace(sample=torch.cat([0 * x, log_error], dim=1))
+    right, wrong = (float(feature_loss(net((error * by).log()), batch, ABAR, "x0", "fp32")["error_nll"])
+                    for by in (1, factor))
+    assert right == pytest.approx(float(1 + error.log().mean()), rel=1e-5) and wrong > right
+    clean = (0 * x).requires_grad_()
+    found = feature_loss(lambda z_t, t: SimpleNamespace(sample=torch.cat([clean, 0 * error], dim=1)), batch, ABAR, "x0",
+                         "fp32")
+    assert torch.autograd.grad(found["error_nll"], clean, allow_unused=True, retain_graph=True)[0].abs().max() == 0
+    assert torch.autograd.grad(found["squared_error"], clean)[0].abs().max() > 0
+
+
+def test_every_patch_is_asked_for_once_without_being_seen():
+    x, seen = normal(2, 6, 6, 6), []
+
+    def net(z_t, t):
+        assert t.tolist() == [999, 999]
+        seen.append(z_t[:, -1:])
+        torch.testing.assert_close(z_t[:, :-1] * (1 - z_t[:, -1:]), x * (1 - z_t[:, -1:]))
+        hidden = (z_t[:, :-1] - x).abs().sum(dim=1, keepdim=True) > 0.1
+        assert torch.equal(hidden.float(), z_t[:, -1:])
+        return SimpleNamespace(sample=torch.full_like(z_t, len(seen)))
+    found = expected_error(net, x, streams(2), ABAR, "x0", "fp32")
+    assert torch.equal(sum(seen), torch.ones(2, 1, 6, 6)) and len(seen) == 4
+    blocks = F.avg_pool2d(found, 2)
+    assert torch.equal(F.interpolate(blocks, scale_factor=2), found)            # by blocks of 2x2 patches
+    assert blocks[0, 0].tolist() == [[1, 2, 1], [3, 4, 3], [1, 2, 1]]
+
+
+@pytest.mark.parametrize("grid", [4, 7, 32])
+def test_images_are_noised_everywhere_or_in_blocks(grid):
+    data = FeatureImages({"part0": torch.zeros(1, 2, grid, grid).half()}, 0, "train", 4)
+    noised = data.__getitems__([(step, 0, 0) for step in range(400)])["noised"]
+    assert noised.shape == (400, 1, grid, grid) and set(noised.unique().tolist()) == {0, 1}
+    shares = noised.flatten(1).mean(dim=1)
+    assert 0 < shares.min() and 0.15 < float((shares == 1).float().mean()) < 0.45
+    assert 0.2 < float(shares[shares < 1].mean()) < 0.5
+    corners = {tuple(map(tuple, mask.nonzero().tolist())) for mask in noised[:, 0]}
+    assert len(corners) > 10
 
 
 # ------------------------------------------------------------------------------------------ denoising
@@ -297,7 +369,7 @@ def test_an_epoch_of_batches_has_every_index_once():
 
 def test_a_batch_has_the_promised_fields():
     batch = images().__getitems__([(3, slot, slot) for slot in range(4)])
-    assert batch.keys() == {"features", "noise", "timestep"}
+    assert batch.keys() == {"features", "noise", "timestep", "noised"}
     assert batch["features"].shape == batch["noise"].shape == (4, 2, 4, 4)
     assert batch["features"].dtype == batch["noise"].dtype == torch.float32 and batch["timestep"].dtype == torch.int64
 
@@ -332,14 +404,15 @@ def test_the_loss_on_held_out_images_is_the_same_every_time_and_sees_every_image
         return SimpleNamespace(sample=torch.zeros_like(z_t))
 
     def loss_of(batch):
-        return feature_loss(net, batch, ABAR, "x0", "fp32")
+        return feature_loss(net, batch, ABAR, "x0", "fp32")["squared_error"]
     torch.manual_seed(1)
     first = validation_loss(data, loss_of, CPU)
     torch.manual_seed(2)
     assert validation_loss(data, loss_of, CPU) == first
     assert len(seen) == 4 and all(torch.equal(a, b) for a, b in zip(seen[0] + seen[1], seen[2] + seen[3], strict=True))
-    asked = [data.__getitems__([(0, slot, slot % 6)])["features"] for slot in range(8)]
-    assert first == pytest.approx(float(torch.cat(asked).square().mean()))      # of x_0 = 0
+    batches = [data.__getitems__([(0, slot, slot % 6) for slot in range(begin, begin + 4)]) for begin in (0, 4)]
+    expected = [(batch["noised"] * batch["features"].square()).sum() / batch["noised"].sum() / 2 for batch in batches]
+    assert first == pytest.approx(float(sum(expected)) / 2)             # of x_0 = 0
 
 
 def test_a_network_that_knows_its_images_has_no_loss_on_them_and_is_asked_without_gradients():
@@ -352,8 +425,11 @@ def test_a_network_that_knows_its_images_has_no_loss_on_them_and_is_asked_withou
 
         def forward(self, z_t, t):
             sample = self.value * torch.ones_like(z_t)
+            sample[:, -1] = 0
             assert not sample.requires_grad
             return SimpleNamespace(sample=sample)
 
     net = Knowing()
-    assert validation_loss(data, lambda batch: feature_loss(net, batch, ABAR, "x0", "fp32"), CPU) == 0
+    for name in ("squared_error", "error_nll"):
+        assert validation_loss(data, lambda batch, name=name: feature_loss(net, batch, ABAR, "x0", "fp32")[name],
+                               CPU) == 0
