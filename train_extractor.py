@@ -7,8 +7,9 @@ after which epoch to stop, and whether it became better at all.
     python train_extractor.py --item screw --dataset_path data/mvtec --objective ddad --epochs_extractor 8
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, held_out_losses,
 from dbad.runtime import memory_format, pick_device, pick_precision
 from dbad.training import IMAGES, Best, Plan, fit
 
+MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorOptions:
@@ -57,7 +60,8 @@ class ExtractorOptions:
     extractor_use_diff: bool = opt("the same as --objective reconstruction", False, aliases=["--use_diffusion_model"])
     extractor_weight: float = opt("lambda, weight of ddad's two distillation terms, against forgetting", 0.1)
     extractor_recon_weight: float = opt("w of ddad's pairs, pull towards the other image while denoising", 3.0)
-    epochs_extractor: int = opt("epochs of adaptation at most; 0 keeps the pretrained weights", by_preset=True)
+    epochs_extractor: int = opt("epochs of adaptation at most; 0 keeps the pretrained weights. Where it is not given, "
+                                "few images get more epochs, for 100 steps", by_preset=True)
     extractor_patience: int = opt("epochs without a lower loss on the held-out good images after which adaptation "
                                   "stops, 0 for never; the weights of the best epoch are kept in any case", 3)
     extractor_learning_rate: float = opt("peak learning rate of AdamW for the extractor", 1e-4)
@@ -84,6 +88,7 @@ class Options(RunOptions, ExtractorOptions, ReconstructionOptions):
 
 def run(options: Options) -> Path:
     """Adapt the extractor, and return the file it is in."""
+    length_given = options.epochs_extractor is not None
     options = resolve(options, trained_options(options))
     folder, path, objective = run_folder(options), extractor_path(options), chosen_objective(options)
     if not announce(options, path):
@@ -103,6 +108,9 @@ def run(options: Options) -> Path:
         data = Pairs(images, counterparts(images))
         images = images_of(read_images(held_out, size, options.num_workers), "extractor validation crop", options)
         validation = Pairs(images, counterparts(images))
+        if not length_given:
+            epochs = max(options.epochs_extractor, math.ceil(MIN_STEPS * options.batch_size / len(data)))
+            options = replace(options, epochs_extractor=epochs)
 
         # Train until the held-out loss rises, and keep the best.
         model, loss_of = network_and_loss(objective, extractor, options.extractor_weight, device, precision)

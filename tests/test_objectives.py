@@ -364,3 +364,17 @@ def test_the_objectives_are_those_of_the_script():
     assert all(name in field.metadata["help"] for name in OBJECTIVES)
     for name in OBJECTIVES:
         assert parse(train_extractor.Options, ["--item", "x", "--objective", name]).objective == name
+
+
+@pytest.mark.parametrize("given, batch_size, epochs", [((), 4, 45), ((), 2, 23), (("--epochs_extractor", 3), 4, 3)])
+def test_few_images_are_seen_more_often_unless_the_length_is_given(given, batch_size, epochs, trained, tiny_flags,
+                                                                  monkeypatch):
+    """9 images to train on: to see 100 batches of 4 takes 45 epochs."""
+    plans = []
+    monkeypatch.setattr(train_extractor, "fit", lambda model, data, loss_of, plan, **others: plans.append(plan))
+    monkeypatch.setattr(train_extractor, "outcome", lambda *args: "")
+    flags = tiny_flags("train_extractor.py")
+    place = flags.index("--epochs_extractor")
+    words = [*flags[:place], *flags[place + 2:], "--batch_size", batch_size, "--preset", "demo", *given]
+    train_extractor.run(parse(train_extractor.Options, words))
+    assert plans[0].num_steps == epochs * plans[0].steps_per_epoch
