@@ -48,7 +48,7 @@ from dbad.runtime import pick_device, pick_precision
 from dbad.training import IMAGES, Plan, fit
 from dbad.tuning import NUM_PSEUDO, PseudoValidation, pseudo_validation
 
-NUM_TUNED_ON = 40       # good images that pseudo-anomalies are drawn on
+NUM_TUNED_ON = 40       # good images that pseudo-anomalies are drawn on, at most a third of a category's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,19 +241,29 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
 
 
 def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options, given: Sequence[str]) -> None:
-    """Choose the settings that were not given, by pseudo-anomalies on training images of all categories."""
+    """Choose the settings that were not given, by pseudo-anomalies on training images of all categories.
+
+    The memory bank is then one without these images: patches that it holds are at no distance, as no new one ever is.
+    """
     fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
-    each = -(-NUM_TUNED_ON // len(good))
     found: list[PseudoValidation] = []
-    for part in good.values():
+    others: dict[str, np.ndarray] = {}
+    for name, part in good.items():
+        each = min(-(-NUM_TUNED_ON // len(good)), max(1, len(part.train) // 3))
         images = to_float(torch.stack(some_of(part.pixels, each)))
         names = [sample.path.name for sample in some_of(part.train, each)]
         found.append(pseudo_validation(images, names, images[:0], options.seed,
                                        -(-NUM_PSEUDO // len(good))))
+        others[name] = part.train_features if len(part.train) == 1 else np.delete(
+            part.train_features, some_of(range(len(part.train)), each), axis=0)
     together = PseudoValidation(*(torch.cat([getattr(each, name) for each in found])
                                   for name in ("good", "pseudo", "masks", "reference")))
+    whole = detector.bank
+    detector.bank = build_bank(others, detector.standardisation, options.bank_mb, options.seed,
+                               detector.patches.description(), detector.device).to(detector.device)
     search = FeatureSearch(detector, together, fixed, options.tune_minutes)
     best = search.run()
+    detector.bank = whole
     write_feature_trials(run_folder(options) / "tuning.csv", search.trials, best)
     first = search.trials[0]
     print(f"tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC {first.auroc:.3f} -> "
