@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_path", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for models and lafite.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--scores", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="what is measured")
     parser.add_argument("--prediction", choices=("x0", "v", "epsilon"))
     parser.add_argument("--steps_features", type=int)
     args = parser.parse_args(argv)
@@ -89,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             items = read_items(test_images(category), detector.size)
             _, held_out = split_holdout(category.train, 0.1)
             good = torch.stack([each.image for each in read_items(held_out, detector.size)])
-            rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)]
-            for name, changes in VARIANTS.items():
-                detector.settings = FeatureSettings(**vars(chosen) | changes)
+            rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)
+                    or row[3] not in args.scores]
+            for name in args.scores:
+                detector.settings = FeatureSettings(**vars(chosen) | VARIANTS[name])
                 rows.append([item, model, seed, name, *measured(detector, good, items)])
                 print(rows[-1], flush=True)
             with open(path, "w", encoding="utf-8", newline="") as file:
