@@ -14,7 +14,7 @@ from helpers import CPU, complaint, everything, json_of, make_category, rows_of,
 from PIL import Image
 
 import train_lafite
-from dbad import feature_tuning, lafite, training, tuning
+from dbad import bank, feature_tuning, lafite, training, tuning
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.detectors import load_detector
 from dbad.errors import UserError
@@ -184,6 +184,9 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
     monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    made, build_bank = [], bank.build_bank
+    monkeypatch.setattr(bank, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
+        features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
     script("train_lafite.py", *BOTH, *flags, "--blur_sigma", 3, "--neighbours", 2)
     rows = rows_of(RUN, "tuning.csv")
@@ -193,6 +196,10 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
         settings = json_of(RUN / f"{name}.json")["settings"]
         assert settings.items() >= {"blur_sigma": 3.0, "neighbours": 2, "method": "lafite"}.items()
         assert {key: str(settings[key]) for key in chosen if key in settings}.items() <= chosen.items()
+    whole, others = made        # what is tuned on, every third image, is not in the bank that it is tuned with
+    for name, features in whole.items():
+        kept = np.delete(features, np.s_[::3], axis=0)
+        assert len(kept) > 3 and np.array_equal(others[name], kept)
 
 
 def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
