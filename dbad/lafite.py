@@ -171,7 +171,7 @@ def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, predict
                         that is the error of the noise under min-SNR weighting; "x0" has the weight 1, "v" its own,
                         1 + SNR
         error_nll       negative log-likelihood e / E + log E of a patch's mean squared error e, where E is expected;
-                        it teaches E alone
+                        e is taken as given, so that a larger error is never worth its while
     """
     x, z, t, noised = batch["features"], batch["noise"], batch["timestep"], batch["noised"]
     level = _level(abar, t, noised)
