@@ -33,7 +33,7 @@ from dbad import summary
 from dbad.calibrating import PLACED
 from dbad.checkpoints import MODEL_CONFIG
 from dbad.config import TRAIN_OPTIONS, main, opt, plain, run_folder, run_name, subset
-from dbad.data import category_names, check_readable, chosen_items, open_category, test_images
+from dbad.data import category_names, check_readable, chosen_items, named_items, open_category, test_images
 from dbad.diad import BUILD_OPTIONS, SIZES
 from dbad.errors import UserError
 from dbad.files import check_folders, read_json, write_json
@@ -223,7 +223,7 @@ def is_built(build: build_diad.Options, encoder: finetune_autoencoder.Options, o
 
 def expand(options: Options) -> Iterator[CategoryOptions]:
     """One set of options per category and seed, with a run folder each."""
-    names = chosen_items(options)
+    names = named_items(options)        # an unknown one is found at once, and not after the others' hours
     shared = {field.name: getattr(options, field.name) for field in fields(CategoryOptions)}
     for name in names:
         for seed in dict.fromkeys(options.seeds or (options.seed,)):

@@ -75,14 +75,20 @@ def category_names(options: RunOptions) -> tuple[str, ...]:
     return open_dataset(options.dataset_path, options.layout).names
 
 
-def chosen_items(options: Any) -> tuple[str, ...]:
-    """The categories that the option `item` names, sorted, each once: one, several, or all there are."""
+def named_items(options: Any) -> tuple[str, ...]:
+    """The categories that the option `item` names, each once, in that order: one, several, or all there are."""
     names = (options.item,) if isinstance(options.item, str) else options.item
+    known = category_names(options)
     if "all" in names:
-        return tuple(sorted(category_names(options)))
-    for name in set(names) - set(category_names(options)):
+        return known
+    for name in set(names) - set(known):
         open_category(replace(options, item=name))      # says what is wrong with it
-    return tuple(sorted(set(names)))
+    return tuple(dict.fromkeys(names))
+
+
+def chosen_items(options: Any) -> tuple[str, ...]:
+    """`named_items` for one model of them all, to which their order is nothing: sorted."""
+    return tuple(sorted(named_items(options)))
 
 
 def find_category(dataset_path: Path, item: str, states: Sequence[str] = ("all",), layout: str = "auto") -> Category:
