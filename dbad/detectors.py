@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from diffusers import UNet2DModel
@@ -29,6 +29,9 @@ from dbad.inputs import ImageLike, to_batch
 from dbad.normalise import NORMALISATION, Normalisation, load_normalisation
 from dbad.runtime import autocast, memory_format, pick_device, pick_precision
 from dbad.tiling import stitch, tile_batches
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,17 @@ class Calibrated:
                           None if None in p_values else torch.tensor(p_values, dtype=torch.float64))
 
 
+class Settings:
+    """What the families' settings, dataclasses each, have in common: they are picked out of those of a calibration."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Out of a larger set of settings."""
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
 @dataclass(frozen=True)
-class MapSettings:
+class MapSettings(Settings):
     """From an image and its reconstruction to the anomaly map; the fields are those of `config.MapOptions`."""
 
     num_samples: int
@@ -210,7 +222,7 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
     if how.start > reachable:
         raise UserError(f"--start_at_timestep {how.start}: the network in {folder} was trained for timesteps up to "
                         f"{reachable}")
-    maps = MapSettings(*(settings[name] for name in MapSettings.__dataclass_fields__))
+    maps = MapSettings.of(settings)
     extractor = load_extractor(folder / settings["extractor_path"])
     if len(maps.layer_weights) not in (1, len(extractor.layers)):
         raise UserError(f"--layer_weights {' '.join(map(str, maps.layer_weights))}: the extractor in {folder} has "

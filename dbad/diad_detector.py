@@ -12,7 +12,7 @@ from torch import Tensor
 from dbad import diffmaps
 from dbad.calibration import Calibration
 from dbad.config import RunOptions
-from dbad.detectors import Calibrated
+from dbad.detectors import Calibrated, Settings
 from dbad.diad import Diad, anomaly_map, image_score, load_diad, reconstruct
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor
@@ -24,7 +24,7 @@ PART = "feature"        # the one map there is
 
 
 @dataclass(frozen=True)
-class DiadSettings:
+class DiadSettings(Settings):
     """From an image to its anomaly map; the fields are those of `config.DiadMapOptions`."""
 
     latent_start: int
@@ -32,11 +32,6 @@ class DiadSettings:
     paper_exact: bool
     map_sigma: float
     center_crop: int
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> DiadSettings:
-        """Out of a larger set of settings."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
 class DiadDetector(Calibrated):

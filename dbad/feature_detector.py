@@ -16,7 +16,7 @@ from dbad import diffmaps
 from dbad.bank import Bank, load_bank, save_bank
 from dbad.calibration import Calibration
 from dbad.checkpoints import BANK, SPACE, load_pickle, load_unet, save_pickle
-from dbad.detectors import Calibrated
+from dbad.detectors import Calibrated, Settings
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
@@ -37,7 +37,7 @@ PARTS = ("knn", "edit", "denoise", "inversion")
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
+class FeatureSettings(Settings):
     """From features to the anomaly map; the fields are those of `config.FeatureMapOptions`."""
 
     neighbours: int
@@ -52,11 +52,6 @@ class FeatureSettings:
     blur_sigma: float
     top_share: float
     center_crop: int
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> FeatureSettings:
-        """Out of a larger set of settings."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
     @property
     def contributions(self) -> dict[str, float]:
