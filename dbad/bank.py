@@ -52,8 +52,12 @@ class Bank:
         those of float32, and a neighbour can be missed only for one that is as near within its rounding errors.
         """
         self._check(queries, k)
-        found = [self._nearest(part.float(), k) for part in queries.split(_QUERIES)]
-        distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        # Room for all at first: small results between large blocks would keep the allocator from using theirs again.
+        distances = queries.new_empty(len(queries), k, dtype=torch.float32)
+        indices = queries.new_empty(len(queries), k, dtype=torch.int64)
+        for first in range(0, len(queries), _QUERIES):
+            part = slice(first, first + _QUERIES)
+            distances[part], indices[part] = self._nearest(queries[part].float(), k)
         return distances, indices
 
     def edit(self, queries: Tensor, k: int, tau: float) -> Tensor:
@@ -70,9 +74,12 @@ class Bank:
         """`edit` of queries whose nearest vectors are known, as `nearest` gives them; (Q, C) float32."""
         if not tau > 0:
             raise ValueError(f"tau {tau}: expected a positive number")
-        weights = torch.softmax(-distances.square() / tau, dim=1).split(_QUERIES)
-        return torch.cat([(w.unsqueeze(2) * self.vectors[i].float()).sum(dim=1)
-                          for w, i in zip(weights, indices.split(_QUERIES), strict=True)])
+        weights = torch.softmax(-distances.square() / tau, dim=1)
+        edited = weights.new_empty(len(weights), self.vectors.shape[1])
+        for first in range(0, len(weights), _QUERIES):
+            part = slice(first, first + _QUERIES)
+            edited[part] = (weights[part].unsqueeze(2) * self.vectors[indices[part]].float()).sum(dim=1)
+        return edited
 
     def temperature(self, queries: Tensor) -> float:
         """The median squared distance of `queries`, held-out good patches (Q, C), to their nearest vector; > 0.
