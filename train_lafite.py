@@ -8,6 +8,8 @@
 Features are extracted once and kept in --feature_cache. inference_lafite.py inspects with what this leaves.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from dbad import lafite
-from dbad.bank import build_bank
+from dbad.bank import Bank, build_bank
 from dbad.calibrating import PLACED, calibrate_all, is_whole
 from dbad.checkpoints import BANK, CALIBRATION, MODEL_CONFIG, SPACE, build_unet, model_config, save_weights
 from dbad.config import (
@@ -40,15 +42,16 @@ from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
-from dbad.feature_tuning import FeatureSearch, changes, write_feature_trials
+from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.files import cache_folder, write_json
 from dbad.results import listed, listing_digest
 from dbad.runtime import pick_device, pick_precision
 from dbad.training import IMAGES, Plan, fit
-from dbad.tuning import NUM_PSEUDO, PseudoValidation, pseudo_validation
+from dbad.tuning import NUM_PSEUDO, pseudo_validation
 
-NUM_TUNED_ON = 40       # good images that pseudo-anomalies are drawn on, at most a third of a category's
+NUM_TUNED_ON = 40       # good images that pseudo-anomalies are drawn on, at most a third of a category's; shared by
+LEAST_TUNED_ON = 20     # several categories, with so many at least for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def run(options: Options) -> Path:
     options = settled(options)
     folder = run_folder(options)
     writes = [SPACE, BANK, CALIBRATION, TRAIN_OPTIONS] + [options.diffusion_checkpoint_name] * (
-        options.method == "lafite") + ["tuning.csv"] * options.tune
+        options.method == "lafite") + [trials_file(name, options.item) for name in options.item] * options.tune
     if not announce(options, *(folder / name for name in writes)):
         return folder
     samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).train]
@@ -142,11 +145,10 @@ def run(options: Options) -> Path:
     # Settings and thresholds.
     detector = FeatureDetector(space, bank, net, FeatureSettings.of(vars(options)), seed=options.seed,
                                batch_size=options.batch_size, device=device, precision=precision)
-    if options.tune:
-        tune(detector, good, options, given)
+    chosen = tune(detector, good, options, given) if options.tune else {}
     settings = vars(detector.settings) | {name: getattr(options, name) for name in (
         "method", "seed", "diffusion_checkpoint_name")}
-    calibrate_all(detector, {name: part.held_out for name, part in good.items()}, settings, options, folder)
+    calibrate_all(detector, {name: part.held_out for name, part in good.items()}, settings, options, folder, chosen)
     write_json(folder / TRAIN_OPTIONS, record)
     return folder
 
@@ -240,34 +242,47 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     return net
 
 
-def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options, given: Sequence[str]) -> None:
-    """Choose the settings that were not given, by pseudo-anomalies on training images of all categories.
+def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
+         given: Sequence[str]) -> dict[str | None, FeatureSettings]:
+    """Choose the settings that were not given, for each category, by pseudo-anomalies on training images of it.
 
+    None stands for all together: of the settings that some category has, those that are best for all on average.
     The memory bank is then one without these images: patches that it holds are at no distance, as no new one ever is.
     """
     fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
-    found: list[PseudoValidation] = []
-    others: dict[str, np.ndarray] = {}
+    share = max(1.0, LEAST_TUNED_ON * len(good) / NUM_TUNED_ON) / len(good)
+    each = {name: min(math.ceil(share * NUM_TUNED_ON), max(1, len(part.train) // 3)) for name, part in good.items()}
+    whole, detector.bank = detector.bank, bank_without(each, good, detector, options)
+    searches: dict[str, FeatureSearch] = {}
+    deadline = time.monotonic() + 60 * options.tune_minutes
     for name, part in good.items():
-        each = min(-(-NUM_TUNED_ON // len(good)), max(1, len(part.train) // 3))
-        images = to_float(torch.stack(some_of(part.pixels, each)))
-        names = [sample.path.name for sample in some_of(part.train, each)]
-        found.append(pseudo_validation(images, names, images[:0], options.seed,
-                                       -(-NUM_PSEUDO // len(good))))
-        others[name] = part.train_features if len(part.train) == 1 else np.delete(
-            part.train_features, some_of(range(len(part.train)), each), axis=0)
-    together = PseudoValidation(*(torch.cat([getattr(each, name) for each in found])
-                                  for name in ("good", "pseudo", "masks", "reference")))
-    whole = detector.bank
-    detector.bank = build_bank(others, detector.standardisation, options.bank_mb, options.seed,
-                               detector.patches.description(), detector.device).to(detector.device)
-    search = FeatureSearch(detector, together, fixed, options.tune_minutes)
-    best = search.run()
-    detector.bank = whole
-    write_feature_trials(run_folder(options) / "tuning.csv", search.trials, best)
-    first = search.trials[0]
-    print(f"tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC {first.auroc:.3f} -> "
-          f"{best.auroc:.3f} with {listed(changes(first, best))}")
+        images = to_float(torch.stack(some_of(part.pixels, each[name])))
+        names = [sample.path.name for sample in some_of(part.train, each[name])]
+        drawn = pseudo_validation(images, names, images[:0], options.seed, math.ceil(share * NUM_PSEUDO))
+        minutes = (deadline - time.monotonic()) / 60 / (len(good) - len(searches))
+        search = searches[name] = FeatureSearch(detector, drawn, fixed, minutes)
+        best, first = search.run(), search.trials[0]
+        write_feature_trials(run_folder(options) / trials_file(name, options.item), search.trials, best)
+        print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
+              f"{first.auroc:.3f} -> {best.auroc:.3f} with {listed(changes(first, best))}")
+    chosen: dict[str | None, FeatureSettings] = {name: search.best.settings for name, search in searches.items()}
+    chosen[None] = best_on_average(list(searches.values()))
+    detector.bank, detector.settings = whole, chosen[None]
+    return chosen
+
+
+def trials_file(name: str, items: Sequence[str]) -> str:
+    """Where it is written what was tried for a category of a model for `items`."""
+    return "tuning.csv" if len(items) == 1 else f"tuning-{name}.csv"
+
+
+def bank_without(each: Mapping[str, int], good: Mapping[str, Good], detector: FeatureDetector,
+                 options: Options) -> Bank:
+    """A memory bank like the detector's, of training images without `some_of` them, so many of each category."""
+    others = {name: part.train_features if len(part.train) == 1 else np.delete(
+        part.train_features, some_of(range(len(part.train)), each[name]), axis=0) for name, part in good.items()}
+    return build_bank(others, detector.standardisation, options.bank_mb, options.seed,
+                      detector.patches.description(), detector.device).to(detector.device)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             item=tuple(args.item), dataset_path=args.dataset_path, seed=seed, prediction=args.prediction,
             steps_features=args.steps_features, run_id=f"{model.replace(', ', '-')}-seed{seed}",
             diffusion_checkpoint_dir=args.out / "checkpoints", log_dir=args.out / "logs")
-        detector = load_detector(train_lafite.run(options))
-        chosen = detector.settings
+        folder = train_lafite.run(options)
         for item in args.item:
+            detector = load_detector(folder, category=item)
+            chosen = detector.settings
             category = open_category(replace(options, item=item))
             items = read_items(test_images(category), detector.size)
             _, held_out = split_holdout(category.train, 0.1)

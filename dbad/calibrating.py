@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dbad.calibration import calibrate, load_calibration
 from dbad.checkpoints import CALIBRATION
 from dbad.config import TRAIN_OPTIONS
 from dbad.data import Sample
-from dbad.detectors import Detector, calibration_file, check_digests, digests
+from dbad.detectors import Detector, Settings, calibration_file, check_digests, digests
 from dbad.errors import UserError
 from dbad.evaluate import walk
 from dbad.files import read_json
@@ -20,22 +22,30 @@ PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_worker
 
 
 def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
-                  folder: Path) -> None:
+                  folder: Path, chosen: Mapping[str | None, Settings] | None = None) -> None:
     """Write the thresholds of held-out images: of all categories together and, where there are several, of each.
 
         held_out   the good images of every category that were not trained on
         settings   what the detector was made with, see `Calibration`
         options    pixel_quantile, false_alarm_rate and num_workers
+        chosen     settings of its own for each of `with_thresholds`, where they are not the detector's
     """
-    parts = {name: [found for _, found, _ in walk(detector, samples, options.num_workers, f"calibrating {name}")]
-             for name, samples in held_out.items()}
     for old in folder.glob("calibration-*.json"):       # of a run of other categories
         old.unlink()
+    known: dict[str, list[dict[str, Tensor]]] = {}
     for name in with_thresholds(held_out):
-        chosen = parts[name] if name else [found for part in parts.values() for found in part]
-        calibration = calibrate(detector.combine, chosen, options.pixel_quantile, options.false_alarm_rate,
+        if chosen and chosen[name] != detector.settings:
+            detector.settings = chosen[name]
+            known.clear()
+        for category in [name] if name else held_out:
+            if category not in known:
+                known[category] = [found for _, found, _ in walk(
+                    detector, held_out[category], options.num_workers, f"calibrating {category}")]
+        parts = known[name] if name else [found for part in known.values() for found in part]
+        calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
                                 settings["center_crop"])
-        replace(calibration, settings=settings, digests=digests(folder, settings)).save(
+        used = settings | (vars(detector.settings) if chosen else {})
+        replace(calibration, settings=used, digests=digests(folder, used)).save(
             calibration_file(folder, name, held_out))
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "

@@ -239,7 +239,8 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
                   category: str | None = None) -> Detector:
     """The calibrated detector of a run folder, such as checkpoints/hazelnut.
 
-    `category` takes the thresholds of one category of a model for several; without it they are those of all together.
+    `category` takes the thresholds, and the settings where they were chosen for each, of one category of a model for
+    several; without it they are those of all together.
     """
     folder = Path(folder)
     path = folder / CALIBRATION

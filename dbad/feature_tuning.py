@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -94,6 +95,10 @@ class FeatureSearch:
                 self._vary("context_power", POWERS)
         self.detector.settings = self.best.settings
         return self.best
+
+    def merit(self, settings: FeatureSettings) -> float:
+        """What settings of another search would be worth here, whatever the time."""
+        return FeatureTrial(settings, *self._judge(settings)).merit
 
     def _denoise(self) -> None:
         """The denoised part with every start, edited and not, beside what counts already."""
@@ -193,6 +198,14 @@ class FeatureSearch:
             distances.append(found[0])
             indices.append(found[1])
         return _Known(images, torch.cat(features).cpu(), torch.cat(distances), torch.cat(indices), {})
+
+
+def best_on_average(searches: Sequence[FeatureSearch]) -> FeatureSettings:
+    """Of the settings that a search chose, those of the highest mean merit in all of them."""
+    chosen = list(dict.fromkeys(search.best.settings for search in searches))
+    if len(chosen) == 1:
+        return chosen[0]
+    return max(chosen, key=lambda settings: fmean(search.merit(settings) for search in searches))
 
 
 def _key(part: str, settings: FeatureSettings) -> str:

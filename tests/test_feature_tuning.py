@@ -18,7 +18,7 @@ from dbad.checkpoints import build_unet
 from dbad.errors import UserError
 from dbad.extractors import Extractor, Stage
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.feature_tuning import FeatureSearch, FeatureTrial, changes, write_feature_trials
+from dbad.feature_tuning import FeatureSearch, FeatureTrial, best_on_average, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, to_patches
 from dbad.lafite import Components
 from dbad.tuning import LEAST_GAIN, PseudoValidation
@@ -252,6 +252,26 @@ def test_after_the_minutes_the_best_so_far_is_taken(images, monkeypatch):
     best = search.run()
     assert search.trials == whole.trials[:len(search.trials)] and 1 < len(search.trials) <= 8
     assert best.merit == max(trial.merit for trial in search.trials)
+
+
+def test_together_categories_take_the_settings_of_one_that_are_best_for_all_on_average():
+    class Found:
+        def __init__(self, settings, **merits):
+            self.best, self.merits = FeatureTrial(settings, 0, 0, 0), merits
+
+        def merit(self, settings):
+            return self.merits[f"k{settings.neighbours}"]
+    one, three = (replace(BEGIN, neighbours=k) for k in (1, 3))
+    first, second = Found(one, k1=0.9, k3=0.8), Found(three, k1=0.5, k3=0.7)
+    assert best_on_average([first, second, second]) == three and best_on_average([first, first]) == one
+
+
+def test_settings_of_another_search_are_judged_as_if_they_were_tried_here(images):
+    search, other = FeatureSearch(Known("knn"), images), replace(BEGIN, blur_sigma=2.0)
+    search.run()
+    for trial in search.trials:
+        assert search.merit(trial.settings) == trial.merit
+    assert search.merit(other) < search.best.merit
 
 
 # ------------------------------------------------------------------------------------------ what is told

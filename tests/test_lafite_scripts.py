@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 import train_lafite
 from dbad import bank, feature_tuning, lafite, training, tuning
 from dbad.checkpoints import load_pickle, save_pickle
+from dbad.data import open_category, read_items, split_holdout
 from dbad.detectors import load_detector
 from dbad.errors import UserError
 from dbad.feature_detector import build_feature_detector
@@ -189,17 +191,40 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
         features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
     script("train_lafite.py", *BOTH, *flags, "--blur_sigma", 3, "--neighbours", 2)
-    rows = rows_of(RUN, "tuning.csv")
-    chosen, = (row for row in rows if row["chosen"] == "1")
-    assert {(row["blur_sigma"], row["neighbours"]) for row in rows} == {("3.0", "2")} and len(rows) > 5
-    for name in ("calibration", "calibration-bolt", "calibration-hazelnut"):
-        settings = json_of(RUN / f"{name}.json")["settings"]
+    for name in ("bolt", "hazelnut"):
+        rows = rows_of(RUN, f"tuning-{name}.csv")
+        chosen, = (row for row in rows if row["chosen"] == "1")
+        assert {(row["blur_sigma"], row["neighbours"]) for row in rows} == {("3.0", "2")} and len(rows) > 5
+        settings = json_of(RUN / f"calibration-{name}.json")["settings"]
         assert settings.items() >= {"blur_sigma": 3.0, "neighbours": 2, "method": "lafite"}.items()
         assert {key: str(settings[key]) for key in chosen if key in settings}.items() <= chosen.items()
+    settings = json_of(RUN / "calibration.json")["settings"]
+    assert settings in [json_of(RUN / f"calibration-{name}.json")["settings"] for name in ("bolt", "hazelnut")]
     whole, others = made        # what is tuned on, every third image, is not in the bank that it is tuned with
     for name, features in whole.items():
         kept = np.delete(features, np.s_[::3], axis=0)
         assert len(kept) > 3 and np.array_equal(others[name], kept)
+
+
+def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, script, monkeypatch):
+    sides, search_all = iter((2.0, 8.0)), feature_tuning.FeatureSearch.run
+
+    def run(search):
+        search.best = search._try(replace(search_all(search).settings, blur_sigma=next(sides)))
+        return search.best
+    monkeypatch.setattr(feature_tuning.FeatureSearch, "run", run)
+    for name in ("STARTS", "STEPS", "WEIGHTS", "POWERS", "NEIGHBOURS"):
+        monkeypatch.setattr(feature_tuning, name, (1,))
+    monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    script("train_lafite.py", *BOTH, *[word for word in TINY if word != "--no_tune"])
+    for name, chosen in (("bolt", {2.0}), ("hazelnut", {8.0}), (None, {2.0, 8.0})):
+        detector = load_detector(RUN, device="cpu", precision="fp32", category=name)
+        assert detector.settings.blur_sigma in chosen
+        samples = [sample for each in ([name] if name else ["bolt", "hazelnut"]) for sample in split_holdout(
+            open_category(train_lafite.Options(item=each, dataset_path=Path("data"))).train, 0.25)[1]]
+        images = torch.stack([item.image for item in read_items(samples, 32)])
+        found = detector.combine(detector.parts(images)[0], detector.calibration.scales)[1]
+        assert sorted(found.tolist()) == pytest.approx(detector.calibration.scores, rel=1e-4)
 
 
 def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
