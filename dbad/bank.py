@@ -6,6 +6,7 @@ it by a weighted mean of the nearest ones before it is denoised ("feature editin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from dbad.noise import stream
 
 _CANDIDATES = 2048                  # of the core-set, looked at between two passes over all vectors
 _QUERIES, _VECTORS = 512, 8192      # block of distances that is in memory at once: 16 MB
+_SEARCHED = {"cpu": (128, 1024)}    # queries and vectors of one product; on a CPU it is to stay in the cache of a core
+_GROUP = 16                         # vectors of which the nearest is looked for first
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,12 @@ class Bank:
         # Room for all at first: small results between large blocks would keep the allocator from using theirs again.
         distances = queries.new_empty(len(queries), k, dtype=torch.float32)
         indices = queries.new_empty(len(queries), k, dtype=torch.int64)
-        for first in range(0, len(queries), _QUERIES):
-            part = slice(first, first + _QUERIES)
-            distances[part], indices[part] = self._nearest(queries[part].float(), k)
+        rows, columns = _SEARCHED.get(queries.device.type, (1024, _VECTORS))
+        width = _GROUP * math.ceil(len(self.vectors) / _GROUP)
+        proximity = queries.new_full((min(rows, len(queries)), width), torch.inf, dtype=torch.float32)
+        for first in range(0, len(queries), rows):
+            part = slice(first, first + rows)
+            distances[part], indices[part] = self._nearest(queries[part].float(), k, proximity, columns)
         return distances, indices
 
     def edit(self, queries: Tensor, k: int, tau: float) -> Tensor:
@@ -97,17 +103,23 @@ class Bank:
             raise UserError(f"{k} neighbours of every patch: expected 1 to {len(self.vectors)}, the vectors of the "
                             "memory bank; try a larger --bank_mb")
 
-    def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """`nearest` of (q, C) float32, block by block of the bank."""
-        best, indices = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
-        for first in range(0, len(self.vectors), _VECTORS):
-            block = _proximity(queries, self.vectors[first:first + _VECTORS].float())
-            values, found = block.topk(min(k, block.shape[1]), dim=1, largest=False)
-            best, indices = torch.cat([best, values], dim=1), torch.cat([indices, found + first], dim=1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-            indices = indices.gather(1, order)
+    def _nearest(self, queries: Tensor, k: int, proximity: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """`nearest` of (q, C) float32, `columns` vectors at a time.
+
+        `proximity` is a workspace of at least q rows, infinite beyond the vectors. Its columns are in G groups, every
+        G-th in one; the k nearest vectors lie in the k groups whose nearest members are the nearest.
+        """
+        proximity = proximity[:len(queries)]
+        for first in range(0, len(self.vectors), columns):
+            block = self.vectors[first:first + columns].float()
+            _proximity(queries, block, out=proximity[:, first:first + len(block)])
+        nearest = proximity.unflatten(1, (_GROUP, -1)).amin(dim=1)
+        groups = nearest.topk(min(k, nearest.shape[1]), dim=1, largest=False).indices
+        members = groups.unsqueeze(2) + nearest.shape[1] * torch.arange(_GROUP, device=groups.device)
+        members = members.flatten(1)
+        order = proximity.gather(1, members).topk(k, dim=1, largest=False).indices
+        indices = members.gather(1, order).sort(dim=1).values
         # Again from the differences: where a distance is small beside the norms, the product has rounded it off.
-        indices = indices.sort(dim=1).values
         distances = (queries.unsqueeze(1) - self.vectors[indices].float()).square().sum(dim=2).sqrt()
         distances, order = distances.sort(dim=1, stable=True)
         return distances, indices.gather(1, order)
@@ -265,10 +277,10 @@ def _farthest(nearest: Tensor, points: Tensor, norms: Tensor, limit: int) -> lis
     return candidates[new].tolist()
 
 
-def _proximity(a: Tensor, b: Tensor) -> Tensor:
+def _proximity(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """(N, C), (K, C) float32 -> (N, K), |b|^2 - 2 a b: squared distances less |a|^2, so that rows keep their order.
 
     Rounding errors are about 1e-6 of the squared norms; autocast would make them 1e-2.
     """
     with torch.autocast(a.device.type, enabled=False):
-        return torch.addmm(b.square().sum(dim=1), a, b.T, alpha=-2)
+        return torch.addmm(b.square().sum(dim=1), a, b.T, alpha=-2, out=out)

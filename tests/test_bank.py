@@ -105,13 +105,14 @@ def made(vectors):
     return Bank(vectors, {"bolt": len(vectors)}, ABOUT)
 
 
-@pytest.mark.parametrize("blocks", [(512, 8192), (7, 13), (64, 1)])
-@pytest.mark.parametrize("k", [1, 4, 50])
+@pytest.mark.parametrize("blocks", [(128, 1024), (7, 13), (64, 1)])
+@pytest.mark.parametrize("group", [16, 7, 1])
+@pytest.mark.parametrize("k", [1, 4, 150])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_neighbours_are_those_of_an_exhaustive_search_in_float64(monkeypatch, blocks, k, dtype):
-    monkeypatch.setattr(bank_module, "_QUERIES", blocks[0])
-    monkeypatch.setattr(bank_module, "_VECTORS", blocks[1])
-    vectors, queries = normal(50, 9).to(dtype), normal(30, 9, seed=1)
+def test_neighbours_are_those_of_an_exhaustive_search_in_float64(monkeypatch, blocks, group, k, dtype):
+    monkeypatch.setitem(bank_module._SEARCHED, "cpu", blocks)
+    monkeypatch.setattr(bank_module, "_GROUP", group)
+    vectors, queries = normal(150, 9).to(dtype), normal(30, 9, seed=1)
     distances, indices = made(vectors).nearest(queries, k)
     expected, order = torch.cdist(queries.double(), vectors.double()).sort(dim=1)
     assert distances.shape == indices.shape == (30, k) and distances.dtype == torch.float32
