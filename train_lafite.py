@@ -123,7 +123,7 @@ def run(options: Options) -> Path:
     # Features of good images, once for all.
     layers = options.extractor_layers or default_layers(options.extractor)
     patches = PatchExtractor(build_extractor(options.extractor, layers, options.feature_resolution), options.grid)
-    good = {name: read_good(name, patches, options, device, precision) for name in options.item}
+    good = {name: read_good(name, patches, options, device) for name in options.item}
     train = {name: part.train_features for name, part in good.items()}
     standardisation = Standardisation.fit(train.values())
     bank = build_bank(train, standardisation, options.bank_mb, options.seed, patches.description(), device,
@@ -193,13 +193,13 @@ def default_layers(extractor: str) -> list[int]:
     return [0] * (first.strides[0] == 2) + list(usual.layers)
 
 
-def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device, precision: str) -> Good:
+def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device) -> Good:
     """Read the good images of a category and extract their features, or find them extracted."""
     train, held_out = split_holdout(open_category(replace(options, item=name)).train, options.holdout)
     cache = options.feature_cache or cache_folder("features")
     pixels = [read_images(part, options.feature_resolution, options.num_workers) for part in (train, held_out)]
-    features = [extract_features(patches, part, cache, batch_size=options.batch_size, device=device,
-                                 precision=precision) for part in pixels]
+    features = [extract_features(patches, part, cache, batch_size=options.batch_size, device=device)
+                for part in pixels]
     return Good(train, held_out, pixels[0], *features)
 
 

@@ -31,7 +31,6 @@ from dbad.lafite import (
     upsampled,
 )
 from dbad.noise import image_stream
-from dbad.runtime import autocast
 
 PARTS = ("knn", "edit", "denoise", "inversion")
 
@@ -128,9 +127,7 @@ class FeatureDetector(Calibrated):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [-1, 1] -> standardised (N, C, G, G) float32, on the device."""
-        with autocast(self.device, self.precision):
-            found = self.patches(images.to(self.device))
-        return self.standardisation.apply(found.half())     # as the bank's have been kept
+        return self.standardisation.apply(self.patches(images.to(self.device)).half())  # as the bank's have been kept
 
     def _parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         features = self.features(images)

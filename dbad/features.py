@@ -3,8 +3,11 @@
     FOLDER/efficientnet_lite0-0123456789abcdef.npy     (N, C, G, G) float16, one row per image
     FOLDER/efficientnet_lite0-0123456789abcdef.json    what they were made of, and their digest
 
-The digits follow from the images, the backbone with its weights, its layers, the input size, the grid, the smoothing
-and the precision, so that features of different origin never meet. The folder may be deleted at any time.
+The digits follow from the images, the backbone with its weights, its layers, the input size, the grid and the
+smoothing, so that features of different origin never meet. The folder may be deleted at any time.
+
+Features are computed in float32: on rough textures, where good patches lie far apart, the rounding of bfloat16 costs
+accuracy.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from dbad.data import fingerprint, to_float
 from dbad.errors import UserError
 from dbad.extractors import Extractor
 from dbad.files import atomic_write, read_json, write_json
-from dbad.runtime import autocast
 
 FLOAT16_MAX = 65504
 _ROWS = 16          # images whose features are in memory at once, as float64: 25 MB for 192 channels on 32x32
@@ -96,13 +98,13 @@ def to_maps(patches: Tensor, grid: int) -> Tensor:
 # ------------------------------------------------------------------------------------------ on the disk
 
 def extract_features(model: PatchExtractor, images: Sequence[Tensor], folder: Path, *, batch_size: int,
-                     device: torch.device, precision: str = "fp32") -> np.ndarray:
+                     device: torch.device) -> np.ndarray:
     """The features of `images`, uint8 (3, H, W) of one size each, as a read-only memory map (N, C, G, G) float16.
 
     They are taken from `folder` if it holds them whole, else computed and written there. Features that float16 cannot
     hold are a `UserError`; its rounding, at most 2^-11 of the value, is far below the differences between good patches.
     """
-    about = model.description() | {"precision": precision, "images": fingerprint(images),
+    about = model.description() | {"images": fingerprint(images),
                                    "shape": [len(images), model.channels, model.grid, model.grid], "dtype": "float16"}
     key = hashlib.blake2b(repr(about).encode(), digest_size=8).hexdigest()
     path = Path(folder) / f"{model.extractor.name.replace('/', '_')}-{key}.npy"
@@ -114,7 +116,7 @@ def extract_features(model: PatchExtractor, images: Sequence[Tensor], folder: Pa
         # Written, not mapped: a full disk is then an error that can be told, and not a signal that ends the program.
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f2", "fortran_order": False, "shape": tuple(about["shape"])})
-        for values in _batches(model, images, batch_size, device, precision):
+        for values in _batches(model, images, batch_size, device):
             content = values.numpy().astype("<f2").tobytes()
             digest.update(content)
             file.write(content)
@@ -139,15 +141,14 @@ def _open_cached(path: Path, about: Mapping[str, Any]) -> np.ndarray | None:
 
 
 @torch.inference_mode()
-def _batches(model: PatchExtractor, images: Sequence[Tensor], batch_size: int, device: torch.device,
-             precision: str) -> Iterator[Tensor]:
+def _batches(model: PatchExtractor, images: Sequence[Tensor], batch_size: int,
+             device: torch.device) -> Iterator[Tensor]:
     """Features of consecutive images, (n, C, G, G) float16 on the CPU."""
     model.to(device).eval()
     with tqdm(total=len(images), desc="extracting features", unit="image") as bar:
         for first in range(0, len(images), batch_size):
             batch = torch.stack(list(images[first:first + batch_size]))
-            with autocast(device, precision):
-                features = model(to_float(batch.to(device)))
+            features = model(to_float(batch.to(device)))
             largest = float(features.abs().amax())
             if not largest <= FLOAT16_MAX:          # so that not-a-number is found as well
                 raise UserError(f"--extractor {model.extractor.name}: its features reach {largest:.3g}; expected at "

@@ -32,7 +32,7 @@ from dbad.runtime import autocast
 
 INVERSION_STEPS = (333, 666, 999)
 MIN_SNR = 5.0           # gamma of min-SNR weighting (arXiv:2303.09556)
-WHOLE_SHARE = 0.25      # of the images is noised everywhere; in the rest
+WHOLE_SHARE = 0.1       # of the images is noised everywhere; in the rest
 BLOCKS, NOISED_SHARES = (2, 4, 8), (0.25, 0.5)      # blocks of such sides, in patches, and shares of their number
 ERROR_WEIGHT = 0.1      # of the expected error in the loss
 LARGEST_ERROR = 100.0   # that is expected at all: of components whose mean square is 1

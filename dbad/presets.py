@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resolution": 128, "channels": (32, 32, 64, 128, 128), "layers_per_block": 1, "attention_levels": (),
         "batch_size": 4, "epochs_diffusion": None, "steps_diffusion": 3000, "learning_rate": 2e-3,
         "adam_betas": (0.9, 0.99), "warmup_steps": 100, "max_timestep": 250, "save_n_epochs": 10,
-        "epochs_extractor": 1, "feature_resolution": 256, "feature_channels": (64, 128, 192), "steps_features": 1200,
+        "epochs_extractor": 1, "feature_resolution": 256, "feature_channels": (64, 128, 192), "steps_features": 1500,
         "feature_batch_size": 8, "feature_learning_rate": 1e-3,
         "recon_weight": 2.0, "start_at_timestep": 250, "steps_to_regenerate": 3,
         "size": "middle", "autoencoder_steps": 4000, "steps_latent": 10_000, "latent_batch_size": 8,

@@ -118,7 +118,7 @@ def test_the_file_says_what_it_is(tmp_path):
     extract(tiny(smoothing=3), pictures(), tmp_path)
     path, = tmp_path.glob("*.json")
     about = json.loads(path.read_text())
-    assert {"backbone": "pyramid", "layers": [0, 1], "resolution": 16, "grid": 4, "smoothing": 3, "precision": "fp32",
+    assert {"backbone": "pyramid", "layers": [0, 1], "resolution": 16, "grid": 4, "smoothing": 3,
             "shape": [5, 6, 4, 4]}.items() <= about.items()
 
 
@@ -136,12 +136,6 @@ def test_features_of_another_backbone_weights_layers_size_or_grid_are_never_mixe
 def test_features_of_other_images_or_another_order_are_never_mixed(tmp_path, images):
     extract(tiny(), pictures(), tmp_path)
     assert np.array_equal(extract(tiny(), images, tmp_path), extract(tiny(), images, tmp_path / "alone"))
-
-
-def test_features_of_another_precision_are_never_mixed(tmp_path):
-    extract(tiny(), pictures(), tmp_path)
-    extract(tiny(), pictures(), tmp_path, precision="bf16")
-    assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
 def _truncate(npy, about):

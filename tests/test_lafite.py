@@ -165,7 +165,7 @@ def test_images_are_noised_everywhere_or_in_blocks(grid):
     noised = data.__getitems__([(step, 0, 0) for step in range(400)])["noised"]
     assert noised.shape == (400, 1, grid, grid) and set(noised.unique().tolist()) == {0, 1}
     shares = noised.flatten(1).mean(dim=1)
-    assert 0 < shares.min() and 0.15 < float((shares == 1).float().mean()) < 0.45
+    assert 0 < shares.min() and 0.05 < float((shares == 1).float().mean()) < 0.3
     assert 0.2 < float(shares[shares < 1].mean()) < 0.5
     corners = {tuple(map(tuple, mask.nonzero().tolist())) for mask in noised[:, 0]}
     assert len(corners) > 10
