@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def build_extractor(name: str, layers: Sequence[int] | None = None, resolution: 
     `pretrained=False` leaves the weights random, for a state dict that is loaded afterwards.
     """
     if name == EMBEDDED:
-        backbone, stages = _timm("tf_efficientnet_lite0", layers, pretrained=False, shown_as=name)
+        backbone, stages = _timm("tf_efficientnet_lite0", layers, resolution, pretrained=False, shown_as=name)
         if pretrained:
             _load_embedded(backbone)
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
@@ -80,7 +80,7 @@ def build_extractor(name: str, layers: Sequence[int] | None = None, resolution: 
         backbone, stages = _torchvision(name, layers, pretrained)
         mean, std = _IMAGENET
     else:
-        backbone, stages = _timm(name, layers, pretrained, shown_as=name)
+        backbone, stages = _timm(name, layers, resolution, pretrained, shown_as=name)
         mean, std = backbone.default_cfg["mean"], backbone.default_cfg["std"]
     return Extractor(name, backbone, stages, mean, std, resolution).eval()
 
@@ -105,7 +105,7 @@ def load_extractor(path: Path) -> Extractor:
     return extractor.eval()
 
 
-def _timm(name: str, layers: Sequence[int] | None, pretrained: bool,
+def _timm(name: str, layers: Sequence[int] | None, resolution: int, pretrained: bool,
           shown_as: str) -> tuple[nn.Module, dict[int, Stage]]:
     import timm
     if not timm.is_model(name):
@@ -113,18 +113,39 @@ def _timm(name: str, layers: Sequence[int] | None, pretrained: bool,
         raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
                         + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
-        info = timm.create_model(name, features_only=True, pretrained=False).feature_info
+        with torch.device("meta"):      # its stages, without its weights
+            info = timm.create_model(name, features_only=True, pretrained=False).feature_info.info
     except (RuntimeError, AttributeError):
         raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
-    stages = _choose(shown_as, layers, [Stage(*pair) for pair in zip(info.channels(), info.reduction(), strict=True)])
+    stages = _choose(shown_as, layers, [Stage(stage["num_chs"], stage["reduction"]) for stage in info])
     config = timm.get_pretrained_cfg(name)
+    sized = _sized(name, resolution)
     backbone = _with_weights(
         name, pretrained, f"model.safetensors of {config.hf_hub_id} in the Hugging Face cache",
-        lambda: timm.create_model(name, features_only=True, out_indices=tuple(stages), pretrained=pretrained))
+        lambda: timm.create_model(name, features_only=True, out_indices=tuple(stages), pretrained=pretrained, **sized))
     last = backbone.feature_info.module_name()[-1].split(".")
     if last[0] == "blocks" and isinstance(getattr(backbone, "blocks", None), nn.Sequential):
         backbone.blocks = backbone.blocks[:int(last[1]) + 1]    # EfficientNets would compute the stages after it too
     return backbone, stages
+
+
+def _sized(name: str, resolution: int) -> dict[str, Any]:
+    """The options with which a timm backbone that is made for one size of images, as transformers are, takes others."""
+    import timm
+    config = timm.get_pretrained_cfg(name)
+    if not config.fixed_input_size:
+        return {}
+    for options in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"img_size": resolution}):
+        try:
+            with torch.device("meta"):
+                timm.create_model(name, features_only=True, pretrained=False, **options)
+        except (TypeError, AssertionError, RuntimeError):
+            continue
+        return options
+    if resolution != config.input_size[-1]:
+        raise UserError(f"--extractor {name}: takes images of {config.input_size[-1]} px, not of {resolution}; choose "
+                        "that size or another extractor")
+    return {}
 
 
 def _torchvision_resnets() -> list[str]:
@@ -148,9 +169,18 @@ def _torchvision(name: str, layers: Sequence[int] | None, pretrained: bool) -> t
 
 
 def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage]) -> dict[int, Stage]:
-    """The stages `layers` of those there are; by default those of strides 4, 8 and 16."""
-    if layers is None:
+    """The stages `layers` of those there are; by default those of strides 4, 8 and 16.
+
+    Where all have one stride, as in a plain vision transformer, by default those after each quarter but the last.
+    """
+    if layers is None and len({stage.stride for stage in available}) == 1 < len(available):
+        layers = sorted({max(0, len(available) * quarter // 4 - 1) for quarter in (1, 2, 3)})
+    elif layers is None:
         layers = [k for k, stage in enumerate(available) if stage.stride in (4, 8, 16)]
+        if not layers:
+            strides = ", ".join(str(stage.stride) for stage in available)
+            raise UserError(f"--extractor {name}: no layer of stride 4, 8 or 16, its strides are {strides}; choose "
+                            "some of them by --extractor_layers, the first being 0")
     missing = [k for k in layers if not 0 <= k < len(available)]
     if missing:
         raise UserError(f"--extractor_layers {' '.join(map(str, missing))}: {name} has the layers "

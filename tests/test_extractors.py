@@ -7,7 +7,7 @@ from PIL import Image
 
 from dbad.data import to_float, to_uint8
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, load_extractor, save_extractor
+from dbad.extractors import EMBEDDED, Stage, _choose, build_extractor, load_extractor, save_extractor
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,23 @@ def test_by_default_the_layers_have_strides_4_8_and_16(name):
         features = extractor(random_images(1, 64))
     assert [tuple(f.shape[2:]) for f in features] == [(16, 16), (8, 8), (4, 4)]
     assert tuple(f.shape[1] for f in features) == extractor.channels
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224"])
+def test_a_transformer_gives_the_layers_after_each_quarter_for_images_of_another_size(name):
+    extractor = build_extractor(name, resolution=64, pretrained=False)
+    depth = {"vit_tiny_patch16_224": 12, "mixer_s16_224": 8}[name]
+    assert extractor.layers == tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3))
+    found = extractor(random_images(2, 64))
+    assert [f.shape[2:] for f in found] == 3 * [(4, 4)] and [f.shape[1] for f in found] == list(extractor.channels)
+    blocks = extractor.backbone.model.blocks
+    assert len(blocks) == extractor.layers[-1] + 1, "blocks behind the last layer are not computed"
+
+
+def test_a_backbone_without_the_usual_strides_names_those_it_has():
+    with pytest.raises(UserError) as error:
+        _choose("odd", None, [Stage(8, 2), Stage(8, 32)])
+    assert "odd" in (line := one_line(error)) and "2, 32" in line and "--extractor_layers" in line
 
 
 def test_a_backbone_that_gives_features_in_another_order_of_dimensions_is_turned_or_refused():
