@@ -80,8 +80,8 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic names."""
     from matplotlib import get_data_path
-
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size)
+    path = Path(get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
+    return ImageFont.truetype(str(path), size)      # older versions of Pillow take no Path
 
 
 def _shorten(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
