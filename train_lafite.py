@@ -40,7 +40,7 @@ from dbad.config import (
 from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, some_of, split_holdout, to_float
 from dbad.diffusion import validation_loss
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor
+from dbad.extractors import EMBEDDED, build_extractor, stages_of, usual_layers
 from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
 from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
@@ -187,10 +187,9 @@ def new_network(options: Options, components: int) -> UNet2DModel:
 
 
 def default_layers(extractor: str) -> list[int]:
-    """The stages of strides 2, 4, 8 and 16, as far as the backbone has them."""
-    with torch.device("meta"):      # their numbers, without weights
-        first, usual = (build_extractor(extractor, layers, pretrained=False) for layers in ([0], None))
-    return [0] * (first.strides[0] == 2) + list(usual.layers)
+    """The stages of strides 2, 4, 8 and 16, as far as the backbone has them; see `usual_layers`."""
+    stages = stages_of(extractor)
+    return [0] * (stages[0].stride == 2) + usual_layers(extractor, stages)
 
 
 def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device) -> Good:

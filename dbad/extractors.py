@@ -108,16 +108,7 @@ def load_extractor(path: Path) -> Extractor:
 def _timm(name: str, layers: Sequence[int] | None, resolution: int, pretrained: bool,
           shown_as: str) -> tuple[nn.Module, dict[int, Stage]]:
     import timm
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:3]
-        raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
-                        + (f"; did you mean {', '.join(near)}?" if near else ""))
-    try:
-        with torch.device("meta"):      # its stages, without its weights
-            info = timm.create_model(name, features_only=True, pretrained=False).feature_info.info
-    except (RuntimeError, AttributeError):
-        raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
-    stages = _choose(shown_as, layers, [Stage(stage["num_chs"], stage["reduction"]) for stage in info])
+    stages = _choose(shown_as, layers, stages_of(name))
     config = timm.get_pretrained_cfg(name)
     sized = _sized(name, resolution)
     backbone = _with_weights(
@@ -137,8 +128,7 @@ def _sized(name: str, resolution: int) -> dict[str, Any]:
         return {}
     for options in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"img_size": resolution}):
         try:
-            with torch.device("meta"):
-                timm.create_model(name, features_only=True, pretrained=False, **options)
+            timm.create_model(name, features_only=True, pretrained=False, **options)
         except (TypeError, AssertionError, RuntimeError):
             continue
         return options
@@ -157,30 +147,49 @@ def _torchvision(name: str, layers: Sequence[int] | None, pretrained: bool) -> t
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
     weights = models.get_model_weights(name).IMAGENET1K_V1
-    with torch.device("meta"):      # its widths, without its weights
-        plan = models.get_model(name, weights=None)
-    inputs = [plan.get_submodule(f"layer{k}")[0].conv1.in_channels for k in (1, 2, 3, 4)]
-    stages = _choose(name, layers, [Stage(width, 2 ** (k + 1)) for k, width in
-                                    enumerate([inputs[0], *inputs[1:], plan.fc.in_features])])
+    stages = _choose(name, layers, stages_of(name))
     model = _with_weights(
         name, pretrained, f"{torch.hub.get_dir()}/checkpoints/{Path(weights.url).name}",
         lambda: models.get_model(name, weights=weights if pretrained else None))
     return create_feature_extractor(model, {f"layer{k}" if k else "relu": str(k) for k in stages}), stages
 
 
-def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage]) -> dict[int, Stage]:
-    """The stages `layers` of those there are; by default those of strides 4, 8 and 16.
+def stages_of(name: str) -> list[Stage]:
+    """All feature stages that the backbone called `name` has; nothing is downloaded."""
+    if name in _torchvision_resnets():
+        from torchvision import models
+        with torch.device("meta"):      # its widths, without its weights
+            plan = models.get_model(name, weights=None)
+        inputs = [plan.get_submodule(f"layer{k}")[0].conv1.in_channels for k in (1, 2, 3, 4)]
+        return [Stage(width, 2 ** (k + 1)) for k, width in enumerate([inputs[0], *inputs[1:], plan.fc.in_features])]
+    import timm
+    name = "tf_efficientnet_lite0" if name == EMBEDDED else name
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:3]
+        raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
+                        + (f"; did you mean {', '.join(near)}?" if near else ""))
+    try:
+        info = timm.create_model(name, features_only=True, pretrained=False).feature_info.info
+    except (RuntimeError, AttributeError):
+        raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
+    return [Stage(stage["num_chs"], stage["reduction"]) for stage in info]
 
-    Where all have one stride, as in a plain vision transformer, by default those after each quarter but the last.
-    """
-    if layers is None and len({stage.stride for stage in available}) == 1 < len(available):
-        layers = sorted({max(0, len(available) * quarter // 4 - 1) for quarter in (1, 2, 3)})
-    elif layers is None:
-        layers = [k for k, stage in enumerate(available) if stage.stride in (4, 8, 16)]
-        if not layers:
-            strides = ", ".join(str(stage.stride) for stage in available)
-            raise UserError(f"--extractor {name}: no layer of stride 4, 8 or 16, its strides are {strides}; choose "
-                            "some of them by --extractor_layers, the first being 0")
+
+def usual_layers(name: str, available: Sequence[Stage]) -> list[int]:
+    """The stages of strides 4, 8 and 16; of a plain transformer, where all have one, those after each quarter."""
+    if len({stage.stride for stage in available}) == 1 < len(available):
+        return sorted({max(0, len(available) * quarter // 4 - 1) for quarter in (1, 2, 3)})
+    layers = [k for k, stage in enumerate(available) if stage.stride in (4, 8, 16)]
+    if not layers:
+        strides = ", ".join(str(stage.stride) for stage in available)
+        raise UserError(f"--extractor {name}: no layer of stride 4, 8 or 16, its strides are {strides}; choose some of "
+                        "them by --extractor_layers, the first being 0")
+    return layers
+
+
+def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage]) -> dict[int, Stage]:
+    """The stages `layers` of those there are, by default the usual ones."""
+    layers = usual_layers(name, available) if layers is None else layers
     missing = [k for k in layers if not 0 <= k < len(available)]
     if missing:
         raise UserError(f"--extractor_layers {' '.join(map(str, missing))}: {name} has the layers "

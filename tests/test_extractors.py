@@ -7,7 +7,7 @@ from PIL import Image
 
 from dbad.data import to_float, to_uint8
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, Stage, _choose, build_extractor, load_extractor, save_extractor
+from dbad.extractors import EMBEDDED, Stage, build_extractor, load_extractor, save_extractor, usual_layers
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_transformer_gives_the_layers_after_each_quarter_for_images_of_another
 
 def test_a_backbone_without_the_usual_strides_names_those_it_has():
     with pytest.raises(UserError) as error:
-        _choose("odd", None, [Stage(8, 2), Stage(8, 32)])
+        usual_layers("odd", [Stage(8, 2), Stage(8, 32)])
     assert "odd" in (line := one_line(error)) and "2, 32" in line and "--extractor_layers" in line
 
 

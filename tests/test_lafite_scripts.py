@@ -311,7 +311,7 @@ def test_a_broken_test_image_is_found_before_the_training(both, script, capsys):
 
 @pytest.mark.parametrize("backbone, layers", [("efficientnet_lite0", [0, 1, 2, 3]), ("resnet18", [0, 1, 2, 3]),
                                               ("convnext_atto", [0, 1, 2]), ("levit_128s", [0]),
-                                              ("vit_tiny_patch16_224", [0, 1, 2])])
+                                              ("vit_tiny_patch16_224", [2, 5, 8])])
 def test_features_are_by_default_those_of_strides_2_to_16_whatever_the_backbone_has(backbone, layers):
     assert train_lafite.default_layers(backbone) == layers
 
