@@ -213,8 +213,8 @@ def rates(labels, scores, threshold):
     labels, scores: images (N,) or pixels, as arrays of one shape or sequences of such arrays. Unlike a ranking metric
     this also has an answer when all items are good or all defective. Raises ValueError for a threshold that is NaN.
     """
-    threshold = np.float64(threshold)                               # numpy would round a float to the scores' type
-    if np.isnan(threshold):
+    threshold = np.array([threshold], np.float64)       # numpy would round a single number to the scores' type
+    if np.isnan(threshold).any():
         raise ValueError("threshold must be a number, found nan")
     tp = fp = tn = fn = 0
     for label, score in flat_pairs(labels, scores):
