@@ -251,7 +251,8 @@ def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
     fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
     share = max(1.0, LEAST_TUNED_ON * len(good) / NUM_TUNED_ON) / len(good)
     each = {name: min(math.ceil(share * NUM_TUNED_ON), max(1, len(part.train) // 3)) for name, part in good.items()}
-    whole, detector.bank = detector.bank, bank_without(each, good, detector, options)
+    begun, whole = detector.settings, detector.bank
+    detector.bank = bank_without(each, good, detector, options)
     searches: dict[str, FeatureSearch] = {}
     deadline = time.monotonic() + 60 * options.tune_minutes
     for name, part in good.items():
@@ -259,6 +260,7 @@ def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
         names = [sample.path.name for sample in some_of(part.train, each[name])]
         drawn = pseudo_validation(images, names, images[:0], options.seed, math.ceil(share * NUM_PSEUDO))
         minutes = (deadline - time.monotonic()) / 60 / (len(good) - len(searches))
+        detector.settings = begun       # not what was found for the category before
         search = searches[name] = FeatureSearch(detector, drawn, fixed, minutes)
         best, first = search.run(), search.trials[0]
         write_feature_trials(run_folder(options) / trials_file(name, options.item), search.trials, best)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dbad.calibration import calibrate, load_calibration
+from dbad.calibration import Calibration, calibrate, load_calibration
 from dbad.checkpoints import CALIBRATION
 from dbad.config import TRAIN_OPTIONS
 from dbad.data import Sample
@@ -30,26 +30,28 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
         options    pixel_quantile, false_alarm_rate and num_workers
         chosen     settings of its own for each of `with_thresholds`, where they are not the detector's
     """
-    for old in folder.glob("calibration-*.json"):       # of a run of other categories
-        old.unlink()
     known: dict[str, list[dict[str, Tensor]]] = {}
+    found: dict[str | None, Calibration] = {}
     for name in with_thresholds(held_out):
         if chosen and chosen[name] != detector.settings:
             detector.settings = chosen[name]
             known.clear()
         for category in [name] if name else held_out:
             if category not in known:
-                known[category] = [found for _, found, _ in walk(
+                known[category] = [parts for _, parts, _ in walk(
                     detector, held_out[category], options.num_workers, f"calibrating {category}")]
-        parts = known[name] if name else [found for part in known.values() for found in part]
-        calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
+        images = known[name] if name else [parts for category in known.values() for parts in category]
+        calibration = calibrate(detector.combine, images, options.pixel_quantile, options.false_alarm_rate,
                                 settings["center_crop"])
         used = settings | (vars(detector.settings) if chosen else {})
-        replace(calibration, settings=used, digests=digests(folder, used)).save(
-            calibration_file(folder, name, held_out))
+        found[name] = replace(calibration, settings=used, digests=digests(folder, used))
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
               f"{calibration.false_alarm_rate:.1%} false alarms")
+    for old in folder.glob("calibration-*.json"):       # of a run of other categories
+        old.unlink()
+    for name, calibration in found.items():
+        calibration.save(calibration_file(folder, name, held_out))
 
 
 def with_thresholds(items: Iterable[str]) -> list[str | None]:

@@ -198,6 +198,9 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
         settings = json_of(RUN / f"calibration-{name}.json")["settings"]
         assert settings.items() >= {"blur_sigma": 3.0, "neighbours": 2, "method": "lafite"}.items()
         assert {key: str(settings[key]) for key in chosen if key in settings}.items() <= chosen.items()
+    first = [rows_of(RUN, f"tuning-{name}.csv")[0] for name in ("bolt", "hazelnut")]
+    given = [[row[key] for key in row if key in settings] for row in first]
+    assert given[0] == given[1], "no search begins with what was found for another category"
     settings = json_of(RUN / "calibration.json")["settings"]
     assert settings in [json_of(RUN / f"calibration-{name}.json")["settings"] for name in ("bolt", "hazelnut")]
     whole, others = made        # what is tuned on, every third image, is not in the bank that it is tuned with
