@@ -18,6 +18,7 @@ import train_lafite
 from dbad import bank, feature_tuning, lafite, training, tuning
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.data import open_category, read_items, split_holdout
+from dbad.data import test_images as images_to_test
 from dbad.detectors import load_detector
 from dbad.errors import UserError
 from dbad.feature_detector import build_feature_detector
@@ -228,6 +229,11 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
         images = torch.stack([item.image for item in read_items(samples, 32)])
         found = detector.combine(detector.parts(images)[0], detector.calibration.scales)[1]
         assert sorted(found.tolist()) == pytest.approx(detector.calibration.scores, rel=1e-4)
+    script("inference_lafite.py", *BOTH[:2], "--run_id", "both", *MACHINE)
+    detector = load_detector(RUN, device="cpu", precision="fp32", category="bolt")
+    samples = images_to_test(open_category(train_lafite.Options(item="bolt", dataset_path=Path("data"))))
+    found = detector(torch.stack([item.image for item in read_items(samples, 32)]))
+    assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
 
 
 def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
