@@ -1,4 +1,4 @@
-"""Train LafitE on the good images of one category or of many: features, memory bank, denoiser, settings, thresholds.
+"""Train LafitE on the good images of one category or of many: features, memory bank, denoiser, discriminator, settings.
 
     python train_lafite.py --item hazelnut                                        (built-in demo data)
     python train_lafite.py --item screw --dataset_path data/mvtec
@@ -9,8 +9,7 @@ Features are extracted once and kept in --feature_cache. inference_lafite.py ins
 """
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from dbad import lafite
-from dbad.bank import Bank, build_bank
+from dbad.bank import build_bank
 from dbad.calibrating import PLACED, calibrate_all, is_whole
 from dbad.checkpoints import BANK, CALIBRATION, MODEL_CONFIG, SPACE, build_unet, model_config, save_weights
 from dbad.config import (
@@ -37,21 +36,31 @@ from dbad.config import (
     run_name,
     trained_options,
 )
-from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, some_of, split_holdout, to_float
+from dbad.data import chosen_items, fingerprint, open_category, read_images, split_holdout
 from dbad.diffusion import validation_loss
+from dbad.discriminator import Discriminator
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, stages_of, usual_layers
 from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
-from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
+from dbad.feature_teaching import (
+    LEAST_ASIDE,
+    NUM_ASIDE,
+    NUM_TAUGHT,
+    Good,
+    bank_without,
+    choose,
+    prepare_lessons,
+    save_judges,
+    set_aside,
+    teach,
+    trials_file,
+)
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.files import cache_folder, write_json
-from dbad.results import listed, listing_digest
+from dbad.results import listing_digest
 from dbad.runtime import pick_device, pick_precision
 from dbad.training import IMAGES, Plan, fit
-from dbad.tuning import NUM_PSEUDO, pseudo_validation
-
-NUM_TUNED_ON = 40       # good images that pseudo-anomalies are drawn on, at most a third of a category's; shared by
-LEAST_TUNED_ON = 20     # several categories, with so many at least for each
+from dbad.tuning import NUM_PSEUDO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +99,6 @@ class Options(RunOptions, FeatureOptions, FeatureMapOptions):
     """What shapes a run; saved as train_arg_config.json in its run folder, once it is finished."""
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"])
-
-
-@dataclass(frozen=True)
-class Good:
-    """The good images of a category, to train on and held out, and their features (N, C, G, G) float16."""
-
-    train: list[Sample]
-    held_out: list[Sample]
-    pixels: list[Tensor]
-    train_features: np.ndarray
-    held_out_features: np.ndarray
 
 
 def run(options: Options) -> Path:
@@ -145,10 +143,9 @@ def run(options: Options) -> Path:
     # Settings and thresholds.
     detector = FeatureDetector(space, bank, net, FeatureSettings.of(vars(options)), seed=options.seed,
                                batch_size=options.batch_size, device=device, precision=precision)
-    chosen = tune(detector, good, options, given) if options.tune else {}
-    settings = vars(detector.settings) | {name: getattr(options, name) for name in (
-        "method", "seed", "diffusion_checkpoint_name")}
-    calibrate_all(detector, {name: part.held_out for name, part in good.items()}, settings, options, folder, chosen)
+    prepare = learn_from_damage(detector, good, options, given)
+    settings = {name: getattr(options, name) for name in ("method", "seed", "diffusion_checkpoint_name")}
+    calibrate_all(detector, {name: part.held_out for name, part in good.items()}, settings, options, folder, prepare)
     write_json(folder / TRAIN_OPTIONS, record)
     return folder
 
@@ -165,11 +162,11 @@ def settled(options: Options) -> Options:
     preset = options.preset or ("demo" if options.dataset_path is None else "small")
     items = chosen_items(options)
     if options.method == "knn":
-        for name in ("denoise_contrib", "inversion_contrib", "context_power"):
+        for name in ("discriminator_contrib", "denoise_contrib", "inversion_contrib", "context_power"):
             if getattr(options, name):
                 raise UserError(f"--{name} {getattr(options, name)}: --method knn has no denoiser; expected 0")
-        plain_knn = {"knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0, "inversion_contrib": 0.0,
-                     "context_power": 0.0}
+        plain_knn = {"discriminator_contrib": 0.0, "knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0,
+                     "inversion_contrib": 0.0, "context_power": 0.0}
         options = replace(options, **{name: value for name, value in plain_knn.items()
                                       if getattr(options, name) is None})
     tune, method = options.tune is not False, options.method or "lafite"
@@ -241,49 +238,35 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     return net
 
 
-def tune(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
-         given: Sequence[str]) -> dict[str | None, FeatureSettings]:
-    """Choose the settings that were not given, for each category, by pseudo-anomalies on training images of it.
+def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
+                      given: Sequence[str]) -> Callable[[str | None], dict[str, Any]]:
+    """Teach the discriminators, and choose the settings that were not given, by pseudo-anomalies.
 
-    None stands for all together: of the settings that some category has, those that are best for all on average.
-    The memory bank is then one without these images: patches that it holds are at no distance, as no new one ever is.
+    Returns what brings the detector to a category, or to all together (None), and gives its settings.
     """
-    fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
-    share = max(1.0, LEAST_TUNED_ON * len(good) / NUM_TUNED_ON) / len(good)
-    each = {name: min(math.ceil(share * NUM_TUNED_ON), max(1, len(part.train) // 3)) for name, part in good.items()}
-    begun, whole = detector.settings, detector.bank
-    detector.bank = bank_without(each, good, detector, options)
-    searches: dict[str, FeatureSearch] = {}
-    deadline = time.monotonic() + 60 * options.tune_minutes
-    for name, part in good.items():
-        images = to_float(torch.stack(some_of(part.pixels, each[name])))
-        names = [sample.path.name for sample in some_of(part.train, each[name])]
-        drawn = pseudo_validation(images, names, images[:0], options.seed, math.ceil(share * NUM_PSEUDO))
-        minutes = (deadline - time.monotonic()) / 60 / (len(good) - len(searches))
-        detector.settings = begun       # not what was found for the category before
-        search = searches[name] = FeatureSearch(detector, drawn, fixed, minutes)
-        best, first = search.run(), search.trials[0]
-        write_feature_trials(run_folder(options) / trials_file(name, options.item), search.trials, best)
-        print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
-              f"{first.auroc:.3f} -> {best.auroc:.3f} with {listed(changes(first, best))}")
-    chosen: dict[str | None, FeatureSettings] = {name: search.best.settings for name, search in searches.items()}
-    chosen[None] = best_on_average(list(searches.values()))
-    detector.bank, detector.settings = whole, chosen[None]
-    return chosen
+    folder, share = run_folder(options), max(1.0, LEAST_ASIDE * len(good) / NUM_ASIDE) / len(good)
+    free = options.tune and "discriminator_contrib" not in given
+    judged = options.method == "lafite" and (free or options.discriminator_contrib > 0)
+    chosen = dict.fromkeys([*good, None], detector.settings)
+    judges: dict[str | None, Discriminator] = {}
+    if options.tune or judged:
+        aside = {name: set_aside(len(part.train), share) for name, part in good.items()}
+        whole, detector.bank = detector.bank, bank_without(aside, good, detector, options.bank_mb, options.seed)
+        taught, shown = (math.ceil(share * number) for number in (NUM_TAUGHT, NUM_PSEUDO))
+        lessons = prepare_lessons(detector, good, aside, taught if judged else shown, judged, options.seed)
+        if judged:
+            judges = teach(lessons, options.seed)
+        if options.tune:
+            fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
+            chosen = choose(detector, lessons, fixed, shown, options.seed, options.tune_minutes, folder)
+        detector.bank = whole
+    judges = {name: judge for name, judge in judges.items() if chosen[name].discriminator_contrib}
+    files = save_judges(judges, folder)
 
-
-def trials_file(name: str, items: Sequence[str]) -> str:
-    """Where it is written what was tried for a category of a model for `items`."""
-    return "tuning.csv" if len(items) == 1 else f"tuning-{name}.csv"
-
-
-def bank_without(each: Mapping[str, int], good: Mapping[str, Good], detector: FeatureDetector,
-                 options: Options) -> Bank:
-    """A memory bank like the detector's, of training images without `some_of` them, so many of each category."""
-    others = {name: part.train_features if len(part.train) == 1 else np.delete(
-        part.train_features, some_of(range(len(part.train)), each[name]), axis=0) for name, part in good.items()}
-    return build_bank(others, detector.standardisation, options.bank_mb, options.seed,
-                      detector.patches.description(), detector.device).to(detector.device)
+    def prepare(name: str | None) -> dict[str, Any]:
+        detector.settings, detector.judge = chosen[name], judges.get(name)
+        return vars(detector.settings) | {"discriminator": files.get(name, "")}
+    return prepare
 
 
 if __name__ == "__main__":

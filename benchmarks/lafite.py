@@ -30,7 +30,8 @@ VARIANTS = {
     "denoise, not edited": ALONE | {"denoise_contrib": 1.0, "editing": False},
     "denoise, edited": ALONE | {"denoise_contrib": 1.0, "editing": True},
     "inversion": ALONE | {"inversion_contrib": 1.0},
-    "edit, power 0.5": ALONE | {"edit_contrib": 1.0, "context_power": 0.5}, "fused": {},
+    "edit, power 0.5": ALONE | {"edit_contrib": 1.0, "context_power": 0.5},
+    "discriminator": ALONE | {"discriminator_contrib": 1.0}, "fused": {},
 }
 COLUMNS = ("category", "model", "seed", "score", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro",
            "ms_per_image")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from dbad.calibration import Calibration, calibrate, load_calibration
-from dbad.checkpoints import CALIBRATION
 from dbad.config import TRAIN_OPTIONS
 from dbad.data import Sample
-from dbad.detectors import Detector, Settings, calibration_file, check_digests, digests
+from dbad.detectors import Detector, calibration_file, check_digests, digests
 from dbad.errors import UserError
 from dbad.evaluate import walk
 from dbad.files import read_json
@@ -22,19 +21,21 @@ PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_worker
 
 
 def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
-                  folder: Path, chosen: Mapping[str | None, Settings] | None = None) -> None:
+                  folder: Path, prepare: Callable[[str | None], dict[str, Any]] = lambda name: {}) -> None:
     """Write the thresholds of held-out images: of all categories together and, where there are several, of each.
 
         held_out   the good images of every category that were not trained on
         settings   what the detector was made with, see `Calibration`
         options    pixel_quantile, false_alarm_rate and num_workers
-        chosen     settings of its own for each of `with_thresholds`, where they are not the detector's
+        prepare    called for each of `with_thresholds`, brings the detector to the settings of its own that it has, and
+                   returns them
     """
     known: dict[str, list[dict[str, Tensor]]] = {}
     found: dict[str | None, Calibration] = {}
+    used: dict[str, Any] = {}
     for name in with_thresholds(held_out):
-        if chosen and chosen[name] != detector.settings:
-            detector.settings = chosen[name]
+        before, used = used, settings | prepare(name)
+        if used != before:
             known.clear()
         for category in [name] if name else held_out:
             if category not in known:
@@ -42,8 +43,7 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
                     detector, held_out[category], options.num_workers, f"calibrating {category}")]
         images = known[name] if name else [parts for category in known.values() for parts in category]
         calibration = calibrate(detector.combine, images, options.pixel_quantile, options.false_alarm_rate,
-                                settings["center_crop"])
-        used = settings | (vars(detector.settings) if chosen else {})
+                                used["center_crop"])
         found[name] = replace(calibration, settings=used, digests=digests(folder, used))
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
@@ -68,11 +68,13 @@ def is_whole(folder: Path, record: Mapping[str, Any], names: Iterable[str], plac
         placed   options that say where and how, and not what
     """
     files = [folder / name for name in (TRAIN_OPTIONS, *names)]
-    files += [calibration_file(folder, name, record["item"]) for name in with_thresholds(record["item"])]
-    if not all(path.is_file() for path in files):
+    thresholds = [calibration_file(folder, name, record["item"]) for name in with_thresholds(record["item"])]
+    if not all(path.is_file() for path in files + thresholds):
         return False
+    digests_of: dict[Path, str] = {}
     try:
-        check_digests(load_calibration(folder / CALIBRATION), folder)
+        for path in thresholds:
+            check_digests(load_calibration(path), folder, digests_of)
     except UserError:
         return False
     known, wanted = ({name: value for name, value in values.items() if name not in placed}

@@ -34,7 +34,7 @@ from dbad.errors import UserError
 from dbad.files import atomic_write, read_json, write_text
 
 MODEL_CONFIG, CALIBRATION, LAST, LOG = "model_config.json", "calibration.json", "last.pt", "log.jsonl"
-SPACE, BANK = "features.pt", "bank.pt"      # of the lafite family
+SPACE, BANK, DISCRIMINATOR = "features.pt", "bank.pt", "discriminator"      # of the lafite family
 NETWORKS = ("autoencoder", "unet", "guide")     # of the diad family, each a .safetensors
 DIAD_FILES = (*(f"{name}.safetensors" for name in NETWORKS), "prompt.safetensors")
 

@@ -19,10 +19,11 @@ _AT_LEAST = {
     "steps_to_regenerate": 1, "feature_smoothing_kernel": 1, "warmup_steps": 0, "layers_per_block": 1,
     "max_timestep": 0, "recon_weight": 0, "blur_sigma": 0, "pl_contrib": 0, "fl_contrib": 0, "rotate": 0,
     "color_jitter": 0, "eta": 0, "center_crop": 0, "top_share": 0, "num_samples": 1,
-    "neighbours": 1, "feature_start": 1, "feature_steps_back": 1, "context_power": 0, "knn_contrib": 0,
-    "edit_contrib": 0, "denoise_contrib": 0, "inversion_contrib": 0, "grid": 4, "components": 1, "steps_features": 1,
-    "feature_batch_size": 1, "latent_start": 1, "latent_steps_back": 1, "map_sigma": 0, "steps_latent": 0,
-    "latent_batch_size": 1, "latent_accumulate": 1, "latent_max_timestep": 1, "autoencoder_steps": 1,
+    "neighbours": 1, "feature_start": 1, "feature_steps_back": 1, "context_power": 0,
+    "discriminator_contrib": 0, "knn_contrib": 0, "edit_contrib": 0, "denoise_contrib": 0, "inversion_contrib": 0,
+    "grid": 4, "components": 1, "steps_features": 1, "feature_batch_size": 1, "latent_start": 1,
+    "latent_steps_back": 1, "map_sigma": 0, "steps_latent": 0, "latent_batch_size": 1, "latent_accumulate": 1,
+    "latent_max_timestep": 1, "autoencoder_steps": 1,
 }
 _BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0, 1), "learning_rate": (0, 1),
             "extractor_learning_rate": (0, 1), "feature_learning_rate": (0, 1),
@@ -70,10 +71,9 @@ def check(options: Any) -> None:
         raise UserError(f"--layer_weights {' '.join(map(str, weights))}: expected numbers from 0, one of them above")
     if values.get("pl_contrib") == 0 and values.get("fl_contrib") == 0:
         raise UserError("--pl_contrib and --fl_contrib are both 0: the anomaly map would be empty")
-    contributions = [values.get(f"{name}_contrib") for name in ("knn", "edit", "denoise", "inversion")]
-    if contributions.count(0) == 4:
-        raise UserError("--knn_contrib, --edit_contrib, --denoise_contrib and --inversion_contrib are all 0: the "
-                        "anomaly map would be empty")
+    names = [f"{name}_contrib" for name in ("discriminator", "knn", "edit", "denoise", "inversion")]
+    if [values.get(name) for name in names].count(0) == len(names):
+        raise UserError(f"--{', --'.join(names[:-1])} and --{names[-1]} are all 0: the anomaly map would be empty")
     if values.get("feature_start") is not None and values["feature_start"] > 1000:
         raise UserError(f"--feature_start {values['feature_start']}: expected at most 1000, the timesteps there are")
     if values.get("feature_start") is not None and (values.get("feature_steps_back") or 1) > values["feature_start"]:

@@ -145,6 +145,8 @@ class FeatureMapOptions(ScoreOptions):
     context_power: float = opt(
         "distances are divided by this power of the error that the network expects of a patch, given its surroundings; "
         "0 for plain distances", by_preset=True)
+    discriminator_contrib: float = opt("contribution of the network that judges a patch by all its distances, learnt "
+                                       "from pseudo-anomalies", by_preset=True)
     knn_contrib: float = opt("contribution of the distance to the nearest good patch", by_preset=True)
     edit_contrib: float = opt("contribution of the distance to the edited patch", by_preset=True)
     denoise_contrib: float = opt("contribution of the distance to the denoised patch", by_preset=True)
@@ -167,7 +169,7 @@ SETTING_NAMES = frozenset(field.name for group in (ReconstructionOptions, MapOpt
                           for field in dataclasses.fields(group)) | {
     "seed", "patching", "diffusion_checkpoint_name", "extractor_path"}
 FEATURE_SETTING_NAMES = frozenset(field.name for field in dataclasses.fields(FeatureMapOptions)) | {
-    "method", "seed", "diffusion_checkpoint_name"}
+    "method", "seed", "diffusion_checkpoint_name", "discriminator"}
 DIAD_SETTING_NAMES = frozenset(field.name for field in dataclasses.fields(DiadMapOptions)) | {
     "method", "seed", "extractor", "extractor_layers", "extractor_weights", "feature_resolution"}
 

@@ -298,16 +298,23 @@ def _files(folder: Path, settings: dict[str, Any]) -> dict[str, Path]:
         return {name.removesuffix(".safetensors"): folder / name for name in DIAD_FILES}
     unet = {"unet": folder / settings["diffusion_checkpoint_name"]}
     if settings.get("method", "ddim") != "ddim":
-        bank = {"features": folder / SPACE, "bank": folder / BANK}
-        return bank | (unet if settings["method"] == "lafite" else {})
+        files = {"features": folder / SPACE, "bank": folder / BANK} | (unet if settings["method"] == "lafite" else {})
+        judge = settings["discriminator"]
+        return files | ({"discriminator": folder / judge} if judge else {})
     files = unet | {"extractor": folder / settings["extractor_path"]}
     return files | ({"normalisation": folder / NORMALISATION} if settings["map_norm"] != "none" else {})
 
 
-def check_digests(calibration: Calibration, folder: Path) -> None:
-    """Raise `UserError` where the files have changed since they were calibrated."""
+def check_digests(calibration: Calibration, folder: Path, known: dict[Path, str] | None = None) -> None:
+    """Raise `UserError` where the files have changed since they were calibrated.
+
+    `known` remembers fingerprints from one calibration of a folder to the next.
+    """
+    known = {} if known is None else known
     for name, path in _files(folder, calibration.settings).items():
-        if name in calibration.digests and calibration.digests[name] != _digest(path):
+        if path not in known:
+            known[path] = _digest(path)
+        if name in calibration.digests and calibration.digests[name] != known[path]:
             script = {"ddim": "evaluation.py", "diad": "train_diad.py"}.get(
                 calibration.settings.get("method", "ddim"), "train_lafite.py")
             raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run {script} "

@@ -1,4 +1,7 @@
-"""The detector of the LafitE family: patch features, memory bank and, unless it is the plain `knn`, a denoiser."""
+"""The detector of the LafitE family: patch features, memory bank and, unless it is the plain `knn`, a denoiser.
+
+With the denoiser may come a discriminator, which judges a patch by all its distances (`dbad.discriminator`).
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,30 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from dbad import diffmaps
+from dbad import diffmaps, discriminator
 from dbad.bank import Bank, load_bank, save_bank
 from dbad.calibration import Calibration
-from dbad.checkpoints import BANK, SPACE, load_pickle, load_unet, save_pickle
+from dbad.checkpoints import BANK, SPACE, load_pickle, load_unet, load_weights, save_pickle, save_weights
 from dbad.detectors import Calibrated, Settings
+from dbad.discriminator import Discriminator, evidence
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
 from dbad.lafite import (
     Components,
+    Context,
     denoise,
-    expected_error,
     feature_schedule,
     invert,
     patch_differences,
+    surroundings,
     unlikelihood,
     upsampled,
 )
 from dbad.noise import image_stream
 
-PARTS = ("knn", "edit", "denoise", "inversion")
+PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
+DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # what needs the denoiser
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class FeatureSettings(Settings):
     feature_start: int
     feature_steps_back: int
     context_power: float
+    discriminator_contrib: float
     knn_contrib: float
     edit_contrib: float
     denoise_contrib: float
@@ -58,12 +65,17 @@ class FeatureSettings(Settings):
         found = {name: getattr(self, f"{name}_contrib") for name in PARTS}
         return {name: weight for name, weight in found.items() if weight > 0}
 
-    def relative(self, maps: dict[str, Tensor], log_error: Tensor | None) -> dict[str, Tensor]:
-        """Distances (N, 1, G, G) in units of what is expected, see `lafite.expected_error`; None leaves them."""
-        if log_error is None:
+    @property
+    def needs_context(self) -> bool:
+        """Whether it counts how well a patch is known by its surroundings."""
+        return bool(self.context_power or self.discriminator_contrib)
+
+    def relative(self, maps: dict[str, Tensor], context: Context | None) -> dict[str, Tensor]:
+        """Distances (N, 1, G, G) in units of what is expected, see `lafite.surroundings`."""
+        if not self.context_power:
             return maps
-        unit = (self.context_power * log_error).exp()
-        return {name: part if name == "inversion" else part / unit for name, part in maps.items()}
+        unit = context.expected.pow(self.context_power)
+        return {name: part if name in ("inversion", "discriminator") else part / unit for name, part in maps.items()}
 
     def blurred(self, maps: dict[str, Tensor], side: int) -> dict[str, Tensor]:
         """(N, 1, G, G) each -> (N, 1, side, side)."""
@@ -103,15 +115,17 @@ class FeatureDetector(Calibrated):
 
     def __init__(self, space: FeatureSpace, bank: Bank, net: UNet2DModel | None, settings: FeatureSettings, *,
                  seed: int, batch_size: int, device: torch.device, precision: str,
-                 calibration: Calibration | None = None):
-        if net is None and ({"denoise", "inversion"} & settings.contributions.keys() or settings.context_power):
-            raise UserError("--denoise_contrib, --inversion_contrib and --context_power: this run has a memory bank "
-                            "and no denoiser; expected 0, or a run of train_lafite.py --method lafite")
+                 calibration: Calibration | None = None, judge: Discriminator | None = None):
+        if net is None and (DIFFUSED & settings.contributions.keys() or settings.context_power):
+            raise UserError("--discriminator_contrib, --denoise_contrib, --inversion_contrib and --context_power: this "
+                            "run has a memory bank and no denoiser; expected 0, or a run of train_lafite.py --method "
+                            "lafite")
         self.patches, self.standardisation = space.patches.to(device).eval(), space.standardisation.to(device)
         self.space, self.bank, self.net = space, bank.to(device), None if net is None else net.to(device).eval()
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.device, self.precision, self.calibration = device, precision, calibration
         self.size, self.abar = space.patches.extractor.resolution, feature_schedule()
+        self.judge = None if judge is None else judge.to(device)
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """See `Detector.parts`. What stands for the reconstruction is put together of the nearest good patches."""
@@ -131,34 +145,41 @@ class FeatureDetector(Calibrated):
 
     def _parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         features = self.features(images)
-        distances, indices = self.bank.nearest(to_patches(features), self.settings.neighbours)
-        raw = self.compare(images, features, distances, indices, self.settings.contributions)
-        raw = self.settings.relative(raw, self.expected(images, features) if self.settings.context_power else None)
-        maps = {name: part.cpu() for name, part in raw.items()}
+        distances, indices = self.nearest(features)
+        context = self.context(images, features) if self.settings.needs_context else None
+        raw = self.compare(images, features, distances, indices, self.settings.contributions, context)
+        maps = {name: part.cpu() for name, part in self.settings.relative(raw, context).items()}
         return self.settings.blurred(maps, self.size), self._mosaic(indices[:, 0])
 
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every patch of features (N, C, G, G) as many neighbours as the settings need, see `Bank.nearest`."""
+        judged = min(discriminator.NEIGHBOURS, len(self.bank.vectors)) if self.settings.discriminator_contrib else 1
+        return self.bank.nearest(to_patches(features), max(self.settings.neighbours, judged))
+
     @torch.no_grad()
-    def compare(self, images: Tensor, features: Tensor, distances: Tensor, indices: Tensor,
-                wanted: Collection[str]) -> dict[str, Tensor]:
+    def compare(self, images: Tensor, features: Tensor, distances: Tensor, indices: Tensor, wanted: Collection[str],
+                context: Context | None = None) -> dict[str, Tensor]:
         """The `wanted` ones of `PARTS`, each (N, 1, G, G) on the device.
 
             images                (N, 3, S, S) in [-1, 1], by which the noise is drawn
             features              of them, standardised (N, C, G, G)
-            distances, indices    their nearest vectors in the bank, as `Bank.nearest` gives them
+            distances, indices    their nearest vectors in the bank, at least as many as `nearest` gives
+            context               what `context` gives; only the discriminator asks for it
         """
         chosen, grid, found = self.settings, features.shape[-1], {}
+        if "discriminator" in wanted:
+            found["discriminator"] = self.judge.surprise(self.evidence(features, distances, indices, context))
         if "knn" in wanted:
             found["knn"] = to_maps(distances[:, :1].square(), grid)
         edited = features
         if "edit" in wanted or ("denoise" in wanted and chosen.editing):
-            edited = to_maps(self.bank.weighted(distances, indices, self.space.tau), grid)
+            edited = self._edited(distances, indices, chosen.neighbours, grid)
         if "edit" in wanted:
             found["edit"] = patch_differences(edited, features)
         if "denoise" in wanted:
             x = self.space.components.project(edited if chosen.editing else features)
-            streams = [image_stream(self.seed, image.cpu()) for image in images]
-            clean = denoise(self.net, x, streams, self.abar, chosen.feature_start, chosen.feature_steps_back,
-                            self.space.prediction, self.precision)
+            clean = denoise(self.net, x, self._streams(images), self.abar, chosen.feature_start,
+                            chosen.feature_steps_back, self.space.prediction, self.precision)
             found["denoise"] = patch_differences(clean, self.space.components.project(features))
         if "inversion" in wanted:
             z = invert(self.net, self.space.components.project(features), self.abar, self.space.prediction,
@@ -166,11 +187,25 @@ class FeatureDetector(Calibrated):
             found["inversion"] = unlikelihood(z)
         return found
 
-    def expected(self, images: Tensor, features: Tensor) -> Tensor:
-        """`lafite.expected_error` of the features (N, C, G, G) of images; (N, 1, G, G) on the device."""
-        streams = [image_stream(self.seed, image.cpu()) for image in images]
-        return expected_error(self.net, self.space.components.project(features), streams, self.abar,
-                              self.space.prediction, self.precision)
+    @torch.no_grad()
+    def context(self, images: Tensor, features: Tensor) -> Context:
+        """`lafite.surroundings` of the features (N, C, G, G) of images, on the device."""
+        return surroundings(self.net, self.space.components.project(features), self._streams(images), self.abar,
+                            self.space.prediction, self.precision)
+
+    @torch.no_grad()
+    def evidence(self, features: Tensor, distances: Tensor, indices: Tensor, context: Context) -> Tensor:
+        """What the discriminator judges by, see `discriminator.evidence`; arguments as for `compare`."""
+        edited = self._edited(distances, indices, discriminator.NEIGHBOURS, features.shape[-1])
+        nearest = to_maps(distances[:, :1].square(), features.shape[-1])
+        return evidence(features, edited, nearest, context, self.patches.extractor.channels)
+
+    def _edited(self, distances: Tensor, indices: Tensor, neighbours: int, grid: int) -> Tensor:
+        edited = self.bank.weighted(distances[:, :neighbours], indices[:, :neighbours], self.space.tau)
+        return to_maps(edited, grid)
+
+    def _streams(self, images: Tensor) -> list[torch.Generator]:
+        return [image_stream(self.seed, image.cpu()) for image in images]
 
     def _mosaic(self, nearest: Tensor) -> Tensor | None:
         """Nearest vector of every patch (N * G * G,) -> the pieces of image they come from, (N, 3, S, S)."""
@@ -218,11 +253,28 @@ def save_run(folder: Path, space: FeatureSpace, bank: Bank) -> None:
     save_bank(bank, folder / BANK)
 
 
+def save_discriminator(judge: Discriminator, path: Path) -> None:
+    """Write the weights of a discriminator; `load_discriminator` reads them."""
+    save_weights(judge.state_dict(), path)
+
+
+def load_discriminator(path: Path) -> Discriminator:
+    """Read what `save_discriminator` wrote."""
+    state = load_pickle(path)
+    if not isinstance(state, dict) or not isinstance(state.get("mean"), Tensor):
+        raise UserError(f"{path}: not a discriminator written by train_lafite.py")
+    judge = Discriminator(len(state["mean"]))
+    load_weights(judge, path)
+    return judge.eval().requires_grad_(False)
+
+
 def build_feature_detector(folder: Path, checkpoint_name: str, settings: dict[str, Any], device: torch.device,
                            precision: str, batch_size: int, calibration: Calibration | None = None) -> FeatureDetector:
     """The detector of a run of train_lafite.py under `settings`."""
     space = load_space(folder)
     bank = load_bank(folder / BANK, space.patches.description())
     net = None if space.components is None else load_unet(folder, checkpoint_name)
+    judge = load_discriminator(folder / settings["discriminator"]) if settings["discriminator"] else None
     return FeatureDetector(space, bank, net, FeatureSettings.of(settings), seed=settings["seed"],
-                           batch_size=batch_size, device=device, precision=precision, calibration=calibration)
+                           batch_size=batch_size, device=device, precision=precision, calibration=calibration,
+                           judge=judge)

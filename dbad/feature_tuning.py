@@ -1,6 +1,7 @@
 """Settings of the LafitE family by pseudo-validation: K, editing, start, steps, power, contributions, blur, score.
 
-It begins with the distance to the edited patches alone; a part that does not help is left out. As in dbad.tuning, the
+It begins with the distance to the edited patches alone; a part that does not help is left out. The discriminator's
+maps are given. As in dbad.tuning, the
 search sees good training images alone, some with anomalies drawn on them (dbad.pseudo), and what the networks give is
 computed once for every setting that it depends on.
 """
@@ -21,9 +22,10 @@ from tqdm import tqdm
 from dbad import metrics
 from dbad.calibration import map_quantile
 from dbad.diffmaps import central_window
-from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
+from dbad.feature_detector import DIFFUSED, PARTS, FeatureDetector, FeatureSettings
 from dbad.features import to_patches
 from dbad.files import atomic_write
+from dbad.lafite import Context
 from dbad.tuning import LEAST_GAIN, PseudoValidation
 
 NEIGHBOURS = (1, 3, 5, 9)
@@ -62,17 +64,21 @@ class _Known:
     distances: Tensor
     indices: Tensor
     maps: Maps
-    log_error: Tensor | None = None     # what the network expects of them, once it is asked for
+    context: Context | None = None      # what the network makes of them, once it is asked for
 
 
 class FeatureSearch:
-    """Coordinate search; `fixed` are names of options that keep their value. All that was tried is in `trials`."""
+    """Coordinate search; `fixed` are names of options that keep their value. All that was tried is in `trials`.
+
+    `judged` are maps of a discriminator that has not been taught by these images, (N, 1, G, G) of the "good" ones and
+    of the "pseudo" ones; without them none counts.
+    """
 
     def __init__(self, detector: FeatureDetector, images: PseudoValidation, fixed: Collection[str] = (),
-                 minutes: float = 30.0):
+                 minutes: float = 30.0, judged: Maps | None = None):
         self.detector, self.images, self.fixed = detector, images, set(fixed)
         self.neighbours = [k for k in NEIGHBOURS if k <= len(detector.bank.vectors)]
-        self.deadline = time.monotonic() + 60 * minutes
+        self.judged, self.deadline = judged, time.monotonic() + 60 * minutes
         self.trials: list[FeatureTrial] = []
 
     def run(self) -> FeatureTrial:
@@ -80,9 +86,12 @@ class FeatureSearch:
         self.bar = tqdm(desc="tuning", unit="map")
         with self.bar:
             self.known = {name: self._look_up(getattr(self.images, name)) for name in ("good", "pseudo")}
+            for name, maps in (self.judged or {}).items():
+                self.known[name].maps["discriminator"] = maps
             self.best = self._try(self.detector.settings)
             self._vary("neighbours", self.neighbours)
             if self.detector.net is not None:
+                self._vary_part("discriminator")
                 self._vary("context_power", POWERS)
                 self._denoise()
                 if self.best.settings.denoise_contrib:
@@ -126,8 +135,12 @@ class FeatureSearch:
     def _mix(self) -> None:
         """The contributions, one after the other."""
         for part in PARTS:
-            if self.detector.net is not None or part not in ("denoise", "inversion"):
-                self._vary(f"{part}_contrib", WEIGHTS)
+            if self.detector.net is not None or part not in DIFFUSED:
+                self._vary_part(part)
+
+    def _vary_part(self, part: str) -> None:
+        if part != "discriminator" or self.judged:
+            self._vary(f"{part}_contrib", WEIGHTS)
 
     def _try(self, settings: FeatureSettings) -> FeatureTrial:
         done = next((trial for trial in self.trials if trial.settings == settings), None)
@@ -144,7 +157,7 @@ class FeatureSearch:
     def _judge(self, settings: FeatureSettings) -> tuple[float, float, float]:
         """AUPRO to 0.3, image AUROC and pixel AP."""
         self.detector.settings, side = settings, self.detector.size
-        parts = {name: settings.blurred(settings.relative(self._maps(known), self._expected(known)), side)
+        parts = {name: settings.blurred(settings.relative(self._maps(known), self._context(known)), side)
                  for name, known in self.known.items()}
         window = (..., *central_window((side, side), settings.center_crop))
         scales = {name: map_quantile([part[window].numpy()], 0.999) for name, part in parts["good"].items()}
@@ -167,25 +180,23 @@ class FeatureSearch:
             found[part] = known.maps[key]
         return found
 
-    def _expected(self, known: _Known) -> Tensor | None:
-        """What the network expects of the patches, where it counts; asked for once."""
+    def _context(self, known: _Known) -> Context | None:
+        """What the network makes of the patches by their surroundings, where it counts; asked for once."""
         if not self.detector.settings.context_power:
             return None
-        if known.log_error is None:
+        if known.context is None:
             size, device = self.detector.batch_size, self.detector.device
-            known.log_error = torch.cat([
-                self.detector.expected(images, features.to(device)).cpu()
-                for images, features in zip(known.images.split(size), known.features.split(size), strict=True)])
-        return known.log_error
+            found = [self.detector.context(images, features.to(device)) for images, features in zip(
+                known.images.split(size), known.features.split(size), strict=True)]
+            known.context = Context(*(torch.cat(maps).cpu() for maps in zip(*found, strict=True)))
+        return known.context
 
     def _compare(self, known: _Known, part: str) -> Iterator[Maps]:
         size, grid = self.detector.batch_size, known.features.shape[-1]
-        k = self.detector.settings.neighbours
         for first in range(0, len(known.images), size):
-            rows = slice(first * grid ** 2, (first + size) * grid ** 2)
-            found = self.detector.compare(
-                known.images[first:first + size], known.features[first:first + size].to(self.detector.device),
-                known.distances[rows, :k], known.indices[rows, :k], [part])
+            images, rows = slice(first, first + size), slice(first * grid ** 2, (first + size) * grid ** 2)
+            found = self.detector.compare(known.images[images], known.features[images].to(self.detector.device),
+                                          known.distances[rows], known.indices[rows], [part])
             yield {name: maps.cpu() for name, maps in found.items()}
 
     def _look_up(self, images: Tensor) -> _Known:
@@ -211,7 +222,7 @@ def best_on_average(searches: Sequence[FeatureSearch]) -> FeatureSettings:
 def _key(part: str, settings: FeatureSettings) -> str:
     """What a part depends on."""
     neighbours = settings.neighbours if settings.editing or part == "edit" else 0
-    return {"knn": "knn", "inversion": "inversion", "edit": f"edit {neighbours}",
+    return {"knn": "knn", "discriminator": "discriminator", "inversion": "inversion", "edit": f"edit {neighbours}",
             "denoise": f"denoise {neighbours} {settings.feature_start} {settings.feature_steps_back}"}[part]
 
 

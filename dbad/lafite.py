@@ -7,7 +7,7 @@ that the features lead to when the diffusion is run forwards ("inversion", InvAD
 
 The network has one channel more than the paper's: which patches are noised, the others being left as they are, and how
 large its squared error is expected to be at each. So it can be asked what a patch may look like given its surroundings,
-and how surely that is known (`expected_error`): a distance means more where the surroundings leave little room. This is
+and how surely that is known (`surroundings`): a distance means more where the surroundings leave little room. This is
 ours.
 """
 
@@ -219,25 +219,34 @@ def invert(net: nn.Module, x: Tensor, abar: Tensor, prediction: str, precision: 
     return z
 
 
-@torch.no_grad()
-def expected_error(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, prediction: str,
-                   precision: str) -> Tensor:
-    """Log of the squared error with which the network knows a patch of x (N, D, G, G) by its surroundings.
+class Context(NamedTuple):
+    """How well the network knows a patch by its surroundings, mean squared errors (N, 1, G, G): expected, and found."""
 
-    Blocks of 2x2 patches are replaced by noise, every fourth at a time, so that none is seen where it is asked for.
-    `streams` has one random stream per image. Returns (N, 1, G, G) float32.
+    expected: Tensor
+    found: Tensor
+
+
+@torch.no_grad()
+def surroundings(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, prediction: str,
+                 precision: str) -> Context:
+    """What the network makes of the patches of x (N, D, G, G) without seeing them.
+
+    Blocks of 2x2 patches are replaced by noise, every other one at a time as on a chessboard. `streams` has one random
+    stream per image.
     """
     t = torch.full((len(x),), len(abar) - 1, device=x.device)
     fresh = noise.draw("gaussian", x.shape[1:], streams).to(x.device)
-    block = torch.arange(x.shape[-1], device=x.device) // 2 % 2
-    turn = 2 * block[:, None] + block
-    found = torch.zeros_like(x[:, :1])
-    for number in range(4):
-        noised = (turn == number).float().expand(len(x), 1, -1, -1)
+    block = torch.arange(x.shape[-1], device=x.device) // 2
+    colour = (block[:, None] + block) % 2
+    expected, found = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
+    for hidden in (0, 1):
+        noised = (colour == hidden).float().expand(len(x), 1, -1, -1)
         level = _level(abar, t, noised)
         z = level.sqrt() * x + (1 - level).sqrt() * fresh
-        found += noised * estimate(net, z, t, abar, prediction, precision, noised).log_error
-    return found
+        guess = estimate(net, z, t, abar, prediction, precision, noised)
+        expected += noised * guess.log_error.exp()
+        found += noised * (guess.clean - x).square().mean(dim=1, keepdim=True)
+    return Context(expected, found)
 
 
 def unlikelihood(z: Tensor) -> Tensor:

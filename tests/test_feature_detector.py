@@ -27,6 +27,7 @@ from dbad.checkpoints import (
 from dbad.config import TRAIN_OPTIONS, FeatureMapOptions
 from dbad.detectors import build_detector, calibration_file, digests, load_detector
 from dbad.diffmaps import blur
+from dbad.discriminator import Discriminator
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import (
@@ -34,7 +35,9 @@ from dbad.feature_detector import (
     FeatureDetector,
     FeatureSettings,
     FeatureSpace,
+    load_discriminator,
     load_space,
+    save_discriminator,
     save_run,
     save_space,
 )
@@ -47,8 +50,9 @@ SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}
 SETTINGS = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, context_power=0.0,
                            **ALL, blur_sigma=4.0, top_share=0.0, center_crop=0)
-SCALES = {"knn": 40.0, "edit": 40.0, "denoise": 60.0, "inversion": 0.5}
+SCALES = {"discriminator": 0.7, "knn": 40.0, "edit": 40.0, "denoise": 60.0, "inversion": 0.5}
 LEARNT = ["a", "b"]
+JUDGE = "discriminator-a.pt"
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +78,24 @@ def net():
     return build_unet(GRID, (32,), 1, (), image_channels=32 + 1)
 
 
+@pytest.fixture(scope="module")
+def judge():
+    """Of random weights, for two layers: distances to the nearest and the edited patch, two of it, and two errors."""
+    torch.manual_seed(0)
+    made = Discriminator(6)
+    made.mean.fill_(2.0)
+    return made.eval()
+
+
 @pytest.fixture
-def detector(learnt, net):
+def detector(learnt, net, judge):
     """`detector(network, settings...)`: calibrated by hand."""
     def make(network=net, bank=learnt[1], space=learnt[0], **changes):
         how = {name: changes.pop(name) for name in ("seed", "batch_size", "precision", "calibration")
                if name in changes}
         return FeatureDetector(space, bank, network, dataclasses.replace(SETTINGS, **changes), device=CPU, **{
-            "seed": 0, "batch_size": 8, "precision": "fp32", "calibration": Calibration(SCALES, 1.0, 2.0)} | how)
+            "seed": 0, "batch_size": 8, "precision": "fp32", "calibration": Calibration(SCALES, 1.0, 2.0),
+            "judge": judge} | how)
     return make
 
 
@@ -177,11 +191,28 @@ def test_distances_are_divided_by_a_power_of_what_the_network_expects(power, det
     plain, _ = detector(Knowing(x + 1, 3.0)).parts(images)
     found, _ = detector(Knowing(x + 1, 3.0), context_power=power).parts(images)
     for name, part in found.items():
-        unit = 1 if name == "inversion" else math.exp(3 * power)
+        unit = 1 if name in ("inversion", "discriminator") else math.exp(3 * power)
         torch.testing.assert_close(part * unit, plain[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("names", [("knn",), ("edit",), ("denoise",), ("inversion",), ("knn", "inversion"), PARTS])
+@pytest.mark.parametrize("neighbours", [1, 9])
+def test_the_discriminator_judges_by_all_distances_to_three_neighbours(neighbours, detector, learnt, judge):
+    images, (space, bank) = random_images(2, SIZE, seed=5), learnt
+    features = detector().features(images)
+    clean = space.components.project(features) + 2
+    nearest, _ = bank.nearest(to_patches(features), 1)
+    squares = (to_maps(bank.edit(to_patches(features), 3, space.tau), GRID) - features).square()
+    layers = squares.split(list(space.patches.extractor.channels), dim=1)
+    known = [to_maps(nearest.square(), GRID), squares.sum(dim=1, keepdim=True),
+             *(part.sum(dim=1, keepdim=True) for part in layers),
+             torch.full_like(squares[:, :1], math.exp(1.5)), torch.full_like(squares[:, :1], 4.0)]
+    expected = torch.nn.functional.softplus(judge(torch.cat(known, dim=1).log()).mean(dim=1, keepdim=True))
+    parts, _ = detector(Knowing(clean, 1.5), neighbours=neighbours, **alone("discriminator")).parts(images)
+    torch.testing.assert_close(parts["discriminator"], upsampled(expected, SIZE), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("discriminator",), ("knn",), ("edit",), ("denoise",), ("inversion",),
+                                   ("knn", "inversion"), PARTS])
 def test_a_part_that_does_not_count_is_left_out(names, detector):
     made = detector(**alone(*names))
     assert list(made.parts(random_images(1, SIZE))[0]) == [name for name in PARTS if name in names]
@@ -197,8 +228,8 @@ def test_without_the_parts_that_need_it_the_network_is_not_asked(detector):
 
 def test_a_bank_without_denoiser_refuses_what_needs_one(detector, learnt):
     space = learnt[0]._replace(components=None)
-    for name in ("denoise", "inversion"):
-        with pytest.raises(UserError, match="--denoise_contrib, --inversion_contrib and --context_power") as error:
+    for name in ("discriminator", "denoise", "inversion"):
+        with pytest.raises(UserError, match="--inversion_contrib and --context_power: this run has a memory") as error:
             detector(None, space=space, **alone("knn", name))
         one_line(error)
     with pytest.raises(UserError, match="no denoiser"):
@@ -207,8 +238,8 @@ def test_a_bank_without_denoiser_refuses_what_needs_one(detector, learnt):
 
 
 def test_the_anomaly_map_is_the_weighted_sum_of_its_scaled_and_blurred_parts(detector):
-    scales = dict(zip(PARTS, (2.0, 3.0, 5.0, 7.0), strict=True))
-    weights = dict(zip(PARTS, (0.5, 1.0, 2.0, 0.25), strict=True))
+    scales = dict(zip(PARTS, (0.3, 2.0, 3.0, 5.0, 7.0), strict=True))
+    weights = dict(zip(PARTS, (0.75, 0.5, 1.0, 2.0, 0.25), strict=True))
     settings = {f"{name}_contrib": weight for name, weight in weights.items()}
     images = random_images(2, SIZE, seed=5)
     sharp = detector(**settings | {"blur_sigma": 0.0}).parts(images)[0]
@@ -304,9 +335,8 @@ def test_the_settings_are_the_options_of_the_scripts():
 
 @pytest.mark.parametrize("setting, value", [
     ("neighbours", 9), ("editing", False), ("feature_start", 600), ("feature_steps_back", 5), ("context_power", 0.5),
-    ("knn_contrib", 0.0),
-    ("edit_contrib", 2.0), ("denoise_contrib", 0.5), ("inversion_contrib", 0.0), ("blur_sigma", 16.0),
-    ("top_share", 0.1), ("center_crop", 64)])
+    ("discriminator_contrib", 3.0), ("knn_contrib", 0.0), ("edit_contrib", 2.0), ("denoise_contrib", 0.5),
+    ("inversion_contrib", 0.0), ("blur_sigma", 16.0), ("top_share", 0.1), ("center_crop", 64)])
 def test_every_setting_shapes_the_prediction(setting, value, detector):
     images = random_images(2, SIZE, seed=5)
     assert not torch.isclose(detector(**{setting: value})(images).score, detector()(images).score, rtol=1e-4).any()
@@ -315,7 +345,7 @@ def test_every_setting_shapes_the_prediction(setting, value, detector):
 # ------------------------------------------------------------------------------------------ in the run folder
 
 @pytest.fixture
-def run_folder(learnt, net, tmp_path, monkeypatch):
+def run_folder(learnt, net, judge, tmp_path, monkeypatch):
     """What train_lafite.py leaves of the networks of `detector`, calibrated together and for category a.
 
     The backbone is built once for all tests, which saves half a second in each.
@@ -329,13 +359,15 @@ def run_folder(learnt, net, tmp_path, monkeypatch):
     save_weights(net.state_dict(), folder / "final.pt")
     write_json(folder / MODEL_CONFIG, model_config(net))
     save_run(folder, *learnt)
+    save_discriminator(judge, folder / JUDGE)
     recalibrate(folder)
     return folder
 
 
 def recalibrate(folder, method="lafite", **changes):
     settings = vars(dataclasses.replace(SETTINGS, **changes)) | {
-        "method": method, "seed": 0, "diffusion_checkpoint_name": "final.pt"}
+        "method": method, "seed": 0, "diffusion_checkpoint_name": "final.pt",
+        "discriminator": JUDGE if method == "lafite" else ""}
     for category, threshold in (("a", 1.0), (None, 1e6)):
         Calibration(SCALES, 1.0, threshold, settings=settings, digests=digests(folder, settings)).save(
             calibration_file(folder, category, LEARNT))
@@ -375,9 +407,9 @@ def test_space_and_bank_come_back_as_they_were(run_folder, learnt):
 
 def test_a_run_without_denoiser_needs_no_weights(run_folder, learnt):
     save_space(learnt[0]._replace(components=None), run_folder)
-    for name in ("final.pt", MODEL_CONFIG):
+    for name in ("final.pt", MODEL_CONFIG, JUDGE):
         (run_folder / name).unlink()
-    recalibrate(run_folder, method="knn", denoise_contrib=0.0, inversion_contrib=0.0)
+    recalibrate(run_folder, method="knn", discriminator_contrib=0.0, denoise_contrib=0.0, inversion_contrib=0.0)
     found = load_detector(run_folder, "cpu", "fp32")
     assert found.net is None and found(random_images(1, SIZE)).maps.keys() == {"knn", "edit"}
 
@@ -393,7 +425,8 @@ def test_other_weights_of_the_backbone_than_were_learnt_with_are_refused(run_fol
 def test_a_bank_of_other_layers_never_meets_the_features(run_folder, learnt):
     other = dataclasses.replace(learnt[1], features=learnt[1].features | {"layers": [1, 2]})
     save_run(run_folder, learnt[0], other)
-    settings = vars(SETTINGS) | {"method": "lafite", "seed": 0, "diffusion_checkpoint_name": "final.pt"}
+    settings = vars(SETTINGS) | {"method": "lafite", "seed": 0, "diffusion_checkpoint_name": "final.pt",
+                                 "discriminator": JUDGE}
     with pytest.raises(UserError, match=r"a bank of features with layers \[1, 2\]; expected \[0, 1\]") as error:
         build_detector(run_folder, settings, CPU, "fp32", 8)
     assert str(run_folder / BANK) in one_line(error)
@@ -409,7 +442,15 @@ def test_a_file_that_is_no_feature_space_is_told(missing, run_folder):
     assert str(run_folder / SPACE) in one_line(error)
 
 
-@pytest.mark.parametrize("name", ["final.pt", SPACE, BANK])
+def test_a_discriminator_comes_back_as_it_was_and_another_file_is_told(run_folder, judge):
+    known = torch.randn(2, 6, 5, 5)
+    assert torch.equal(load_discriminator(run_folder / JUDGE).surprise(known), judge.surprise(known))
+    with pytest.raises(UserError, match="not a discriminator written by train_lafite.py") as error:
+        load_discriminator(run_folder / "final.pt")
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["final.pt", SPACE, BANK, JUDGE])
 def test_files_that_changed_after_the_calibration_are_refused(name, run_folder):
     state = load_pickle(run_folder / name)
     save_pickle(state | {next(iter(state)): next(iter(state.values()))} | {"more": 1}, run_folder / name)
@@ -418,7 +459,7 @@ def test_files_that_changed_after_the_calibration_are_refused(name, run_folder):
     assert str(run_folder / name) in one_line(error)
 
 
-@pytest.mark.parametrize("name", ["final.pt", SPACE, BANK, MODEL_CONFIG, CALIBRATION])
+@pytest.mark.parametrize("name", ["final.pt", SPACE, BANK, JUDGE, MODEL_CONFIG, CALIBRATION])
 def test_a_missing_file_of_the_run_folder_is_named(name, run_folder):
     (run_folder / name).unlink()
     with pytest.raises(UserError, match="no such file") as error:

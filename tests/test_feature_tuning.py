@@ -20,12 +20,12 @@ from dbad.extractors import Extractor, Stage
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
 from dbad.feature_tuning import FeatureSearch, FeatureTrial, best_on_average, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, to_patches
-from dbad.lafite import Components
+from dbad.lafite import Components, Context
 from dbad.tuning import LEAST_GAIN, PseudoValidation
 
 BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, context_power=0.0,
-                        knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0, inversion_contrib=0.0, blur_sigma=4.0,
-                        top_share=0.0, center_crop=0)
+                        discriminator_contrib=0.0, knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0,
+                        inversion_contrib=0.0, blur_sigma=4.0, top_share=0.0, center_crop=0)
 
 
 class Known:
@@ -40,14 +40,15 @@ class Known:
     def features(self, images):
         return F.avg_pool2d(images.mean(dim=1, keepdim=True), 4)
 
-    def expected(self, images, features):
+    def context(self, images, features):
         self.asked += len(images)
-        return torch.zeros_like(features)
+        return Context(torch.ones_like(features), torch.ones_like(features))
 
     def compare(self, images, features, distances, indices, wanted):
         self.calls.append((tuple(wanted), self.settings, len(images)))
         assert features.shape == (len(images), 1, 4, 4)
-        assert distances.shape == indices.shape == (len(images) * 16, self.settings.neighbours)
+        assert distances.shape == indices.shape and len(indices) == len(images) * 16
+        assert distances.shape[1] >= self.settings.neighbours
         shown = all(getattr(self.settings, name) == value for name, value in self.only.items())
         noise = {name: torch.rand(features.shape, generator=torch.Generator().manual_seed(place))
                  for place, name in enumerate(PARTS)}
@@ -73,12 +74,27 @@ def few(monkeypatch):
 
 # ------------------------------------------------------------------------------------------ what is found
 
-@pytest.mark.parametrize("telling", PARTS)
+@pytest.mark.parametrize("telling", sorted(set(PARTS) - {"discriminator"}))
 def test_the_part_that_shows_the_defects_is_found_where_the_others_are_noise(telling, images):
     detector = Known(telling)
     best = FeatureSearch(detector, images).run()
     assert best.aupro > 0.99 and best.auroc == 1
     assert telling in best.settings.contributions and detector.settings == best.settings
+
+
+def test_a_discriminator_whose_maps_are_given_is_found_where_all_else_is_noise(images):
+    judged = {name: 0.1 + F.avg_pool2d(getattr(images, name)[:, :1], 4) for name in ("good", "pseudo")}
+    search = FeatureSearch(Known(None), images, judged=judged)
+    best = search.run()
+    assert best.aupro > 0.99 and best.auroc == 1 and best.settings.discriminator_contrib > 0
+    assert search.merit(best.settings) == best.merit
+    assert not any("discriminator" in wanted for wanted, _, _ in search.detector.calls)
+
+
+def test_without_maps_of_a_discriminator_none_is_tried(images):
+    search = FeatureSearch(Known("knn"), images)
+    search.run()
+    assert {trial.settings.discriminator_contrib for trial in search.trials} == {0.0}
 
 
 @pytest.mark.parametrize("only", [{"feature_start": 100}, {"editing": False}, {"feature_steps_back": 5},
@@ -91,9 +107,9 @@ def test_settings_under_which_the_defects_show_are_found(only, images):
 def test_distances_are_taken_in_units_of_what_is_expected_where_those_tell_more(images):
     """Every other image is of a loud kind, on which all distances are 9 times as large, and expected to be."""
     class Loud(Known):
-        def expected(self, images, features):
-            super().expected(images, features)
-            return 2 * math.log(9) * images[:, :1].amin(dim=(2, 3), keepdim=True).expand_as(features)
+        def context(self, images, features):
+            known = super().context(images, features)
+            return known._replace(expected=81 ** images[:, :1].amin(dim=(2, 3), keepdim=True).expand_as(features))
 
         def compare(self, images, features, distances, indices, wanted):
             loud = images[:, :1].amin(dim=(2, 3), keepdim=True)
@@ -152,7 +168,8 @@ def test_what_is_given_is_not_varied(images):
     search.run()
     for name in asdict(BEGIN):
         tried = {getattr(trial.settings, name) for trial in search.trials}
-        assert tried == {getattr(BEGIN, name)} if name in given | {"center_crop"} else len(tried) > 1, name
+        kept = given | {"center_crop", "discriminator_contrib"}     # no maps of a discriminator were given
+        assert tried == {getattr(BEGIN, name)} if name in kept else len(tried) > 1, name
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -196,7 +213,7 @@ def test_no_map_is_computed_twice(images):
 def depends_on(part, settings):
     """The settings that the map of a part follows from."""
     edited = ["neighbours"] * settings.editing
-    return {"knn": [], "inversion": [], "edit": ["neighbours"],
+    return {"discriminator": [], "knn": [], "inversion": [], "edit": ["neighbours"],
             "denoise": ["editing", "feature_start", "feature_steps_back", *edited]}[part]
 
 

@@ -15,7 +15,7 @@ from helpers import CPU, complaint, everything, json_of, make_category, rows_of,
 from PIL import Image
 
 import train_lafite
-from dbad import bank, feature_tuning, lafite, training, tuning
+from dbad import bank, feature_teaching, feature_tuning, lafite, training, tuning
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.data import open_category, read_items, split_holdout
 from dbad.data import test_images as images_to_test
@@ -188,8 +188,9 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
         monkeypatch.setattr(feature_tuning, name, few)
     monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
     made, build_bank = [], bank.build_bank
-    monkeypatch.setattr(bank, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
-        features, *args, **more))
+    for module in (bank, feature_teaching):
+        monkeypatch.setattr(module, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
+            features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
     script("train_lafite.py", *BOTH, *flags, "--blur_sigma", 3, "--neighbours", 2)
     for name in ("bolt", "hazelnut"):
@@ -202,12 +203,33 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
     first = [rows_of(RUN, f"tuning-{name}.csv")[0] for name in ("bolt", "hazelnut")]
     given = [[row[key] for key in row if key in settings] for row in first]
     assert given[0] == given[1], "no search begins with what was found for another category"
-    settings = json_of(RUN / "calibration.json")["settings"]
-    assert settings in [json_of(RUN / f"calibration-{name}.json")["settings"] for name in ("bolt", "hazelnut")]
-    whole, others = made        # what is tuned on, every third image, is not in the bank that it is tuned with
+    settings, *own = (json_of(RUN / f"calibration{name}.json")["settings"] for name in ("", "-bolt", "-hazelnut"))
+    assert settings | {"discriminator": ""} in [each | {"discriminator": ""} for each in own]
+    whole, others = made        # what is damaged, every third image, is not in the bank that it is compared with
     for name, features in whole.items():
         kept = np.delete(features, np.s_[::3], axis=0)
         assert len(kept) > 3 and np.array_equal(others[name], kept)
+
+
+def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, monkeypatch):
+    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
+    script("train_lafite.py", *BOTH, *TINY, "--discriminator_contrib", 1)
+    detectors = {name: load_detector(RUN, "cpu", "fp32", category=name) for name in ("bolt", "hazelnut", None)}
+    assert sorted(path.name for path in RUN.glob("discriminator*")) == [
+        "discriminator-bolt.pt", "discriminator-hazelnut.pt", "discriminator.pt"]
+    means = [detector.judge.mean for detector in detectors.values()]
+    assert not torch.allclose(means[0], means[1]) and torch.allclose((2 * means[0] + 3 * means[1]) / 5, means[2])
+    script("inference_lafite.py", *BOTH[:2], "--run_id", "both", *MACHINE)
+    samples = images_to_test(open_category(train_lafite.Options(item="bolt", dataset_path=Path("data"))))
+    found = detectors["bolt"](torch.stack([item.image for item in read_items(samples, 32)]))
+    assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
+    assert found.maps.keys() == {"discriminator", "edit", "denoise"}
+    record = json_of(RUN / "train_arg_config.json")
+    assert train_lafite.is_finished(RUN, record)
+    (RUN / "discriminator-bolt.pt").unlink()
+    assert not train_lafite.is_finished(RUN, record)
+    script("train_lafite.py", *BOTH, *TINY)
+    assert not list(RUN.glob("discriminator*")) and load_detector(RUN, "cpu", "fp32").judge is None
 
 
 def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, script, monkeypatch):

@@ -1,0 +1,195 @@
+"""What pseudo-anomalies teach a detector of the LafitE family: its discriminators, and its settings.
+
+They are drawn on training images that are set aside, and looked at with a memory bank that has none of these: patches
+that a bank holds are at no distance, as no new one ever is. Settings are chosen with what discriminators say of images
+that they have not been taught by: there are two of them, each taught by one half of the images, for that alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dbad.bank import Bank, build_bank
+from dbad.checkpoints import DISCRIMINATOR
+from dbad.data import Sample, some_of, to_float
+from dbad.discriminator import NEIGHBOURS, Discriminator, train_discriminator
+from dbad.feature_detector import FeatureDetector, FeatureSettings, save_discriminator
+from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
+from dbad.features import to_patches
+from dbad.pseudo import make_all
+from dbad.results import listed
+from dbad.tuning import PseudoValidation
+
+NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
+LEAST_ASIDE = 20    # so many at least for each
+NUM_TAUGHT = 320    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
+
+Named = Mapping[str | None, Any]        # by category; None stands for all together
+
+
+@dataclass(frozen=True)
+class Good:
+    """The good images of a category, to train on and held out, and their features (N, C, G, G) float16."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    pixels: list[Tensor]
+    train_features: np.ndarray
+    held_out_features: np.ndarray
+
+    def images(self, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """Training images (N, 3, S, S) in [-1, 1] and the names of their files."""
+        return (to_float(torch.stack([self.pixels[number] for number in numbers])),
+                [self.train[number].path.name for number in numbers])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Good images of a category, pseudo-anomalies on them, image by image, and what a discriminator is told of both.
+
+        good, damaged    (N, 3, S, S) and (M, 3, S, S) in [-1, 1], M = N * per_image
+        masks            (M, 1, S, S)
+        evidence         of good and of damaged images, see `dbad.discriminator`; None where there is no discriminator
+    """
+
+    good: Tensor
+    damaged: Tensor
+    masks: Tensor
+    evidence: tuple[Tensor, Tensor] | None
+
+    @property
+    def per_image(self) -> int:
+        return len(self.damaged) // len(self.good)
+
+    def validation(self, count: int) -> PseudoValidation:
+        """The good images and about `count` of the damaged ones."""
+        shown = self._first(count)
+        return PseudoValidation(self.good, self.damaged[shown], self.masks[shown], self.good[:0])
+
+    def taught(self, images: Tensor, seed: int) -> Discriminator:
+        """A discriminator that knows the images where `images` (N,) is true."""
+        good, damaged = self.evidence
+        rows = images.repeat_interleave(self.per_image)
+        return train_discriminator(good[images], damaged[rows], self.masks[rows], seed)
+
+    def surprises(self, count: int, seed: int) -> dict[str, Tensor]:
+        """What is said of the images of `validation`, good and damaged, by who knows the other half of them."""
+        half = torch.arange(len(self.good)) % 2 == 0
+        rows = half.repeat_interleave(self.per_image)
+        maps = tuple(torch.empty_like(known[:, :1]) for known in self.evidence)
+        for asked, damaged in ((half, rows), (~half, ~rows)):
+            if asked.any():
+                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image alone is known to it
+                maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
+                    self.evidence, (asked, damaged), strict=True))
+        return {"good": maps[0], "pseudo": maps[1][self._first(count)]}
+
+    def _first(self, count: int) -> Tensor:
+        """Of each image the first pseudo-anomalies, about `count` in all."""
+        each = min(self.per_image, math.ceil(count / len(self.good)))
+        return (torch.arange(len(self.damaged)) % self.per_image < each).nonzero()[:, 0]
+
+
+def set_aside(count: int, share: float) -> list[int]:
+    """Numbers of the training images, of `count`, that are damaged; `share` is that of a category in `NUM_ASIDE`."""
+    return list(some_of(range(count), min(math.ceil(share * NUM_ASIDE), max(1, count // 3))))
+
+
+def bank_without(aside: Mapping[str, list[int]], good: Mapping[str, Good], detector: FeatureDetector, bank_mb: float,
+                 seed: int) -> Bank:
+    """A memory bank like the detector's, of the training images that are not set aside; of all where none is left."""
+    others = {}
+    for name, part in good.items():
+        rest = np.delete(np.arange(len(part.train)), aside[name])
+        others[name] = part.train_features[rest] if len(rest) else part.train_features
+    return build_bank(others, detector.standardisation, bank_mb, seed, detector.patches.description(),
+                      detector.device).to(detector.device)
+
+
+def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
+                    count: int, judged: bool, seed: int) -> dict[str, Lesson]:
+    """For each category, with about `count` pseudo-anomalies."""
+    lessons = {}
+    for name, part in good.items():
+        images, names = part.images(aside[name])
+        drawn = make_all(images, names, seed, per_image=math.ceil(count / len(names)))
+        damaged, masks = (torch.stack([getattr(each, kind) for each in drawn]) for kind in ("image", "mask"))
+        evidence = (evidence_of(detector, images), evidence_of(detector, damaged)) if judged else None
+        lessons[name] = Lesson(images, damaged, masks, evidence)
+    return lessons
+
+
+def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
+    """What the detector's discriminator judges images (N, 3, S, S) by, (N, P, G, G) on the CPU."""
+    found = []
+    for batch in tqdm(images.split(detector.batch_size), desc="comparing", unit="batch"):
+        features = detector.features(batch)
+        context = detector.context(batch, features)
+        neighbours = detector.bank.nearest(to_patches(features), min(NEIGHBOURS, len(detector.bank.vectors)))
+        found.append(detector.evidence(features, *neighbours, context).cpu())
+    return torch.cat(found)
+
+
+# ------------------------------------------------------------------------------------------ discriminators
+
+def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discriminator]:
+    """A discriminator for every category, and one for all together."""
+    judges: dict[str | None, Discriminator] = {}
+    for name, lesson in lessons.items():
+        print(f"{name}: the discriminator learns from {len(lesson.damaged)} pseudo-anomalies on {len(lesson.good)} of "
+              "the good images")
+        judges[name] = lesson.taught(torch.ones(len(lesson.good), dtype=torch.bool), seed)
+    known = [torch.cat(parts) for parts in zip(*(lesson.evidence for lesson in lessons.values()), strict=True)]
+    masks = torch.cat([lesson.masks for lesson in lessons.values()])
+    judges[None] = train_discriminator(*known, masks, seed) if len(lessons) > 1 else judges[next(iter(lessons))]
+    return judges
+
+
+def save_judges(judges: Named, folder: Path) -> dict[str | None, str]:
+    """Write the discriminators that there are, and return the names of their files; those of another run go."""
+    files = {name: f"{DISCRIMINATOR}.pt" if name is None else f"{DISCRIMINATOR}-{name}.pt" for name in judges}
+    for name, file in files.items():
+        save_discriminator(judges[name], folder / file)
+    for old in folder.glob(f"{DISCRIMINATOR}*.pt"):
+        if old.name not in files.values():
+            old.unlink()
+    return files
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+def choose(detector: FeatureDetector, lessons: Mapping[str, Lesson], fixed: Collection[str], count: int, seed: int,
+           minutes: float, folder: Path) -> dict[str | None, FeatureSettings]:
+    """The settings that are best for each category but for the `fixed` ones, and those that are best on average.
+
+    What was tried is written to `folder`. `count` is that of the pseudo-anomalies of each category to choose by;
+    `minutes` are for all categories.
+    """
+    begun, searches = detector.settings, {}
+    deadline = time.monotonic() + 60 * minutes
+    for name, lesson in lessons.items():
+        detector.settings = begun       # not what was found for the category before
+        left = (deadline - time.monotonic()) / 60 / (len(lessons) - len(searches))
+        judged = lesson.surprises(count, seed) if lesson.evidence else None
+        search = searches[name] = FeatureSearch(detector, lesson.validation(count), fixed, left, judged)
+        best, first = search.run(), search.trials[0]
+        write_feature_trials(folder / trials_file(name, list(lessons)), search.trials, best)
+        print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
+              f"{first.auroc:.3f} -> {best.auroc:.3f} with {listed(changes(first, best))}")
+    return {name: search.best.settings for name, search in searches.items()} | {
+        None: best_on_average(list(searches.values()))}
+
+
+def trials_file(name: str, items: Sequence[str]) -> str:
+    """Where it is written what was tried for a category of a model for `items`."""
+    return "tuning.csv" if len(items) == 1 else f"tuning-{name}.csv"
