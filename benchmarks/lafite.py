@@ -3,8 +3,9 @@
     python -m benchmarks.lafite --item screw --dataset_path data/mvtec --out runs/lafite --seeds 0 1 2
 
 Trains the categories, if that was not done before, and measures the test with each score alone and with the fused one
-that pseudo-validation chose. Other settings are those of the run. Adds its rows to lafite.csv in --out and
-prints the table of all that it has, means over the seeds with their spread.
+that pseudo-validation chose. Other settings are those of the run. "without diffusion" is the fused score with a
+discriminator that has been taught likewise, but is told nothing that the denoiser says. Adds its rows to lafite.csv in
+--out and prints the table of all that it has, means over the seeds with their spread.
 """
 
 import argparse
@@ -17,13 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 import train_lafite
 from dbad import metrics
 from dbad.data import open_category, read_items, split_holdout, test_images
 from dbad.detectors import load_detector
+from dbad.discriminator import Discriminator, train_discriminator
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
+from dbad.feature_teaching import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
+from dbad.lafite import Context
 
+BLIND = "fused, discriminator without diffusion"
 ALONE = dict.fromkeys((f"{part}_contrib" for part in PARTS), 0.0) | {"context_power": 0.0}
 VARIANTS = {
     "knn": ALONE | {"knn_contrib": 1.0}, "edit only": ALONE | {"edit_contrib": 1.0},
@@ -31,7 +37,7 @@ VARIANTS = {
     "denoise, edited": ALONE | {"denoise_contrib": 1.0, "editing": True},
     "inversion": ALONE | {"inversion_contrib": 1.0},
     "edit, power 0.5": ALONE | {"edit_contrib": 1.0, "context_power": 0.5},
-    "discriminator": ALONE | {"discriminator_contrib": 1.0}, "fused": {},
+    "discriminator": ALONE | {"discriminator_contrib": 1.0}, "fused": {}, BLIND: {},
 }
 COLUMNS = ("category", "model", "seed", "score", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro",
            "ms_per_image")
@@ -49,6 +55,29 @@ def measured(detector: FeatureDetector, good: torch.Tensor, items: Sequence) -> 
     pixel = metrics.pixel_metrics(masks[:, 0], maps[:, 0].numpy(), "exact")
     image = metrics.image_metrics(np.array(labels), scores.numpy())
     return [image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["aupro_0.3"], 1000 * seconds / len(items)]
+
+
+class Blind(nn.Module):
+    """A discriminator that is told nothing of what a denoiser makes of the surroundings."""
+
+    def __init__(self, judge: Discriminator):
+        super().__init__()
+        self.judge = judge
+
+    def surprise(self, evidence: torch.Tensor) -> torch.Tensor:
+        return self.judge.surprise(evidence[:, :-len(Context._fields)])
+
+
+def blind_judge(detector: FeatureDetector, name: str, options: train_lafite.Options) -> Blind:
+    """Taught by the same pseudo-anomalies as the discriminator of a category alone."""
+    options = train_lafite.settled(options)
+    good = {name: train_lafite.read_good(name, detector.patches, options, detector.device)}
+    aside, whole = {name: set_aside(len(good[name].train), 1.0)}, detector.bank
+    detector.bank = bank_without(aside, good, detector, options.bank_mb, options.seed)
+    lesson = prepare_lessons(detector, good, aside, NUM_TAUGHT, True, options.seed)[name]
+    detector.bank = whole
+    known = tuple(each[:, :-len(Context._fields)] for each in lesson.evidence)
+    return Blind(train_discriminator(*known, lesson.masks, options.seed))
 
 
 def table(rows: Sequence[Sequence]) -> str:
@@ -87,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = train_lafite.run(options)
         for item in args.item:
             detector = load_detector(folder, category=item)
-            chosen = detector.settings
+            chosen, judge = detector.settings, detector.judge
             category = open_category(replace(options, item=item))
             items = read_items(test_images(category), detector.size)
             _, held_out = split_holdout(category.train, 0.1)
@@ -95,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)
                     or row[3] not in args.scores]
             for name in args.scores:
-                detector.settings = FeatureSettings(**vars(chosen) | VARIANTS[name])
+                detector.settings, detector.judge = FeatureSettings(**vars(chosen) | VARIANTS[name]), judge
+                if name == BLIND:
+                    detector.judge = blind_judge(detector, item, options)
                 rows.append([item, model, seed, name, *measured(detector, good, items)])
                 print(rows[-1], flush=True)
             with open(path, "w", encoding="utf-8", newline="") as file:

@@ -120,7 +120,8 @@ class FeatureDetector(Calibrated):
             raise UserError("--discriminator_contrib, --denoise_contrib, --inversion_contrib and --context_power: this "
                             "run has a memory bank and no denoiser; expected 0, or a run of train_lafite.py --method "
                             "lafite")
-        self.patches, self.standardisation = space.patches.to(device).eval(), space.standardisation.to(device)
+        self.patches = space.patches.to(device, memory_format=torch.channels_last).eval()   # a fourth faster on a CPU
+        self.standardisation = space.standardisation.to(device)
         self.space, self.bank, self.net = space, bank.to(device), None if net is None else net.to(device).eval()
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.device, self.precision, self.calibration = device, precision, calibration
