@@ -21,6 +21,7 @@ WIDTH, DEPTH = 32, 2
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 600, 3e-3, 0.01
 DAMAGED, INTACT = 16, 4     # images of a batch
 LEAST = 1e-3                # of a squared distance
+USUAL = 0.9                 # share of good patches that count as usual
 
 
 def evidence(features: Tensor, edited: Tensor, nearest: Tensor, context: Sequence[Tensor],
@@ -50,6 +51,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(planes))
         self.register_buffer("std", torch.ones(planes))
+        self.register_buffer("usual", torch.zeros(()))      # the logit that so many good patches stay below
         self.branches = nn.ModuleList(_branch(planes, reach) for reach in REACH)
 
     def forward(self, evidence: Tensor) -> Tensor:
@@ -57,8 +59,16 @@ class Discriminator(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
     def surprise(self, evidence: Tensor) -> Tensor:
-        """-log of the probability that a patch is good, (N, 1, G, G) >= 0, by the mean of the branches' logits."""
-        return F.softplus(self(evidence).mean(dim=1, keepdim=True))
+        """By how much the log-odds of being anomalous exceed the usual ones of good patches, (N, 1, G, G) > 0.
+
+        The softplus of the difference, so that usual patches remain in order near 0. (Where the probability itself is
+        near 1, all defects would look alike.)
+        """
+        return F.softplus(self.log_odds(evidence) - self.usual)
+
+    def log_odds(self, evidence: Tensor) -> Tensor:
+        """The mean of the branches, (N, 1, G, G)."""
+        return self(evidence).mean(dim=1, keepdim=True)
 
 
 def _branch(planes: int, reach: int) -> nn.Sequential:
@@ -95,7 +105,9 @@ def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int,
         loss.backward()
         optimiser.step()
         schedule.step()
-    return net.eval().requires_grad_(False)
+    net = net.eval().requires_grad_(False)
+    net.usual.copy_(torch.quantile(net.log_odds(good), USUAL))
+    return net
 
 
 def _batch(good: Tensor, damaged: Tensor, shares: Tensor, stream: Generator) -> tuple[Tensor, Tensor]:

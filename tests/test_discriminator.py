@@ -33,12 +33,14 @@ def test_a_patch_of_the_bank_is_at_a_finite_distance():
     assert found.shape == (1, 5, 2, 2) and torch.allclose(found.exp(), torch.tensor(LEAST))
 
 
-def test_surprise_is_the_negative_log_of_the_probability_of_being_good():
+def test_surprise_follows_the_log_odds_and_is_positive():
     torch.manual_seed(0)
     net, known = Discriminator(3), normal(2, 3, 6, 6)
-    good = 1 - net(known).mean(dim=1, keepdim=True).sigmoid()
-    torch.testing.assert_close(net.surprise(known), -good.log())
-    assert net(known).shape == (2, 2, 6, 6)
+    odds = net(known).mean(dim=1, keepdim=True)
+    assert net(known).shape == (2, 2, 6, 6) and net.surprise(known).min() > 0
+    assert torch.equal(net.surprise(known).flatten().argsort(), odds.flatten().argsort())
+    net.usual.fill_(-30.0)
+    torch.testing.assert_close(net.surprise(known), odds + 30)              # far above the usual ones: the difference
 
 
 def test_one_branch_sees_the_patch_alone_and_one_its_neighbours():
@@ -85,6 +87,11 @@ def test_evidence_is_standardised_by_that_of_good_images(judged):
     shifted = train_discriminator(good + 5, damaged + 5, judged[2], 0, steps=5)
     plain = train_discriminator(good, damaged, judged[2], 0, steps=5)
     torch.testing.assert_close(shifted.surprise(damaged + 5), plain.surprise(damaged), rtol=1e-3, atol=1e-4)
+
+
+def test_nine_in_ten_good_patches_are_usual(judged):
+    good, *_, net = judged
+    assert float((net.log_odds(good) < net.usual).float().mean()) == pytest.approx(0.9, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_alone(judged):

@@ -84,6 +84,7 @@ def judge():
     torch.manual_seed(0)
     made = Discriminator(6)
     made.mean.fill_(2.0)
+    made.usual.fill_(-0.5)
     return made.eval()
 
 
@@ -206,7 +207,7 @@ def test_the_discriminator_judges_by_all_distances_to_three_neighbours(neighbour
     known = [to_maps(nearest.square(), GRID), squares.sum(dim=1, keepdim=True),
              *(part.sum(dim=1, keepdim=True) for part in layers),
              torch.full_like(squares[:, :1], math.exp(1.5)), torch.full_like(squares[:, :1], 4.0)]
-    expected = torch.nn.functional.softplus(judge(torch.cat(known, dim=1).log()).mean(dim=1, keepdim=True))
+    expected = torch.nn.functional.softplus(judge(torch.cat(known, dim=1).log()).mean(dim=1, keepdim=True) + 0.5)
     parts, _ = detector(Knowing(clean, 1.5), neighbours=neighbours, **alone("discriminator")).parts(images)
     torch.testing.assert_close(parts["discriminator"], upsampled(expected, SIZE), rtol=1e-3, atol=1e-4)
 
