@@ -32,7 +32,7 @@ from dbad.tuning import PseudoValidation
 
 NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
 LEAST_ASIDE = 20    # so many at least for each
-NUM_TAUGHT = 320    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
+NUM_TAUGHT = 640    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
 
 Named = Mapping[str | None, Any]        # by category; None stands for all together
 

@@ -1,9 +1,8 @@
 """Settings of the LafitE family by pseudo-validation: K, editing, start, steps, power, contributions, blur, score.
 
-It begins with the distance to the edited patches alone; a part that does not help is left out. The discriminator's
-maps are given. As in dbad.tuning, the
-search sees good training images alone, some with anomalies drawn on them (dbad.pseudo), and what the networks give is
-computed once for every setting that it depends on.
+It begins with the discriminator alone, whose maps are given; a part that does not help is left out. As in dbad.tuning,
+the search sees good training images alone, some with anomalies drawn on them (dbad.pseudo), and what the networks give
+is computed once for every setting that it depends on.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from dbad.feature_detector import DIFFUSED, PARTS, FeatureDetector, FeatureSetti
 from dbad.features import to_patches
 from dbad.files import atomic_write
 from dbad.lafite import Context
-from dbad.tuning import LEAST_GAIN, PseudoValidation
+from dbad.tuning import PseudoValidation
 
 NEIGHBOURS = (1, 3, 5, 9)
 STARTS = (50, 100, 200, 300, 400, 600, 800)
@@ -36,6 +35,7 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIRST_WEIGHT = 0.5      # of the denoised part while its start is searched
 BLURS = (2.0, 4.0, 8.0)
 SHARES = (0.0, 0.001, 0.005, 0.02)
+LEAST_GAIN = 0.005      # of merit: less is chance, and the setting in force stays
 JUDGED_SIDE = 128       # px; of larger maps every second pixel, or every third, is enough to tell which is better
 
 Maps = dict[str, Tensor]        # by part, (N, 1, G, G) each
@@ -89,10 +89,8 @@ class FeatureSearch:
             for name, maps in (self.judged or {}).items():
                 self.known[name].maps["discriminator"] = maps
             self.best = self._try(self.detector.settings)
-            self._vary("neighbours", self.neighbours)
+            self._vary_distances()
             if self.detector.net is not None:
-                self._vary_part("discriminator")
-                self._vary("context_power", POWERS)
                 self._denoise()
                 if self.best.settings.denoise_contrib:
                     self._vary("feature_steps_back", [n for n in STEPS if n <= self.best.settings.feature_start])
@@ -100,8 +98,7 @@ class FeatureSearch:
             self._vary("blur_sigma", BLURS)
             self._vary("top_share", SHARES)
             self._mix()
-            if self.detector.net is not None:
-                self._vary("context_power", POWERS)
+            self._vary_distances()
         self.detector.settings = self.best.settings
         return self.best
 
@@ -136,11 +133,16 @@ class FeatureSearch:
         """The contributions, one after the other."""
         for part in PARTS:
             if self.detector.net is not None or part not in DIFFUSED:
-                self._vary_part(part)
+                if part != "discriminator" or self.judged:
+                    self._vary(f"{part}_contrib", WEIGHTS)
 
-    def _vary_part(self, part: str) -> None:
-        if part != "discriminator" or self.judged:
-            self._vary(f"{part}_contrib", WEIGHTS)
+    def _vary_distances(self) -> None:
+        """What distances depend on, as far as they count."""
+        counting = self.best.settings.contributions.keys()
+        if "edit" in counting or ("denoise" in counting and self.best.settings.editing):
+            self._vary("neighbours", self.neighbours)
+        if self.detector.net is not None and counting & {"knn", "edit", "denoise"}:
+            self._vary("context_power", POWERS)
 
     def _try(self, settings: FeatureSettings) -> FeatureTrial:
         done = next((trial for trial in self.trials if trial.settings == settings), None)

@@ -19,8 +19,8 @@ _COMMON: dict[str, Any] = {
     "feature_smoothing_kernel": 3, "blur_sigma": 4.0, "tile_overlap": 0.25, "center_crop": 0, "pl_contrib": 0.7,
     "fl_contrib": 0.7,
     "grid": 32, "bank_mb": 8.0, "components": 64, "prediction": "x0", "neighbours": 3, "editing": True,
-    "feature_start": 600, "feature_steps_back": 1, "context_power": 0.0, "discriminator_contrib": 0.0,
-    "knn_contrib": 0.0, "edit_contrib": 1.0, "denoise_contrib": 0.0, "inversion_contrib": 0.0,
+    "feature_start": 600, "feature_steps_back": 1, "context_power": 0.0, "discriminator_contrib": 1.0,
+    "knn_contrib": 0.0, "edit_contrib": 0.0, "denoise_contrib": 0.0, "inversion_contrib": 0.0,
     "paper_exact": False, "map_sigma": 5.0,
 }
 

@@ -18,10 +18,10 @@ from dbad.checkpoints import build_unet
 from dbad.errors import UserError
 from dbad.extractors import Extractor, Stage
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.feature_tuning import FeatureSearch, FeatureTrial, best_on_average, changes, write_feature_trials
+from dbad.feature_tuning import LEAST_GAIN, FeatureSearch, FeatureTrial, best_on_average, changes, write_feature_trials
 from dbad.features import PatchExtractor, Standardisation, to_patches
 from dbad.lafite import Components, Context
-from dbad.tuning import LEAST_GAIN, PseudoValidation
+from dbad.tuning import PseudoValidation
 
 BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, context_power=0.0,
                         discriminator_contrib=0.0, knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0,

@@ -27,7 +27,8 @@ MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".sp
 TINY = ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 --bank_mb 0.008 --components 8 "
         "--feature_channels 32 --steps_features 6 --feature_batch_size 4 --holdout 0.25 --batch_size 4 --no_tune "
         "--feature_cache cache").split() + MACHINE
-BOTH = ["--item", "bolt", "hazelnut", "--run_id", "both", "--denoise_contrib", 0.5]
+EDITED = "--discriminator_contrib 0 --edit_contrib 1".split()       # as fast as it gets
+BOTH = ["--item", "bolt", "hazelnut", "--run_id", "both", "--denoise_contrib", 0.5, *EDITED]
 RUN, ONE = Path("checkpoints/both"), Path("checkpoints/bolt-knn")
 
 
@@ -187,12 +188,13 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
     monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
     made, build_bank = [], bank.build_bank
     for module in (bank, feature_teaching):
         monkeypatch.setattr(module, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
             features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
-    script("train_lafite.py", *BOTH, *flags, "--blur_sigma", 3, "--neighbours", 2)
+    script("train_lafite.py", *BOTH[:-len(EDITED)], *flags, "--blur_sigma", 3, "--neighbours", 2)
     for name in ("bolt", "hazelnut"):
         rows = rows_of(RUN, f"tuning-{name}.csv")
         chosen, = (row for row in rows if row["chosen"] == "1")
@@ -213,7 +215,7 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
 
 def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, monkeypatch):
     monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
-    script("train_lafite.py", *BOTH, *TINY, "--discriminator_contrib", 1)
+    script("train_lafite.py", *BOTH, *TINY, "--discriminator_contrib", 1, "--edit_contrib", 1)
     detectors = {name: load_detector(RUN, "cpu", "fp32", category=name) for name in ("bolt", "hazelnut", None)}
     assert sorted(path.name for path in RUN.glob("discriminator*")) == [
         "discriminator-bolt.pt", "discriminator-hazelnut.pt", "discriminator.pt"]
