@@ -253,12 +253,12 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], optio
         aside = {name: set_aside(len(part.train), share) for name, part in good.items()}
         whole, detector.bank = detector.bank, bank_without(aside, good, detector, options.bank_mb, options.seed)
         taught, shown = (math.ceil(share * number) for number in (NUM_TAUGHT, NUM_PSEUDO))
-        lessons = prepare_lessons(detector, good, aside, taught if judged else shown, judged, options.seed)
+        lessons = prepare_lessons(detector, good, aside, taught if judged else 0, shown, options.seed)
         if judged:
             judges = teach(lessons, options.seed)
         if options.tune:
             fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
-            chosen = choose(detector, lessons, fixed, shown, options.seed, options.tune_minutes, folder)
+            chosen = choose(detector, lessons, fixed, options.seed, options.tune_minutes, folder)
         detector.bank = whole
     judges = {name: judge for name, judge in judges.items() if chosen[name].discriminator_contrib}
     files = save_judges(judges, folder)

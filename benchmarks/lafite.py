@@ -74,10 +74,10 @@ def blind_judge(detector: FeatureDetector, name: str, options: train_lafite.Opti
     good = {name: train_lafite.read_good(name, detector.patches, options, detector.device)}
     aside, whole = {name: set_aside(len(good[name].train), 1.0)}, detector.bank
     detector.bank = bank_without(aside, good, detector, options.bank_mb, options.seed)
-    lesson = prepare_lessons(detector, good, aside, NUM_TAUGHT, True, options.seed)[name]
+    lesson = prepare_lessons(detector, good, aside, NUM_TAUGHT, 1, options.seed)[name]
     detector.bank = whole
     known = tuple(each[:, :-len(Context._fields)] for each in lesson.evidence)
-    return Blind(train_discriminator(*known, lesson.masks, options.seed))
+    return Blind(train_discriminator(*known, lesson.shares, options.seed))
 
 
 def table(rows: Sequence[Sequence]) -> str:

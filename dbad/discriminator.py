@@ -82,7 +82,7 @@ def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int,
     """Learn to tell damaged patches from good ones; a minute on a CPU, the same wherever it runs.
 
         good, damaged   evidence of images, (N, P, G, G) and (M, P, G, G)
-        masks           (M, 1, H, W) in {0, 1}, 1 where they are damaged
+        masks           (M, 1, H, W), shares of the pixels that are damaged, 0 to 1
     Evidence is standardised by that of good images. Returned in eval mode, on the CPU.
     """
     good, damaged = good.cpu(), damaged.cpu()

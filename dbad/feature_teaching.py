@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from dbad.bank import Bank, build_bank
@@ -55,36 +56,33 @@ class Good:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Good images of a category, pseudo-anomalies on them, image by image, and what a discriminator is told of both.
+    """What is known of pseudo-anomalies on good images of a category, image by image.
 
-        good, damaged    (N, 3, S, S) and (M, 3, S, S) in [-1, 1], M = N * per_image
-        masks            (M, 1, S, S)
-        evidence         of good and of damaged images, see `dbad.discriminator`; None where there is no discriminator
+        shown      the good images, and of each the first of its pseudo-anomalies, to choose settings by
+        places     of these among all pseudo-anomalies
+        shares     of the pixels that are damaged, around every patch, (M, 1, 2G, 2G)
+        evidence   of good images (N, P, G, G) and of all damaged ones (M, P, G, G), see `dbad.discriminator`; None
+                   where there is no discriminator
     """
 
-    good: Tensor
-    damaged: Tensor
-    masks: Tensor
+    shown: PseudoValidation
+    places: Tensor
+    shares: Tensor
     evidence: tuple[Tensor, Tensor] | None
 
     @property
     def per_image(self) -> int:
-        return len(self.damaged) // len(self.good)
-
-    def validation(self, count: int) -> PseudoValidation:
-        """The good images and about `count` of the damaged ones."""
-        shown = self._first(count)
-        return PseudoValidation(self.good, self.damaged[shown], self.masks[shown], self.good[:0])
+        return len(self.shares) // len(self.shown.good)
 
     def taught(self, images: Tensor, seed: int) -> Discriminator:
         """A discriminator that knows the images where `images` (N,) is true."""
         good, damaged = self.evidence
         rows = images.repeat_interleave(self.per_image)
-        return train_discriminator(good[images], damaged[rows], self.masks[rows], seed)
+        return train_discriminator(good[images], damaged[rows], self.shares[rows], seed)
 
-    def surprises(self, count: int, seed: int) -> dict[str, Tensor]:
-        """What is said of the images of `validation`, good and damaged, by who knows the other half of them."""
-        half = torch.arange(len(self.good)) % 2 == 0
+    def surprises(self, seed: int) -> dict[str, Tensor]:
+        """What is said of the images that are shown, good and damaged, by who knows the other half of them."""
+        half = torch.arange(len(self.shown.good)) % 2 == 0
         rows = half.repeat_interleave(self.per_image)
         maps = tuple(torch.empty_like(known[:, :1]) for known in self.evidence)
         for asked, damaged in ((half, rows), (~half, ~rows)):
@@ -92,12 +90,13 @@ class Lesson:
                 judge = self.taught(asked if asked.all() else ~asked, seed)     # one image alone is known to it
                 maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
                     self.evidence, (asked, damaged), strict=True))
-        return {"good": maps[0], "pseudo": maps[1][self._first(count)]}
+        return {"good": maps[0], "pseudo": maps[1][self.places]}
 
-    def _first(self, count: int) -> Tensor:
-        """Of each image the first pseudo-anomalies, about `count` in all."""
-        each = min(self.per_image, math.ceil(count / len(self.good)))
-        return (torch.arange(len(self.damaged)) % self.per_image < each).nonzero()[:, 0]
+
+def first_of_each(images: int, per_image: int, count: int) -> Tensor:
+    """Places of the first pseudo-anomalies of every image, about `count` in all."""
+    each = min(per_image, math.ceil(count / images))
+    return (torch.arange(images * per_image) % per_image < each).nonzero()[:, 0]
 
 
 def set_aside(count: int, share: float) -> list[int]:
@@ -117,15 +116,21 @@ def bank_without(aside: Mapping[str, list[int]], good: Mapping[str, Good], detec
 
 
 def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
-                    count: int, judged: bool, seed: int) -> dict[str, Lesson]:
-    """For each category, with about `count` pseudo-anomalies."""
+                    taught: int, shown: int, seed: int) -> dict[str, Lesson]:
+    """For each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
+
+    `taught` is 0 where there is no discriminator.
+    """
     lessons = {}
     for name, part in good.items():
         images, names = part.images(aside[name])
-        drawn = make_all(images, names, seed, per_image=math.ceil(count / len(names)))
+        drawn = make_all(images, names, seed, per_image=math.ceil((taught or shown) / len(names)))
         damaged, masks = (torch.stack([getattr(each, kind) for each in drawn]) for kind in ("image", "mask"))
-        evidence = (evidence_of(detector, images), evidence_of(detector, damaged)) if judged else None
-        lessons[name] = Lesson(images, damaged, masks, evidence)
+        evidence = (evidence_of(detector, images), evidence_of(detector, damaged)) if taught else None
+        places = first_of_each(len(images), len(drawn) // len(images), shown)
+        shares = F.adaptive_avg_pool2d(masks, min(masks.shape[-1], 2 * detector.patches.grid))
+        lessons[name] = Lesson(PseudoValidation(images, damaged[places], masks[places], images[:0]), places, shares,
+                               evidence)
     return lessons
 
 
@@ -146,12 +151,13 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
     """A discriminator for every category, and one for all together."""
     judges: dict[str | None, Discriminator] = {}
     for name, lesson in lessons.items():
-        print(f"{name}: the discriminator learns from {len(lesson.damaged)} pseudo-anomalies on {len(lesson.good)} of "
-              "the good images")
-        judges[name] = lesson.taught(torch.ones(len(lesson.good), dtype=torch.bool), seed)
+        images = len(lesson.shown.good)
+        print(f"{name}: the discriminator learns from {len(lesson.shares)} pseudo-anomalies on {images} of the good "
+              "images")
+        judges[name] = lesson.taught(torch.ones(images, dtype=torch.bool), seed)
     known = [torch.cat(parts) for parts in zip(*(lesson.evidence for lesson in lessons.values()), strict=True)]
-    masks = torch.cat([lesson.masks for lesson in lessons.values()])
-    judges[None] = train_discriminator(*known, masks, seed) if len(lessons) > 1 else judges[next(iter(lessons))]
+    shares = torch.cat([lesson.shares for lesson in lessons.values()])
+    judges[None] = train_discriminator(*known, shares, seed) if len(lessons) > 1 else judges[next(iter(lessons))]
     return judges
 
 
@@ -168,20 +174,19 @@ def save_judges(judges: Named, folder: Path) -> dict[str | None, str]:
 
 # ------------------------------------------------------------------------------------------ settings
 
-def choose(detector: FeatureDetector, lessons: Mapping[str, Lesson], fixed: Collection[str], count: int, seed: int,
-           minutes: float, folder: Path) -> dict[str | None, FeatureSettings]:
+def choose(detector: FeatureDetector, lessons: Mapping[str, Lesson], fixed: Collection[str], seed: int, minutes: float,
+           folder: Path) -> dict[str | None, FeatureSettings]:
     """The settings that are best for each category but for the `fixed` ones, and those that are best on average.
 
-    What was tried is written to `folder`. `count` is that of the pseudo-anomalies of each category to choose by;
-    `minutes` are for all categories.
+    What was tried is written to `folder`. `minutes` are for all categories.
     """
     begun, searches = detector.settings, {}
     deadline = time.monotonic() + 60 * minutes
     for name, lesson in lessons.items():
         detector.settings = begun       # not what was found for the category before
         left = (deadline - time.monotonic()) / 60 / (len(lessons) - len(searches))
-        judged = lesson.surprises(count, seed) if lesson.evidence else None
-        search = searches[name] = FeatureSearch(detector, lesson.validation(count), fixed, left, judged)
+        judged = lesson.surprises(seed) if lesson.evidence else None
+        search = searches[name] = FeatureSearch(detector, lesson.shown, fixed, left, judged)
         best, first = search.run(), search.trials[0]
         write_feature_trials(folder / trials_file(name, list(lessons)), search.trials, best)
         print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "

@@ -1,9 +1,12 @@
 """What pseudo-anomalies teach a LafitE detector: which images are damaged, and who judges which of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dbad.feature_teaching import Lesson, set_aside, teach
+from dbad.feature_teaching import Lesson, first_of_each, set_aside, teach
+from dbad.tuning import PseudoValidation
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 60, 240, 1000])
@@ -28,15 +31,16 @@ def lesson(images, per_image=3, seed=0):
         masks[index, :, index % 4:index % 4 + 4, 2:6] = 1
     good, known = (torch.randn(count, 3, 4, 4, generator=stream) for count in (images, damaged))
     known[:, :1] += 5 * torch.nn.functional.max_pool2d(masks, 2)
-    return Lesson(torch.zeros(images, 3, 8, 8), torch.zeros(damaged, 3, 8, 8), masks, (good, known))
+    shown = PseudoValidation(torch.zeros(images, 3, 8, 8), None, None, None)
+    return Lesson(shown, torch.arange(damaged), masks, (good, known))
 
 
 def test_settings_are_chosen_by_what_is_said_of_images_that_were_not_known():
     """What the even images teach changes what is said of the odd ones alone, and the other way round."""
     before = lesson(4)
     changed = lesson(4)
-    changed.masks[0:3], changed.masks[6:9] = 0, 0           # images 0 and 2 are told to be good
-    one, other = before.surprises(12, 0), changed.surprises(12, 0)
+    changed.shares[0:3], changed.shares[6:9] = 0, 0           # images 0 and 2 are told to be good
+    one, other = before.surprises(0), changed.surprises(0)
     assert one["good"].shape == (4, 1, 4, 4) and one["pseudo"].shape == (12, 1, 4, 4)
     even = torch.arange(4) % 2 == 0
     assert torch.equal(one["good"][even], other["good"][even])
@@ -49,14 +53,14 @@ def test_settings_are_chosen_by_what_is_said_of_images_that_were_not_known():
 @pytest.mark.parametrize("count, rows", [(12, range(12)), (4, (0, 3, 6, 9)), (5, (0, 1, 3, 4, 6, 7, 9, 10)),
                                          (99, range(12))])
 def test_settings_are_chosen_by_the_first_anomalies_of_each_image(count, rows):
-    whole, found = lesson(4), lesson(4).validation(count)
-    assert torch.equal(found.masks, whole.masks[list(rows)]) and len(found.pseudo) == len(rows) and len(found.good) == 4
-    maps = whole.surprises(count, 0)["pseudo"]
-    assert torch.equal(maps, whole.surprises(99, 0)["pseudo"][list(rows)])
+    places, whole = first_of_each(4, 3, count), lesson(4)
+    assert places.tolist() == list(rows)
+    maps = replace(whole, places=places).surprises(0)["pseudo"]
+    assert torch.equal(maps, whole.surprises(0)["pseudo"][list(rows)])
 
 
 def test_a_single_image_is_judged_by_who_knows_it():
-    found = lesson(1).surprises(3, 0)
+    found = lesson(1).surprises(0)
     judge = lesson(1).taught(torch.tensor([True]), 0)
     assert torch.equal(found["good"], judge.surprise(lesson(1).evidence[0]))
 
