@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dbad import lafite
 from dbad.bank import build_bank
-from dbad.calibrating import PLACED, calibrate_all, is_whole
+from dbad.calibrating import PLACED, calibrate_all, is_whole, with_thresholds
 from dbad.checkpoints import BANK, CALIBRATION, MODEL_CONFIG, SPACE, build_unet, model_config, save_weights
 from dbad.config import (
     TRAIN_OPTIONS,
@@ -49,6 +49,7 @@ from dbad.feature_teaching import (
     Good,
     bank_without,
     choose,
+    judge_file,
     prepare_lessons,
     save_judges,
     set_aside,
@@ -107,7 +108,8 @@ def run(options: Options) -> Path:
     options = settled(options)
     folder = run_folder(options)
     writes = [SPACE, BANK, CALIBRATION, TRAIN_OPTIONS] + [options.diffusion_checkpoint_name] * (
-        options.method == "lafite") + [trials_file(name, options.item) for name in options.item] * options.tune
+        options.method == "lafite") + [judge_file(name) for name in with_thresholds(options.item)] * may_judge(
+        options, given) + [trials_file(name, options.item) for name in options.item] * options.tune
     if not announce(options, *(folder / name for name in writes)):
         return folder
     samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).train]
@@ -238,6 +240,12 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     return net
 
 
+def may_judge(options: Options, given: Sequence[str]) -> bool:
+    """Whether discriminators are taught; the search may then do without."""
+    return options.method == "lafite" and (options.discriminator_contrib > 0 or (
+        options.tune and "discriminator_contrib" not in given))
+
+
 def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
                       given: Sequence[str]) -> Callable[[str | None], dict[str, Any]]:
     """Teach the discriminators, and choose the settings that were not given, by pseudo-anomalies.
@@ -245,8 +253,7 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], optio
     Returns what brings the detector to a category, or to all together (None), and gives its settings.
     """
     folder, share = run_folder(options), max(1.0, LEAST_ASIDE * len(good) / NUM_ASIDE) / len(good)
-    free = options.tune and "discriminator_contrib" not in given
-    judged = options.method == "lafite" and (free or options.discriminator_contrib > 0)
+    judged = may_judge(options, given)
     chosen = dict.fromkeys([*good, None], detector.settings)
     judges: dict[str | None, Discriminator] = {}
     if options.tune or judged:
@@ -260,11 +267,11 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], optio
             fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
             chosen = choose(detector, lessons, fixed, options.seed, options.tune_minutes, folder)
         detector.bank = whole
-    judges = {name: judge for name, judge in judges.items() if chosen[name].discriminator_contrib}
-    files = save_judges(judges, folder)
+    files = save_judges({name: judges[name] for name in with_thresholds(good)
+                         if name in judges and chosen[name].discriminator_contrib}, folder)
 
     def prepare(name: str | None) -> dict[str, Any]:
-        detector.settings, detector.judge = chosen[name], judges.get(name)
+        detector.settings, detector.judge = chosen[name], judges.get(name) if name in files else None
         return vars(detector.settings) | {"discriminator": files.get(name, "")}
     return prepare
 

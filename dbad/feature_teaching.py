@@ -161,9 +161,14 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
     return judges
 
 
+def judge_file(name: str | None) -> str:
+    """Where the discriminator of a category is kept, None for that of all together."""
+    return f"{DISCRIMINATOR}.pt" if name is None else f"{DISCRIMINATOR}-{name}.pt"
+
+
 def save_judges(judges: Named, folder: Path) -> dict[str | None, str]:
     """Write the discriminators that there are, and return the names of their files; those of another run go."""
-    files = {name: f"{DISCRIMINATOR}.pt" if name is None else f"{DISCRIMINATOR}-{name}.pt" for name in judges}
+    files = {name: judge_file(name) for name in judges}
     for name, file in files.items():
         save_discriminator(judges[name], folder / file)
     for old in folder.glob(f"{DISCRIMINATOR}*.pt"):

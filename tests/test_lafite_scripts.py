@@ -234,6 +234,17 @@ def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, mo
     assert not list(RUN.glob("discriminator*")) and load_detector(RUN, "cpu", "fp32").judge is None
 
 
+def test_a_single_category_has_one_discriminator(both, script, monkeypatch, capsys):
+    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
+    words = ["--item", "bolt", "--run_id", "one", *TINY]
+    script("train_lafite.py", *words, "--dry_run")
+    assert "checkpoints/one/discriminator.pt" in capsys.readouterr().out
+    script("train_lafite.py", *words)
+    assert [path.name for path in Path("checkpoints/one").glob("discriminator*")] == ["discriminator.pt"]
+    detector = load_detector("checkpoints/one", "cpu", "fp32", category="bolt")
+    assert detector.settings.contributions == {"discriminator": 1.0} and detector.judge is not None
+
+
 def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, script, monkeypatch):
     sides, search_all = iter((2.0, 8.0)), feature_tuning.FeatureSearch.run
 
