@@ -2,7 +2,7 @@
 
 Each distance alone has its blind side: the nearest good patch, the layers of the backbone that a defect shows in, how
 much the surroundings leave open (`lafite.surroundings`). How they are best weighed is learnt, as DRAEM
-(arXiv:2108.07610) learns to tell an image from its reconstruction, but from a dozen numbers per patch and not from
+(arXiv:2108.07610) learns to tell an image from its reconstruction, but from a few numbers per patch and not from
 pixels: they say so little of how pseudo-anomalies look that what is learnt holds for real defects.
 """
 
@@ -83,7 +83,7 @@ def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int,
 
         good, damaged   evidence of images, (N, P, G, G) and (M, P, G, G)
         masks           (M, 1, H, W), shares of the pixels that are damaged, 0 to 1
-    Evidence is standardised by that of good images. Returned in eval mode, on the CPU.
+    Evidence is standardised by the mean of good images and the deviation of all. Returned in eval mode, on the CPU.
     """
     good, damaged = good.cpu(), damaged.cpu()
     stream = torch.Generator().manual_seed(seed)

@@ -152,10 +152,15 @@ class FeatureDetector(Calibrated):
         maps = {name: part.cpu() for name, part in self.settings.relative(raw, context).items()}
         return self.settings.blurred(maps, self.size), self._mosaic(indices[:, 0])
 
-    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every patch of features (N, C, G, G) as many neighbours as the settings need, see `Bank.nearest`."""
-        judged = min(discriminator.NEIGHBOURS, len(self.bank.vectors)) if self.settings.discriminator_contrib else 1
-        return self.bank.nearest(to_patches(features), max(self.settings.neighbours, judged))
+    def nearest(self, features: Tensor, judged: bool = False) -> tuple[Tensor, Tensor]:
+        """Of every patch of features (N, C, G, G) as many neighbours as the settings need, see `Bank.nearest`.
+
+        `judged` asks for those that a discriminator needs, whether it counts or not.
+        """
+        needed = self.settings.neighbours
+        if judged or self.settings.discriminator_contrib:
+            needed = max(needed, min(discriminator.NEIGHBOURS, len(self.bank.vectors)))
+        return self.bank.nearest(to_patches(features), needed)
 
     @torch.no_grad()
     def compare(self, images: Tensor, features: Tensor, distances: Tensor, indices: Tensor, wanted: Collection[str],

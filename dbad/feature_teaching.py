@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ from tqdm import tqdm
 from dbad.bank import Bank, build_bank
 from dbad.checkpoints import DISCRIMINATOR
 from dbad.data import Sample, some_of, to_float
-from dbad.discriminator import NEIGHBOURS, Discriminator, train_discriminator
+from dbad.discriminator import Discriminator, train_discriminator
 from dbad.feature_detector import FeatureDetector, FeatureSettings, save_discriminator
 from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
-from dbad.features import to_patches
-from dbad.pseudo import make_all
 from dbad.results import listed
-from dbad.tuning import PseudoValidation
+from dbad.tuning import PseudoValidation, pseudo_validation
 
 NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
 LEAST_ASIDE = 20    # so many at least for each
@@ -124,13 +122,12 @@ def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: 
     lessons = {}
     for name, part in good.items():
         images, names = part.images(aside[name])
-        drawn = make_all(images, names, seed, per_image=math.ceil((taught or shown) / len(names)))
-        damaged, masks = (torch.stack([getattr(each, kind) for each in drawn]) for kind in ("image", "mask"))
-        evidence = (evidence_of(detector, images), evidence_of(detector, damaged)) if taught else None
-        places = first_of_each(len(images), len(drawn) // len(images), shown)
-        shares = F.adaptive_avg_pool2d(masks, min(masks.shape[-1], 2 * detector.patches.grid))
-        lessons[name] = Lesson(PseudoValidation(images, damaged[places], masks[places], images[:0]), places, shares,
-                               evidence)
+        drawn = pseudo_validation(images, names, images[:0], seed, taught or shown)
+        evidence = (evidence_of(detector, images), evidence_of(detector, drawn.pseudo)) if taught else None
+        places = first_of_each(len(images), len(drawn.pseudo) // len(images), shown)
+        shares = F.adaptive_avg_pool2d(drawn.masks, min(drawn.masks.shape[-1], 2 * detector.patches.grid))
+        kept = replace(drawn, pseudo=drawn.pseudo[places], masks=drawn.masks[places])
+        lessons[name] = Lesson(kept, places, shares, evidence)
     return lessons
 
 
@@ -140,8 +137,7 @@ def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
     for batch in tqdm(images.split(detector.batch_size), desc="comparing", unit="batch"):
         features = detector.features(batch)
         context = detector.context(batch, features)
-        neighbours = detector.bank.nearest(to_patches(features), min(NEIGHBOURS, len(detector.bank.vectors)))
-        found.append(detector.evidence(features, *neighbours, context).cpu())
+        found.append(detector.evidence(features, *detector.nearest(features, judged=True), context).cpu())
     return torch.cat(found)
 
 
@@ -195,7 +191,7 @@ def choose(detector: FeatureDetector, lessons: Mapping[str, Lesson], fixed: Coll
         best, first = search.run(), search.trials[0]
         write_feature_trials(folder / trials_file(name, list(lessons)), search.trials, best)
         print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
-              f"{first.auroc:.3f} -> {best.auroc:.3f} with {listed(changes(first, best))}")
+              f"{first.auroc:.3f} -> {best.auroc:.3f}; changed: {listed(changes(first, best))}")
     return {name: search.best.settings for name, search in searches.items()} | {
         None: best_on_average(list(searches.values()))}
 
