@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dbad.noise import stream
 
 _CANDIDATES = 2048                  # of the core-set, looked at between two passes over all vectors
 _QUERIES, _VECTORS = 512, 8192      # block of distances that is in memory at once: 16 MB
-_SEARCHED = {"cpu": (128, 1024)}    # queries and vectors of one product; on a CPU it is to stay in the cache of a core
+_SEARCHED = {"cpu": (256, 1024)}    # queries and vectors of one product; on a CPU it is to stay in the cache of a core
 _GROUP = 16                         # vectors of which the nearest is looked for first
 
 
@@ -47,6 +48,12 @@ class Bank:
         """The same on another device; pixels stay where they are."""
         return replace(self, vectors=self.vectors.to(device))
 
+    @cached_property
+    def _prepared(self) -> tuple[Tensor, Tensor]:
+        """The vectors in float32 and their squared norms, which every product needs."""
+        vectors = self.vectors.float()
+        return vectors, vectors.square().sum(dim=1)
+
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k nearest vectors of every query, nearest first, lower index first where equally near.
 
@@ -60,7 +67,8 @@ class Bank:
         indices = queries.new_empty(len(queries), k, dtype=torch.int64)
         rows, columns = _SEARCHED.get(queries.device.type, (1024, _VECTORS))
         width = _GROUP * math.ceil(len(self.vectors) / _GROUP)
-        proximity = queries.new_full((min(rows, len(queries)), width), torch.inf, dtype=torch.float32)
+        proximity = queries.new_empty(min(rows, len(queries)), width, dtype=torch.float32)
+        proximity[:, len(self.vectors):] = torch.inf
         for first in range(0, len(queries), rows):
             part = slice(first, first + rows)
             distances[part], indices[part] = self._nearest(queries[part].float(), k, proximity, columns)
@@ -109,10 +117,10 @@ class Bank:
         `proximity` is a workspace of at least q rows, infinite beyond the vectors. Its columns are in G groups, every
         G-th in one; the k nearest vectors lie in the k groups whose nearest members are the nearest.
         """
-        proximity = proximity[:len(queries)]
-        for first in range(0, len(self.vectors), columns):
-            block = self.vectors[first:first + columns].float()
-            _proximity(queries, block, out=proximity[:, first:first + len(block)])
+        proximity, (vectors, norms) = proximity[:len(queries)], self._prepared
+        for first in range(0, len(vectors), columns):
+            block = slice(first, min(first + columns, len(vectors)))
+            _proximity(queries, vectors[block], norms[block], out=proximity[:, block])
         nearest = proximity.unflatten(1, (_GROUP, -1)).amin(dim=1)
         groups = nearest.topk(min(k, nearest.shape[1]), dim=1, largest=False).indices
         members = groups.unsqueeze(2) + nearest.shape[1] * torch.arange(_GROUP, device=groups.device)
@@ -120,7 +128,7 @@ class Bank:
         order = proximity.gather(1, members).topk(k, dim=1, largest=False).indices
         indices = members.gather(1, order).sort(dim=1).values
         # Again from the differences: where a distance is small beside the norms, the product has rounded it off.
-        distances = (queries.unsqueeze(1) - self.vectors[indices].float()).square().sum(dim=2).sqrt()
+        distances = (queries.unsqueeze(1) - vectors[indices]).square().sum(dim=2).sqrt()
         distances, order = distances.sort(dim=1, stable=True)
         return distances, indices.gather(1, order)
 
@@ -255,7 +263,7 @@ def _approach(nearest: Tensor, points: Tensor, norms: Tensor, new: list[int]) ->
     size = max(256, _QUERIES * _VECTORS // len(new))
     for first in range(0, len(points), size):
         part = slice(first, first + size)
-        distances = (_proximity(points[part], centres).amin(dim=1) + norms[part]).clamp_min_(0)
+        distances = (_proximity(points[part], centres, norms[new]).amin(dim=1) + norms[part]).clamp_min_(0)
         nearest[part] = torch.minimum(nearest[part], distances)
     nearest[new] = -1
 
@@ -267,7 +275,7 @@ def _farthest(nearest: Tensor, points: Tensor, norms: Tensor, limit: int) -> lis
     if values[0] == others:
         return [int(nearest.argmax())]          # more equals than candidates: the first of them all
     candidates = candidates.sort().values
-    between = _proximity(points[candidates], points[candidates]) + norms[candidates, None]
+    between = _proximity(points[candidates], points[candidates], norms[candidates]) + norms[candidates, None]
     between, away = between.clamp_min_(0).cpu().numpy(), nearest[candidates].cpu().numpy()
     new = []
     while len(new) < limit and away[best := int(away.argmax())] > others:
@@ -277,10 +285,10 @@ def _farthest(nearest: Tensor, points: Tensor, norms: Tensor, limit: int) -> lis
     return candidates[new].tolist()
 
 
-def _proximity(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """(N, C), (K, C) float32 -> (N, K), |b|^2 - 2 a b: squared distances less |a|^2, so that rows keep their order.
+def _proximity(a: Tensor, b: Tensor, norms: Tensor, out: Tensor | None = None) -> Tensor:
+    """(N, C), (K, C), |b|^2 (K,) float32 -> (N, K), |b|^2 - 2 a b: squared distances less |a|^2, in each row's order.
 
     Rounding errors are about 1e-6 of the squared norms; autocast would make them 1e-2.
     """
     with torch.autocast(a.device.type, enabled=False):
-        return torch.addmm(b.square().sum(dim=1), a, b.T, alpha=-2, out=out)
+        return torch.addmm(norms, a, b.T, alpha=-2, out=out)
