@@ -5,8 +5,10 @@
 
 Building and scoring run in a process each, so that their peaks are their own. An image is reconstructed in ten steps
 and scored with the features of a ResNet-50. The published code guides between two predictions whose inputs are the
-same, one after the other; "guided" is the time with that second pass, which changes nothing. The seconds of the noise
-predictions are told apart from those of the auto-encoder and the features, which are the same either way.
+same, one after the other; "guided" is the time with that second pass, which changes nothing. "published" is the time
+of the same weights as the published code uses them: guided, the image's hint embedded again for every prediction, the
+weights as they were loaded. The seconds of the noise predictions are told apart from those of the auto-encoder and the
+features.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from dbad.checkpoints import MODEL_CONFIG
 from dbad.diad import SIZES, Diad, anomaly_map, image_score, load_diad, random_diad, reconstruct, save_diad
 from dbad.extractors import build_extractor
 from dbad.noise import image_stream
-from dbad.runtime import memory_format, pick_device
+from dbad.packing import ready
+from dbad.runtime import pick_device
 
 FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -42,18 +45,37 @@ def score(options: argparse.Namespace, results) -> None:
     """Load the model and score an image, plainly and guided; puts seconds of each, and the peak of memory."""
     begun = time.monotonic()
     device = pick_device(options.device)
-    model = load_diad(options.out, FORMATS[options.weights]).to(device, memory_format=memory_format(device))
-    extractor = build_extractor("resnet50", pretrained=False).to(device)
+    model = ready(load_diad(options.out, FORMATS[options.weights]), device, options.weights)
     loaded = time.monotonic() - begun
-    image = torch.rand(1, 3, model.resolution, model.resolution).to(device) * 2 - 1
+    image, extractor = subject(model, device)
     plain = seconds(model, image, extractor, options.repeats)
     results.put((loaded, *plain, *seconds(guided(model), image, extractor, options.repeats), peak_gb()))
 
 
-def guided(model: Diad, scale: float = 9.0) -> Diad:
-    """The same model, predicting every noise twice, as classifier-free guidance does."""
+def score_published(options: argparse.Namespace, results) -> None:
+    """Score an image as the published code does; puts seconds."""
+    device = pick_device(options.device)
+    model = load_diad(options.out, FORMATS[options.weights]).to(device)
+    image, extractor = subject(model, device)
+    results.put(seconds(guided(model, image), image, extractor, options.repeats))
+
+
+def subject(model: Diad, device: torch.device) -> tuple[torch.Tensor, torch.nn.Module]:
+    """An image and the backbone that compares it."""
+    image = torch.rand(1, 3, model.resolution, model.resolution).to(device) * 2 - 1
+    return image, build_extractor("resnet50", pretrained=False).to(device)
+
+
+def guided(model: Diad, image: torch.Tensor | None = None, scale: float = 9.0) -> Diad:
+    """The same model, predicting every noise twice, as classifier-free guidance does; each time with a new hint of
+    `image`, if one is given.
+    """
+    @torch.no_grad()
+    def predict(z_t, t, hint):
+        return model.predict_noise(z_t, t, hint if image is None else model.hint(image))
+
     def predict_noise(z_t, t, hint):
-        one, other = model.predict_noise(z_t, t, hint), model.predict_noise(z_t, t, hint)
+        one, other = predict(z_t, t, hint), predict(z_t, t, hint)
         return one + scale * (other - one)
     twice = copy.copy(model)
     twice.predict_noise = predict_noise
@@ -111,7 +133,9 @@ def main() -> None:
         print(f"build {built:.1f} s, save {saved:.1f} s, peak {peak:.2f} GB")
     loaded, plain, predicting, twice, predicting_twice, peak = alone(score, options)
     print(f"load {loaded:.1f} s, {plain:.2f} s per image ({predicting:.2f} s noise predictions), guided {twice:.2f} s "
-          f"({predicting_twice:.2f} s), peak {peak:.2f} GB")
+          f"({predicting_twice:.2f} s), peak {peak:.2f} GB", flush=True)
+    published, predicting = alone(score_published, options)
+    print(f"published {published:.2f} s ({predicting:.2f} s)")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor
 from dbad.features import weights_digest
 from dbad.noise import image_stream
-from dbad.runtime import autocast, memory_format
+from dbad.packing import ready
+from dbad.runtime import autocast
 
 PART = "feature"        # the one map there is
 
@@ -35,13 +36,16 @@ class DiadSettings(Settings):
 
 
 class DiadDetector(Calibrated):
-    """Reconstruction by latent diffusion, difference of pretrained features (arXiv:2312.06607)."""
+    """Reconstruction by latent diffusion, difference of pretrained features (arXiv:2312.06607).
+
+    The model becomes the detector's own, see `packing.ready`.
+    """
 
     patching = False
 
     def __init__(self, model: Diad, extractor: Extractor, settings: DiadSettings, *, seed: int, batch_size: int,
                  device: torch.device, precision: str, calibration: Calibration | None = None):
-        self.model = model.to(device, memory_format=memory_format(device)).eval()
+        self.model = ready(model, device, precision)
         self.extractor, self.settings, self.seed = extractor.to(device).eval(), settings, seed
         self.batch_size, self.device, self.precision, self.calibration = batch_size, device, precision, calibration
         self.size = model.resolution

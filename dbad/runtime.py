@@ -54,6 +54,12 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if fast else torch.contiguous_format
 
 
+def packs_weights(device: torch.device) -> bool:
+    """Whether convolutions in bf16 on `device` can keep their weights in the order that its kernels want."""
+    return (device.type == "cpu" and _cpu_has("amx_bf16", "avx512_bf16") and torch.backends.mkldnn.is_available()
+            and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"))
+
+
 def _cpu_has(*features: str) -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(feature) for feature in features)
