@@ -28,7 +28,7 @@ from dbad.lafite import Context
 from dbad.tuning import PseudoValidation
 
 NEIGHBOURS = (1, 3, 5, 9)
-STARTS = (50, 100, 200, 300, 400, 600, 800)
+STARTS = (50, 150, 400, 800)
 STEPS = (1, 3, 5)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
