@@ -21,7 +21,7 @@ WIDTH, DEPTH = 32, 2
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 600, 3e-3, 0.01
 DAMAGED, INTACT = 16, 4     # images of a batch
 LEAST = 1e-3                # of a squared distance
-USUAL = 0.9                 # share of good patches that count as usual
+USUAL = 0.99                # share of good patches that count as usual
 
 
 def evidence(features: Tensor, edited: Tensor, nearest: Tensor, context: Sequence[Tensor],
