@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ class Calibration:
         write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
 
 
+def calibrating_script(settings: Mapping[str, Any]) -> str:
+    """The script that measures the thresholds of such a run, from the settings in its calibration."""
+    method = settings.get("method") if isinstance(settings, Mapping) else None
+    return {"lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}.get(method, "evaluation.py")
+
+
 def load_calibration(path: Path) -> Calibration:
     """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it."""
     if not path.is_file():
@@ -88,7 +94,8 @@ def load_calibration(path: Path) -> Calibration:
                     for name, value in fields["settings"].items()}
         return Calibration(**fields | numbers | {"scales": scales, "scores": scores, "settings": settings})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a calibration ({error}); run evaluation.py again") from None
+        script = calibrating_script(values.get("settings") if isinstance(values, dict) else {})
+        raise UserError(f"{path}: not a calibration ({error}); run {script} again") from None
 
 
 def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],

@@ -18,7 +18,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from dbad import diffmaps
-from dbad.calibration import Calibration, load_calibration
+from dbad.calibration import Calibration, calibrating_script, load_calibration
 from dbad.checkpoints import BANK, CALIBRATION, DIAD_FILES, SPACE, load_unet
 from dbad.config import SETTING_NAMES, TRAIN_OPTIONS, run_folder
 from dbad.denoising import Conditioning, reconstruct_all, schedule
@@ -315,10 +315,8 @@ def check_digests(calibration: Calibration, folder: Path, known: dict[Path, str]
         if path not in known:
             known[path] = _digest(path)
         if name in calibration.digests and calibration.digests[name] != known[path]:
-            script = {"ddim": "evaluation.py", "diad": "train_diad.py"}.get(
-                calibration.settings.get("method", "ddim"), "train_lafite.py")
-            raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run {script} "
-                            "again")
+            raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run "
+                            f"{calibrating_script(calibration.settings)} again")
 
 
 def _digest(path: Path) -> str:

@@ -104,11 +104,11 @@ def sentence(found: Drift) -> str:
         return (f"Drift: the scores of {new} are higher than those of {good} ({test}; {facts}): the promised "
                 "false-alarm rate does not hold for these images. Either many of them are defective, or lighting, "
                 "position or material has changed: look at the lowest-scoring ones, and calibrate again with "
-                "evaluation.py if they are good.")
+                "them if they are good.")
     if found.direction == "lower":
         return (f"Drift: the scores of {new} are lower than those of {good} ({test}; {facts}): defects may be missed, "
                 "as they may score lower too. Lighting, focus, position or material has changed: look at some of them, "
-                "and calibrate again with evaluation.py if they are good.")
+                "and calibrate again with them if they are good.")
     shift = 2 * norm.ppf((1 + found.detectable) / 2)
     least = f", as after a shift by about {shift:.1f} standard deviations" if math.isfinite(shift) else ""
     return (f"No drift found in {new} against {good} ({test}; {facts}). So many images can only show a change that "

@@ -139,7 +139,7 @@ def test_thresholds_of_which_a_setting_is_missing_are_refused(folder):
     content = read_json(folder / "calibration.json")
     del content["settings"]["latent_start"]
     write_json(folder / "calibration.json", content)
-    with pytest.raises(UserError, match="its settings lack latent_start") as error:
+    with pytest.raises(UserError, match=r"its settings lack latent_start\); run train_diad.py again") as error:
         load_calibration(folder / "calibration.json")
     one_line(error)
 

@@ -154,7 +154,7 @@ def test_the_sentence_says_what_was_found_and_what_to_do(shift, begins, says):
     found = drift(calibrated(random.normal(size=50)), random.normal(shift, 1, 200))
     words = sentence(found)
     assert words.startswith(begins) and says in words and "\n" not in words
-    assert ("calibrate again with evaluation.py" in words) == (shift != 0)
+    assert ("calibrate again with them" in words) == (shift != 0)
     assert f"median {found.median_new:.3g} against {found.median_calibration:.3g}" in words
 
 
