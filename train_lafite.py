@@ -113,7 +113,8 @@ def run(options: Options) -> Path:
     if not announce(options, *(folder / name for name in writes)):
         return folder
     samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).train]
-    record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples)}
+    record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples),
+                               "hidden_blocks": list(lafite.HIDDEN)}    # discriminators by others are taught again
     if options.resume and is_finished(folder, record):
         print(f"{folder} is finished; --no_resume makes it anew")
         return folder

@@ -15,10 +15,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
@@ -27,9 +29,11 @@ from dbad.detectors import load_detector
 from dbad.discriminator import Discriminator, train_discriminator
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
 from dbad.feature_teaching import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
-from dbad.lafite import Context
+from dbad.lafite import HIDDEN, Context
 
 BLIND = "fused, discriminator without diffusion"
+NUM_TIMED = 32      # images
+ERRORS = len(HIDDEN) * len(Context._fields)     # the last of what a discriminator is told, from the denoiser
 ALONE = dict.fromkeys((f"{part}_contrib" for part in PARTS), 0.0) | {"context_power": 0.0}
 VARIANTS = {
     "knn": ALONE | {"knn_contrib": 1.0}, "edit only": ALONE | {"edit_contrib": 1.0},
@@ -43,18 +47,48 @@ COLUMNS = ("category", "model", "seed", "score", "image_auroc", "image_ap", "pix
            "ms_per_image")
 
 
-def measured(detector: FeatureDetector, good: torch.Tensor, items: Sequence) -> list[float]:
+class Known(NamedTuple):
+    """A batch of images (N, 3, S, S) and what every score is made of: features, neighbours, surroundings."""
+
+    images: torch.Tensor
+    features: torch.Tensor
+    distances: torch.Tensor
+    indices: torch.Tensor
+    context: Context
+
+
+def look_up(detector: FeatureDetector, images: torch.Tensor) -> list[Known]:
+    """What is the same whichever score is measured."""
+    found = []
+    for batch in tqdm(images.split(detector.batch_size), desc="looking up", unit="batch"):
+        features = detector.features(batch)
+        found.append(Known(batch, features, *detector.nearest(features, judged=True),
+                           detector.context(batch, features, judged=True)))
+    return found
+
+
+def parts_of(detector: FeatureDetector, known: Sequence[Known]) -> dict[str, torch.Tensor]:
+    """Maps (N, 1, S, S) of the parts that count, as `detector.parts` gives them."""
+    settings, found = detector.settings, []
+    for batch in known:
+        raw = detector.compare(*batch[:-1], settings.contributions, batch.context)
+        found.append(settings.blurred(settings.relative(raw, batch.context), detector.size))
+    return {name: torch.cat([parts[name] for parts in found]) for name in found[0]}
+
+
+def measured(detector: FeatureDetector, good: Sequence[Known], tested: Sequence[Known], items: Sequence) -> list[float]:
     """AUROC and AP of images, AUROC, AP and AUPRO of pixels, milliseconds per image; `good` scales the parts."""
-    scales = {name: float(np.quantile(part.numpy(), 0.999)) for name, part in detector.parts(good)[0].items()}
-    begun = time.monotonic()
-    parts, _ = detector.parts(torch.stack([item.image for item in items]))
-    seconds = time.monotonic() - begun
-    maps, scores = detector.combine(parts, scales)
+    scales = {name: float(np.quantile(part.numpy(), 0.999)) for name, part in parts_of(detector, good).items()}
+    maps, scores = detector.combine(parts_of(detector, tested), scales)
     labels = [item.label for item in items]
     masks = torch.stack([item.mask for item in items]).bool().numpy()
     pixel = metrics.pixel_metrics(masks[:, 0], maps[:, 0].numpy(), "exact")
     image = metrics.image_metrics(np.array(labels), scores.numpy())
-    return [image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["aupro_0.3"], 1000 * seconds / len(items)]
+    timed = torch.stack([item.image for item in items[:NUM_TIMED]])
+    begun = time.monotonic()
+    detector.combine(detector.parts(timed)[0], scales)
+    return [image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["aupro_0.3"],
+            1000 * (time.monotonic() - begun) / len(timed)]
 
 
 class Blind(nn.Module):
@@ -65,7 +99,7 @@ class Blind(nn.Module):
         self.judge = judge
 
     def surprise(self, evidence: torch.Tensor) -> torch.Tensor:
-        return self.judge.surprise(evidence[:, :-len(Context._fields)])
+        return self.judge.surprise(evidence[:, :-ERRORS])
 
 
 def blind_judge(detector: FeatureDetector, name: str, options: train_lafite.Options) -> Blind:
@@ -76,7 +110,7 @@ def blind_judge(detector: FeatureDetector, name: str, options: train_lafite.Opti
     detector.bank = bank_without(aside, good, detector, options.bank_mb, options.seed)
     lesson = prepare_lessons(detector, good, aside, NUM_TAUGHT, 1, options.seed)[name]
     detector.bank = whole
-    known = tuple(each[:, :-len(Context._fields)] for each in lesson.evidence)
+    known = tuple(each[:, :-ERRORS] for each in lesson.evidence)
     return Blind(train_discriminator(*known, lesson.shares, options.seed))
 
 
@@ -120,14 +154,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             category = open_category(replace(options, item=item))
             items = read_items(test_images(category), detector.size)
             _, held_out = split_holdout(category.train, 0.1)
-            good = torch.stack([each.image for each in read_items(held_out, detector.size)])
+            good, tested = (look_up(detector, torch.stack([each.image for each in part]))
+                            for part in (read_items(held_out, detector.size), items))
             rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)
                     or row[3] not in args.scores]
             for name in args.scores:
                 detector.settings, detector.judge = FeatureSettings(**vars(chosen) | VARIANTS[name]), judge
                 if name == BLIND:
                     detector.judge = blind_judge(detector, item, options)
-                rows.append([item, model, seed, name, *measured(detector, good, items)])
+                rows.append([item, model, seed, name, *measured(detector, good, tested, items)])
                 print(rows[-1], flush=True)
             with open(path, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])

@@ -15,6 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from dbad.lafite import HIDDEN, Context
+
 NEIGHBOURS = 3              # of which the edited patch is a mean, see `Bank.edit`
 REACH = (1, 3)              # side of the patches that a branch sees, in each of its convolutions
 WIDTH, DEPTH = 32, 2
@@ -30,14 +32,19 @@ def evidence(features: Tensor, edited: Tensor, nearest: Tensor, context: Sequenc
 
         features, edited   (N, C, G, G), see `Bank.edit`: distances of all channels, and of those of each layer
         nearest            (N, 1, G, G), squared distance to the nearest good patch
-        context            (N, 1, G, G) each: squared errors, as they are
+        context            (N, B, G, G) each: squared errors, as they are, see `lafite.Context`
         channels           of each layer; C is their sum
-    Returns (N, 2 + layers + len(context), G, G) float32.
+    Returns (N, 2 + layers + B * len(context), G, G) float32.
     """
     squares = (edited - features).square()
     layers = [part.sum(dim=1, keepdim=True) for part in squares.split(list(channels), dim=1)]
     known = torch.cat([nearest, squares.sum(dim=1, keepdim=True), *layers, *context], dim=1)
     return known.float().clamp_min(LEAST).log()
+
+
+def num_planes(layers: int) -> int:
+    """How many numbers `evidence` gives for every patch, with a backbone of so many layers."""
+    return 2 + layers + len(HIDDEN) * len(Context._fields)
 
 
 class Discriminator(nn.Module):

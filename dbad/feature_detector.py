@@ -25,6 +25,7 @@ from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
 from dbad.lafite import (
+    HIDDEN,
     Components,
     Context,
     denoise,
@@ -74,7 +75,7 @@ class FeatureSettings(Settings):
         """Distances (N, 1, G, G) in units of what is expected, see `lafite.surroundings`."""
         if not self.context_power:
             return maps
-        unit = context.expected.pow(self.context_power)
+        unit = context.expected[:, :1].pow(self.context_power)
         return {name: part if name in ("inversion", "discriminator") else part / unit for name, part in maps.items()}
 
     def blurred(self, maps: dict[str, Tensor], side: int) -> dict[str, Tensor]:
@@ -194,10 +195,14 @@ class FeatureDetector(Calibrated):
         return found
 
     @torch.no_grad()
-    def context(self, images: Tensor, features: Tensor) -> Context:
-        """`lafite.surroundings` of the features (N, C, G, G) of images, on the device."""
+    def context(self, images: Tensor, features: Tensor, judged: bool = False) -> Context:
+        """`lafite.surroundings` of the features (N, C, G, G) of images, on the device.
+
+        `judged` asks for all that a discriminator needs, whether it counts or not.
+        """
+        sides = HIDDEN if judged or self.settings.discriminator_contrib else HIDDEN[:1]
         return surroundings(self.net, self.space.components.project(features), self._streams(images), self.abar,
-                            self.space.prediction, self.precision)
+                            self.space.prediction, self.precision, sides)
 
     @torch.no_grad()
     def evidence(self, features: Tensor, distances: Tensor, indices: Tensor, context: Context) -> Tensor:
@@ -264,12 +269,15 @@ def save_discriminator(judge: Discriminator, path: Path) -> None:
     save_weights(judge.state_dict(), path)
 
 
-def load_discriminator(path: Path) -> Discriminator:
-    """Read what `save_discriminator` wrote."""
-    state = load_pickle(path)
+def load_discriminator(path: Path, layers: int) -> Discriminator:
+    """Read what `save_discriminator` wrote, for a backbone of so many layers."""
+    state, planes = load_pickle(path), discriminator.num_planes(layers)
     if not isinstance(state, dict) or not isinstance(state.get("mean"), Tensor):
         raise UserError(f"{path}: not a discriminator written by train_lafite.py")
-    judge = Discriminator(len(state["mean"]))
+    if len(state["mean"]) != planes:
+        raise UserError(f"{path}: a discriminator that judges by {len(state['mean'])} numbers per patch, expected "
+                        f"{planes}; run train_lafite.py again, which keeps the denoiser")
+    judge = Discriminator(planes)
     load_weights(judge, path)
     return judge.eval().requires_grad_(False)
 
@@ -280,7 +288,8 @@ def build_feature_detector(folder: Path, checkpoint_name: str, settings: dict[st
     space = load_space(folder)
     bank = load_bank(folder / BANK, space.patches.description())
     net = None if space.components is None else load_unet(folder, checkpoint_name)
-    judge = load_discriminator(folder / settings["discriminator"]) if settings["discriminator"] else None
+    layers = len(space.patches.extractor.channels)
+    judge = load_discriminator(folder / settings["discriminator"], layers) if settings["discriminator"] else None
     return FeatureDetector(space, bank, net, FeatureSettings.of(settings), seed=settings["seed"],
                            batch_size=batch_size, device=device, precision=precision, calibration=calibration,
                            judge=judge)

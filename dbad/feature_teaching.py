@@ -136,7 +136,7 @@ def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
     found = []
     for batch in tqdm(images.split(detector.batch_size), desc="comparing", unit="batch"):
         features = detector.features(batch)
-        context = detector.context(batch, features)
+        context = detector.context(batch, features, judged=True)
         found.append(detector.evidence(features, *detector.nearest(features, judged=True), context).cpu())
     return torch.cat(found)
 

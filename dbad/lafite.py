@@ -36,6 +36,7 @@ WHOLE_SHARE = 0.1       # of the images is noised everywhere; in the rest
 BLOCKS, NOISED_SHARES = (2, 4, 8), (0.25, 0.5)      # blocks of such sides, in patches, and shares of their number
 ERROR_WEIGHT = 0.1      # of the expected error in the loss
 LARGEST_ERROR = 100.0   # that is expected at all: of components whose mean square is 1
+HIDDEN = (2, 8)         # sides of the blocks, in patches, that are hidden when surroundings are asked
 
 
 def feature_schedule() -> Tensor:
@@ -220,7 +221,10 @@ def invert(net: nn.Module, x: Tensor, abar: Tensor, prediction: str, precision: 
 
 
 class Context(NamedTuple):
-    """How well the network knows a patch by its surroundings, mean squared errors (N, 1, G, G): expected, and found."""
+    """How well the network knows a patch by its surroundings: mean squared errors, expected and found.
+
+    (N, B, G, G) each, for blocks of B sides, the smallest first.
+    """
 
     expected: Tensor
     found: Tensor
@@ -228,24 +232,28 @@ class Context(NamedTuple):
 
 @torch.no_grad()
 def surroundings(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, prediction: str,
-                 precision: str) -> Context:
+                 precision: str, sides: Sequence[int] = HIDDEN) -> Context:
     """What the network makes of the patches of x (N, D, G, G) without seeing them.
 
-    Blocks of 2x2 patches are replaced by noise, every other one at a time as on a chessboard. `streams` has one random
-    stream per image.
+    Square blocks of patches are replaced by noise, every other one at a time as on a chessboard. In small blocks a
+    patch is known by those next to it, which a large defect holds as well; in large ones by what is farther away.
+
+        streams   one random stream per image
+        sides     of the blocks, in patches; at most half the grid's
     """
     t = torch.full((len(x),), len(abar) - 1, device=x.device)
     fresh = noise.draw("gaussian", x.shape[1:], streams).to(x.device)
-    block = torch.arange(x.shape[-1], device=x.device) // 2
-    colour = (block[:, None] + block) % 2
-    expected, found = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
-    for hidden in (0, 1):
-        noised = (colour == hidden).float().expand(len(x), 1, -1, -1)
-        level = _level(abar, t, noised)
-        z = level.sqrt() * x + (1 - level).sqrt() * fresh
-        guess = estimate(net, z, t, abar, prediction, precision, noised)
-        expected += noised * guess.log_error.exp()
-        found += noised * (guess.clean - x).square().mean(dim=1, keepdim=True)
+    expected, found = (x.new_zeros(len(x), len(sides), *x.shape[2:]) for _ in range(2))
+    for plane, side in enumerate(sides):
+        block = torch.arange(x.shape[-1], device=x.device) // max(1, min(side, x.shape[-1] // 2))
+        colour = (block[:, None] + block) % 2
+        for hidden in (0, 1):
+            noised = (colour == hidden).float().expand(len(x), 1, -1, -1)
+            level = _level(abar, t, noised)
+            z = level.sqrt() * x + (1 - level).sqrt() * fresh
+            guess = estimate(net, z, t, abar, prediction, precision, noised)
+            expected[:, plane] += (noised * guess.log_error.exp())[:, 0]
+            found[:, plane] += noised[:, 0] * (guess.clean - x).square().mean(dim=1)
     return Context(expected, found)
 
 

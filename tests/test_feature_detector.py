@@ -27,7 +27,7 @@ from dbad.checkpoints import (
 from dbad.config import TRAIN_OPTIONS, FeatureMapOptions
 from dbad.detectors import build_detector, calibration_file, digests, load_detector
 from dbad.diffmaps import blur
-from dbad.discriminator import Discriminator
+from dbad.discriminator import Discriminator, num_planes
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import (
@@ -80,9 +80,9 @@ def net():
 
 @pytest.fixture(scope="module")
 def judge():
-    """Of random weights, for two layers: distances to the nearest and the edited patch, two of it, and two errors."""
+    """Of random weights, for two layers: distances to the nearest and the edited patch, two of it, and four errors."""
     torch.manual_seed(0)
-    made = Discriminator(6)
+    made = Discriminator(8)
     made.mean.fill_(2.0)
     made.usual.fill_(-0.5)
     return made.eval()
@@ -206,7 +206,7 @@ def test_the_discriminator_judges_by_all_distances_to_three_neighbours(neighbour
     layers = squares.split(list(space.patches.extractor.channels), dim=1)
     known = [to_maps(nearest.square(), GRID), squares.sum(dim=1, keepdim=True),
              *(part.sum(dim=1, keepdim=True) for part in layers),
-             torch.full_like(squares[:, :1], math.exp(1.5)), torch.full_like(squares[:, :1], 4.0)]
+             torch.full_like(squares[:, :2], math.exp(1.5)), torch.full_like(squares[:, :2], 4.0)]
     expected = torch.nn.functional.softplus(judge(torch.cat(known, dim=1).log()).mean(dim=1, keepdim=True) + 0.5)
     parts, _ = detector(Knowing(clean, 1.5), neighbours=neighbours, **alone("discriminator")).parts(images)
     torch.testing.assert_close(parts["discriminator"], upsampled(expected, SIZE), rtol=1e-3, atol=1e-4)
@@ -444,11 +444,14 @@ def test_a_file_that_is_no_feature_space_is_told(missing, run_folder):
 
 
 def test_a_discriminator_comes_back_as_it_was_and_another_file_is_told(run_folder, judge):
-    known = torch.randn(2, 6, 5, 5)
-    assert torch.equal(load_discriminator(run_folder / JUDGE).surprise(known), judge.surprise(known))
+    known = torch.randn(2, num_planes(2), 5, 5)
+    assert torch.equal(load_discriminator(run_folder / JUDGE, 2).surprise(known), judge.surprise(known))
     with pytest.raises(UserError, match="not a discriminator written by train_lafite.py") as error:
-        load_discriminator(run_folder / "final.pt")
+        load_discriminator(run_folder / "final.pt", 2)
     one_line(error)
+    with pytest.raises(UserError, match="judges by 8 numbers per patch, expected 9; run train_lafite.py") as error:
+        load_discriminator(run_folder / JUDGE, 3)
+    assert str(run_folder / JUDGE) in one_line(error)
 
 
 @pytest.mark.parametrize("name", ["final.pt", SPACE, BANK, JUDGE])

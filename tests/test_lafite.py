@@ -151,11 +151,14 @@ def test_every_patch_is_asked_for_once_without_being_seen():
         hidden = (z_t[:, :-1] - x).abs().sum(dim=1, keepdim=True) > 0.1
         assert torch.equal(hidden.float(), z_t[:, -1:])
         return SimpleNamespace(sample=torch.full_like(z_t, len(seen)))
-    found = surroundings(net, x, streams(2), ABAR, "x0", "fp32")
-    assert torch.equal(sum(seen), torch.ones(2, 1, 6, 6)) and len(seen) == 2
-    asked = torch.tensor([[1., 2, 1], [2, 1, 2], [1, 2, 1]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    torch.testing.assert_close(found.expected, asked.exp().expand(2, 1, 6, 6))       # by blocks of 2x2 patches
-    torch.testing.assert_close(found.found, (x - asked).square().mean(dim=1, keepdim=True))
+    found = surroundings(net, x, streams(2), ABAR, "x0", "fp32", sides=(2, 8))
+    assert len(seen) == 4 and all(torch.equal(first + second, torch.ones(2, 1, 6, 6))
+                                  for first, second in (seen[:2], seen[2:]))
+    small = torch.tensor([[1., 2, 1], [2, 1, 2], [1, 2, 1]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    large = torch.tensor([[3., 4], [4, 3]]).repeat_interleave(3, 0).repeat_interleave(3, 1)     # of half the grid
+    asked = torch.stack([small, large]).expand(2, -1, -1, -1)
+    torch.testing.assert_close(found.expected, asked.exp())
+    torch.testing.assert_close(found.found, (x[:, None] - asked[:, :, None]).square().mean(dim=2))
 
 
 @pytest.mark.parametrize("grid", [4, 7, 32])
