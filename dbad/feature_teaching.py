@@ -175,21 +175,23 @@ def save_judges(judges: Named, folder: Path) -> dict[str | None, str]:
 
 # ------------------------------------------------------------------------------------------ settings
 
-def choose(detector: FeatureDetector, lessons: Mapping[str, Lesson], fixed: Collection[str], seed: int, minutes: float,
+def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], seed: int, minutes: float,
            folder: Path) -> dict[str | None, FeatureSettings]:
     """The settings that are best for each category but for the `fixed` ones, and those that are best on average.
 
-    What was tried is written to `folder`. `minutes` are for all categories.
+    What was tried is written to `folder`. `minutes` are for all categories. The lessons are used up: what a search
+    keeps of its category takes the memory that their evidence leaves.
     """
-    begun, searches = detector.settings, {}
+    begun, searches, names = detector.settings, {}, list(lessons)
     deadline = time.monotonic() + 60 * minutes
-    for name, lesson in lessons.items():
+    for name in names:
+        lesson = lessons.pop(name)
         detector.settings = begun       # not what was found for the category before
-        left = (deadline - time.monotonic()) / 60 / (len(lessons) - len(searches))
+        left = (deadline - time.monotonic()) / 60 / (len(names) - len(searches))
         judged = lesson.surprises(seed) if lesson.evidence else None
         search = searches[name] = FeatureSearch(detector, lesson.shown, fixed, left, judged)
         best, first = search.run(), search.trials[0]
-        write_feature_trials(folder / trials_file(name, list(lessons)), search.trials, best)
+        write_feature_trials(folder / trials_file(name, names), search.trials, best)
         print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
               f"{first.auroc:.3f} -> {best.auroc:.3f}; changed: {listed(changes(first, best))}")
     return {name: search.best.settings for name, search in searches.items()} | {
