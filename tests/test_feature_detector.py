@@ -212,6 +212,17 @@ def test_the_discriminator_judges_by_all_distances_to_three_neighbours(neighbour
     torch.testing.assert_close(parts["discriminator"], upsampled(expected, SIZE), rtol=1e-3, atol=1e-4)
 
 
+def test_large_blocks_are_hidden_for_the_discriminator_alone(detector):
+    images, known = random_images(2, SIZE, seed=5), {}
+    for name, made, judged in (("power", detector(**alone("edit"), context_power=0.5), False),
+                               ("taught", detector(**alone("edit")), True),
+                               ("judging", detector(**alone("discriminator")), False)):
+        known[name] = made.context(images, made.features(images), judged)
+    for found in known["taught"], known["judging"]:
+        assert found.expected.shape == found.found.shape == (2, 2, GRID, GRID)
+        assert all(torch.equal(one, two[:, :1]) for one, two in zip(known["power"], found, strict=True))
+
+
 @pytest.mark.parametrize("names", [("discriminator",), ("knn",), ("edit",), ("denoise",), ("inversion",),
                                    ("knn", "inversion"), PARTS])
 def test_a_part_that_does_not_count_is_left_out(names, detector):
