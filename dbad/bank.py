@@ -45,8 +45,9 @@ class Bank:
     pixels: Tensor | None = None
 
     def to(self, device: torch.device) -> Bank:
-        """The same on another device; pixels stay where they are."""
-        return replace(self, vectors=self.vectors.to(device))
+        """The same on another device, itself where it is there already; pixels stay where they are."""
+        vectors = self.vectors.to(device)
+        return self if vectors is self.vectors else replace(self, vectors=vectors)
 
     @cached_property
     def _prepared(self) -> tuple[Tensor, Tensor]:

@@ -123,12 +123,29 @@ class FeatureDetector(Calibrated):
                             "lafite")
         order = {"memory_format": torch.channels_last}     # backbone a fourth, denoiser a seventh faster on a CPU
         self.patches, self.standardisation = space.patches.to(device, **order).eval(), space.standardisation.to(device)
-        self.space, self.bank = space, bank.to(device)
         self.net = None if net is None else net.to(device, **order).eval()
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
         self.device, self.precision, self.calibration = device, precision, calibration
         self.size, self.abar = space.patches.extractor.resolution, feature_schedule()
-        self.judge = None if judge is None else judge.to(device)
+        self.space, self.bank, self.judge = space, bank, judge
+
+    @property
+    def bank(self) -> Bank:
+        """The memory bank; one that is put in its place is brought to the detector's device."""
+        return self._bank
+
+    @bank.setter
+    def bank(self, bank: Bank) -> None:
+        self._bank = bank.to(self.device)
+
+    @property
+    def judge(self) -> Discriminator | None:
+        """The discriminator; one that is put in its place is brought to the detector's device."""
+        return self._judge
+
+    @judge.setter
+    def judge(self, judge: Discriminator | None) -> None:
+        self._judge = None if judge is None else judge.to(self.device)
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """See `Detector.parts`. What stands for the reconstruction is put together of the nearest good patches."""

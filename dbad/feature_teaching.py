@@ -110,7 +110,7 @@ def bank_without(aside: Mapping[str, list[int]], good: Mapping[str, Good], detec
         rest = np.delete(np.arange(len(part.train)), aside[name])
         others[name] = part.train_features[rest] if len(rest) else part.train_features
     return build_bank(others, detector.standardisation, bank_mb, seed, detector.patches.description(),
-                      detector.device).to(detector.device)
+                      detector.device)
 
 
 def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
