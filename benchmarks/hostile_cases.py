@@ -1,0 +1,357 @@
+"""The cases of benchmarks.hostile: tiny runs, random options, broken images, damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import random
+import shutil
+import socket
+import struct
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dbad import demo
+
+MACHINE = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
+DATA = ["--dataset_path", "data"]
+FEATURES = ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 --bank_mb 0.01 --components 8 "
+            "--feature_channels 32 --steps_features 12 --feature_batch_size 4 --holdout 0.25 --feature_cache cache "
+            "--no_tune --discriminator_contrib 0 --edit_contrib 1 --denoise_contrib 0.5").split()
+PIXELS = ("--preset demo --resolution 16 --channels 32 32 --steps_diffusion 6 --save_n_epochs 1 --epochs_extractor 1 "
+          "--feature_resolution 32 --steps_to_regenerate 2 --holdout 0.25 --no_tune").split()
+ENCODER = ("--size tiny --resolution 32 --num_steps 8 --epoch_steps 4 --batch_size 4 --holdout 0.25 --perceptual none "
+           "--patience 0").split()
+LATENTS = ("--method diad --size tiny --autoencoder_steps 1 --steps_latent 2 --latent_batch_size 2 "
+           "--latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 --holdout 0.25").split()
+KNN = [word for word in FEATURES if word != "12"]       # see `_without`
+
+
+def _without(words: Sequence[str], *names: str) -> list[str]:
+    """The words without these options and their values."""
+    kept, skipping = [], False
+    for word in words:
+        skipping = word in names or (skipping and not word.startswith("--"))
+        if not skipping:
+            kept.append(word)
+    return kept
+
+
+# What leaves finished runs, and what is done with them, each a command that succeeds.
+HAZELNUT = ["--item", "hazelnut", *DATA, *MACHINE]
+FINISH = {
+    "ddim": ["train_tune_eval.py", *HAZELNUT, *PIXELS],
+    "lafite": ["train_tune_eval.py", "--method", "lafite", *HAZELNUT, *FEATURES],
+    "knn": ["train_tune_eval.py", "--method", "knn", *HAZELNUT, *_without(
+        FEATURES, "--components", "--feature_channels", "--steps_features", "--feature_batch_size",
+        "--discriminator_contrib", "--denoise_contrib", "--edit_contrib")],
+    "encoder": ["finetune_autoencoder.py", *HAZELNUT, *ENCODER],
+    "diad": ["train_tune_eval.py", *HAZELNUT, *LATENTS],
+}
+COMMANDS = {
+    "ddim": [["train_ddim.py", *HAZELNUT, *_without(PIXELS, "--epochs_extractor", "--no_tune", "--feature_resolution")],
+             ["train_extractor.py", *HAZELNUT, "--epochs_extractor", "1", "--feature_resolution", "32"],
+             ["evaluation.py", *HAZELNUT], ["inference_ddim.py", *HAZELNUT],
+             ["inference_ddim.py", *HAZELNUT, "--images", "data/hazelnut/test"], FINISH["ddim"]],
+    "lafite": [["train_lafite.py", "--method", "lafite", *HAZELNUT, *FEATURES],
+               ["inference_lafite.py", *HAZELNUT, "--run_id", "hazelnut-lafite"],
+               ["inference_lafite.py", *HAZELNUT, "--run_id", "hazelnut-lafite", "--images", "data/hazelnut/test/good"],
+               FINISH["lafite"]],
+    "knn": [["inference_lafite.py", *HAZELNUT, "--run_id", "hazelnut-knn"], FINISH["knn"]],
+    "encoder": [FINISH["encoder"]],
+    "diad": [["inference_diad.py", *HAZELNUT], FINISH["diad"],
+             ["build_diad.py", "--random", "--size", "tiny", "--autoencoder", "checkpoints/autoencoder", "--out",
+              "checkpoints/other"]],
+}
+FOLDERS = {"ddim": ["hazelnut"], "lafite": ["hazelnut-lafite"], "knn": ["hazelnut-knn"], "encoder": ["autoencoder"],
+           "diad": ["hazelnut-diad", "hazelnut-diad-model", "hazelnut-diad-autoencoder"]}
+
+
+class Unbroken(NamedTuple):
+    """A training that nobody disturbed: where it lies, and how long it took."""
+
+    folder: Path
+    seconds: float
+
+
+TRAININGS = (COMMANDS["lafite"][0], FINISH["encoder"])
+_unbroken: dict[int, Unbroken] = {}
+
+
+def prepare(folder: Path, run: Callable) -> Path:
+    """Draw a tiny data set and finish a run of every method on it, once for all cases; returns the folder."""
+    done = folder / "done"
+    if not done.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        demo.write_demo(folder / "data", ("hazelnut",), 32, 12, 4, 1)
+        for name, words in FINISH.items():
+            print("preparing", name, flush=True)
+            ended = run(words, folder)
+            if ended.status != 0:
+                raise SystemExit(f"{' '.join(words)} failed: {ended.lines}")
+        done.touch()
+    for number, words in enumerate(TRAININGS):
+        place = folder.parent / f"unbroken-{number}"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder / "data", place / "data")
+        ended = run(words, place)
+        _unbroken[number] = Unbroken(place, ended.seconds)
+    return folder
+
+
+def copy(prepared: Path, work: Path) -> None:
+    """What a case may spoil: links to the files would be spoilt with them."""
+    for name in ("data", "checkpoints", "results", "cache"):
+        if (prepared / name).is_dir():
+            shutil.copytree(prepared / name, work / name)
+
+
+def training(number: int, prepared: Path) -> tuple[list[str], Unbroken]:
+    """The command of a training that is killed, and how it ended undisturbed."""
+    which = number % len(TRAININGS)
+    return TRAININGS[which], _unbroken[which]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Files of a training that differ: weights to the byte, the log but for times."""
+    found = []
+    for path in sorted(one.glob("checkpoints/*/*")):
+        twin = other / path.relative_to(one)
+        if path.suffix in (".pt", ".safetensors") and "last" not in path.name or path.name.startswith("calibration"):
+            same = twin.is_file() and path.read_bytes() == twin.read_bytes()
+        elif path.name == "log.jsonl":
+            same = twin.is_file() and _untimed(path) == _untimed(twin)
+        else:
+            continue
+        found += [path.name] * (not same)
+    return found
+
+
+def _untimed(path: Path) -> list[dict]:
+    return [{name: value for name, value in json.loads(line).items() if name not in ("seconds", "outside_network")}
+            for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------------------------------------------ options
+
+ODD = ("", " ", "nan", "inf", "-inf", "-1", "0", "1e308", "1e-308", "1" * 400, "x", "none", "ä", "..", "a/b", "a\nb",
+       "--", "\udcff", "0x10", "1.5", "=SUM(A1)", "C" * 300)
+LENGTHS = ("steps", "epochs", "_minutes", "patience", "num_samples", "start", "workers", "accumulate", "resolution",
+           "channels", "batch", "components", "grid", "bank_mb", "seeds", "kernel")      # large values only take time
+
+
+def random_command(chance: random.Random) -> list[str]:
+    """A command that works, with one to three options more or otherwise, right and wrong ones."""
+    words = list(chance.choice(chance.choice(list(COMMANDS.values()))))
+    options = importlib.import_module(words[0].removesuffix(".py")).Options
+    hints, fields = typing.get_type_hints(options), dataclasses.fields(options)
+    for field in chance.choices(fields, k=chance.randint(1, 3)):
+        flag = chance.choice([f"--{field.name}", *field.metadata["aliases"]])
+        if chance.random() < 0.03:
+            flag = flag[:-1] if chance.random() < 0.5 else flag + "x"
+        values = _values(chance, field.name, hints[field.name])
+        words = _without(words, flag) if chance.random() < 0.5 else words
+        words += [f"{flag}={values[0]}"] if values and chance.random() < 0.2 else [flag, *values]
+    return words + ["--dry_run"] * (chance.random() < 0.2)
+
+
+def _values(chance: random.Random, name: str, hint: Any) -> list[str]:
+    """Values for an option of this type: half of them likely ones, a tenth of another type."""
+    if chance.random() < 0.1:
+        return chance.choices(ODD, k=chance.choice((0, 1, 1, 1, 2)))
+    kinds = [part for part in typing.get_args(hint) or (hint,) if part not in (type(None), Ellipsis)]
+    many = chance.choice((1, 1, 2, 3)) if any(typing.get_origin(part) is tuple for part in (hint, *kinds)) else 1
+    kind = next((part for part in kinds if typing.get_origin(part) is tuple), kinds[0])
+    kind = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+    if typing.get_origin(hint) is Literal or typing.get_origin(kind) is Literal:
+        return [chance.choice(typing.get_args(hint if typing.get_origin(hint) is Literal else kind))]
+    if kind is bool:
+        return []
+    takes_time, likely = any(part in name for part in LENGTHS), chance.random() < 0.6
+    if kind is int:
+        usual = ("1", "2", "3", "5", "8") if takes_time else ("0", "1", "2", "7", "64", "1000000")
+        return chance.choices(usual if likely else ("-1", "0", "1.5", "-" + "9" * 30) + ("1" * 400,) * (
+            not takes_time), k=many)
+    if kind is float:
+        usual = ("0", "0.01", "0.5", "1") if takes_time else ("0", "1e-6", "0.05", "0.5", "0.999", "1", "3")
+        return chance.choices(usual if likely else ("nan", "inf", "-1", "1e-308") + ("1e308",) * (not takes_time),
+                              k=many)
+    usual = ("hazelnut", "data", "checkpoints", "results", "new", "all", "data/hazelnut/train/good")
+    return chance.choices(usual if likely else ODD, k=many)
+
+
+# ------------------------------------------------------------------------------------------ images
+
+def spoil_images(chance: random.Random, work: Path) -> tuple[str, list[str]]:
+    """Put an odd file among the images; what was done, and a command that meets it."""
+    place = work / "data" / "hazelnut" / chance.choice(("train/good", "test/good", "test/crack", "ground_truth/crack"))
+    there = sorted(place.iterdir()) if place.is_dir() else []
+    path = chance.choice(there) if there and chance.random() < 0.7 else place / chance.choice(
+        ("new.png", "new.tif", "new.jpg", "new.bmp", "nëw.png", "a\nb.png", "=1.png", "x" * 240 + ".png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = chance.choice(list(IMAGES))
+    IMAGES[how](chance, path)
+    method = chance.choice(("ddim", "lafite", "knn"))
+    words = list(chance.choice([words for words in COMMANDS[method] if words[0].startswith(("train_", "inference_"))]))
+    return f"{how} as {path.relative_to(work)}", words
+
+
+def _bytes(chance: random.Random, path: Path) -> bytes:
+    """Of the file, or of a drawn image where there is none."""
+    if not path.is_file():
+        Image.fromarray(_noise(chance, (32, 32, 3), np.uint8)).save(path, "PNG")
+    return path.read_bytes()
+
+
+def _noise(chance: random.Random, shape: tuple[int, ...], kind: type, top: int = 256) -> np.ndarray:
+    return np.random.default_rng(chance.randrange(2 ** 32)).integers(0, top, shape).astype(kind)
+
+
+def _replace(path: Path, make: Callable[[], object]) -> None:
+    path.unlink(missing_ok=True)
+    make()
+
+
+def _save(path: Path, image: Image.Image, kind: str = "PNG", **how: Any) -> None:
+    path.unlink(missing_ok=True)
+    image.save(path, kind, **how)
+
+
+def _flipped(chance: random.Random, content: bytes, count: int) -> bytes:
+    found = bytearray(content)
+    for place in chance.choices(range(len(found)), k=count if found else 0):
+        found[place] ^= 1 << chance.randrange(8)
+    return bytes(found)
+
+
+def _huge(chance: random.Random, path: Path) -> None:
+    """A file whose header promises more pixels than there can be."""
+    content = bytearray(_bytes(chance, path))
+    content[16:24] = struct.pack(">II", 10 ** 5, 10 ** 5)
+    path.write_bytes(content)
+
+
+def _socket(path: Path) -> None:
+    short = os.path.relpath(path.parent)
+    with socket.socket(socket.AF_UNIX) as server:
+        before = Path.cwd()
+        os.chdir(path.parent)       # such names may have 107 bytes
+        try:
+            server.bind(path.name[:100])
+        finally:
+            os.chdir(before)
+    assert short
+
+
+IMAGES: dict[str, Callable[[random.Random, Path], object]] = {
+    "truncated": lambda c, p: p.write_bytes(_bytes(c, p)[:c.randint(1, 200)]),
+    "empty": lambda c, p: p.write_bytes(b""),
+    "bits flipped": lambda c, p: p.write_bytes(_flipped(c, _bytes(c, p), c.randint(1, 20))),
+    "text": lambda c, p: p.write_text("not an image"),
+    "header of 10 gigapixels": _huge,
+    "12 bits in 16": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32), np.uint16, 4096))),
+    "32 bits": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32), np.int32, 10 ** 6)), "TIFF"),
+    "not a number": lambda c, p: _save(p, Image.fromarray(np.full((32, 32), np.nan, np.float32)), "TIFF"),
+    "palette": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32, 3), np.uint8)).convert("P")),
+    "alpha": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32, 4), np.uint8))),
+    "one bit": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32), np.uint8)).convert("1")),
+    "CMYK": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32, 3), np.uint8)).convert("CMYK"), "JPEG"),
+    "animated": lambda c, p: _save(p, Image.new("P", (32, 32)), "GIF", save_all=True,
+                                   append_images=[Image.new("P", (32, 32), 3)]),
+    "one pixel": lambda c, p: _save(p, Image.new("RGB", (1, 1))),
+    "other size": lambda c, p: _save(p, Image.new("RGB", (c.randint(2, 90), c.randint(2, 90)), "red")),
+    "turned by EXIF": lambda c, p: _save(p, Image.new("RGB", (32, 20), "blue"), "JPEG", exif=_turned(c)),
+    "soft JPEG": lambda c, p: _save(p, Image.fromarray(_noise(c, (32, 32), np.uint8)), "JPEG", quality=30),
+    "folder": lambda c, p: _replace(p, p.mkdir),
+    "pipe": lambda c, p: _replace(p, lambda: os.mkfifo(p)),
+    "socket": lambda c, p: _replace(p, lambda: _socket(p)),
+    "dangling link": lambda c, p: _replace(p, lambda: p.symlink_to("nowhere")),
+    "link to itself": lambda c, p: _replace(p, lambda: p.symlink_to(p.name)),
+    "name that is no UTF-8": lambda c, p: _save(Path(os.fsdecode(os.fsencode(p.parent) + b"/\xff\xfe.png")),
+                                                Image.new("RGB", (32, 32))),
+    "missing": lambda c, p: p.unlink(missing_ok=True),
+}
+
+
+def _turned(chance: random.Random) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = chance.randint(2, 8)
+    return exif
+
+
+# ------------------------------------------------------------------------------------------ files of a run
+
+def spoil_run(chance: random.Random, work: Path) -> tuple[str, list[str]]:
+    """Damage a file of a finished run; what was done, and a command that meets it."""
+    method = chance.choice(list(FOLDERS))
+    folder = work / "checkpoints" / chance.choice(FOLDERS[method])
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".png",))
+    json_files = [path for path in files if path.suffix == ".json"]
+    path = chance.choice(json_files if chance.random() < 0.6 and json_files else files)
+    how = "edited" if path.suffix == ".json" and chance.random() < 0.7 else chance.choice(list(FILES))
+    what = _edit(chance, path) if how == "edited" else how
+    if how != "edited":
+        FILES[how](chance, path)
+    return f"{what} in {path.relative_to(work)}", list(chance.choice(COMMANDS[method]))
+
+
+def _edit(chance: random.Random, path: Path) -> str:
+    """Change one place of a JSON file."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, entry in entries:
+            places.append((value, key))
+            walk(entry)
+    walk(whole)
+    if not places:
+        path.write_text("[]")
+        return "a list"
+    container, key = chance.choice(places)
+    if chance.random() < 0.15:
+        del container[key]
+        what = f"no {key}"
+    else:
+        container[key] = chance.choice([
+            None, True, False, [], {}, "", "x", -1, 0, 1, 3, 1e308, -1e308, 10 ** 30, 10 ** 6, 0.5, "nan", [1, 2, 3],
+            [None], {"a": 1}, float("nan"), float("inf"), "../../x", "a\nb", "\ud800", _deep(chance.choice((5, 3000)))])
+        what = f"{key} = {str(container[key])[:40]!r}"
+    path.write_text(_dumped(whole), encoding="utf-8", errors="surrogatepass")
+    return what
+
+
+def _deep(levels: int) -> Any:
+    return f"@deep{levels}@"
+
+
+def _dumped(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    for levels in (5, 3000):
+        text = text.replace(f'"@deep{levels}@"', "[" * levels + "]" * levels)
+    return text
+
+
+FILES: dict[str, Callable[[random.Random, Path], object]] = {
+    "truncated": lambda c, p: p.write_bytes(p.read_bytes()[:c.randrange(p.stat().st_size + 1)]),
+    "empty": lambda c, p: p.write_bytes(b""),
+    "one bit flipped": lambda c, p: p.write_bytes(_flipped(c, p.read_bytes(), 1)),
+    "many bits flipped": lambda c, p: p.write_bytes(_flipped(c, p.read_bytes(), 50)),
+    "text": lambda c, p: p.write_text("{}{"),
+    "other encoding": lambda c, p: p.write_bytes("{\"ä\": 1}".encode("utf-16")),
+    "byte order mark": lambda c, p: p.write_bytes(b"\xef\xbb\xbf" + p.read_bytes()),
+    "missing": lambda c, p: p.unlink(),
+    "folder": lambda c, p: _replace(p, p.mkdir),
+    "pipe": lambda c, p: _replace(p, lambda: os.mkfifo(p)),
+    "link to itself": lambda c, p: _replace(p, lambda: p.symlink_to(p.name)),
+    "another file": lambda c, p: p.write_bytes(c.choice([other for other in sorted(p.parent.iterdir())
+                                                         if other.is_file()]).read_bytes()),
+}
