@@ -28,7 +28,7 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_holdout, to_float
+from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
 from dbad.detectors import DdimDetector, build_ddim, detector_settings, digests
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
@@ -76,7 +76,7 @@ def run(options: Options) -> Path:
         settings |= tuned_before(folder, settings, given)
     detector = build_ddim(folder, options.diffusion_checkpoint_name, settings, device,
                           pick_precision(options.precision, device), options.batch_size)
-    train, held_out = split_holdout(open_category(options).train, options.holdout)
+    train, held_out = split_category(open_category(options), options.holdout)
     if options.tune:
         settings |= tune(detector, train, options, given)
         write_json(folder / TUNED, {"settings": settings, "digests": digests(folder, settings | {"map_norm": "none"})})

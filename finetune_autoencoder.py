@@ -37,7 +37,7 @@ from dbad.autoencoder import (
 )
 from dbad.checkpoints import LOG, MODEL_CONFIG
 from dbad.config import TRAIN_OPTIONS, check, data_of, main, opt, plain, run_folder
-from dbad.data import chosen_items, fingerprint, open_category, read_images, split_holdout
+from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED
 from dbad.files import read_json, write_json
@@ -70,7 +70,7 @@ class Options:
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"])
     dataset_path: Path | None = opt("folder of the data set; without it the built-in demo data is drawn", None)
-    layout: Literal["auto", "mvtec", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
+    layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto")
     run_id: str = opt("name of the run: its folders are called so", "autoencoder", aliases=["--run_name"])
     diffusion_checkpoint_dir: Path = opt("folder in which every run has a folder of its own", Path("checkpoints"),
@@ -82,7 +82,8 @@ class Options:
     start: Path | None = opt("what to begin with: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
                              "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (random weights)", None)
     resolution: int | None = by_size("side to which images are resized, in px", "resolution")
-    holdout: float = opt("share of train/good kept out of training, which says when to stop", 0.1)
+    holdout: float = opt("share of train/good kept out of training, which says when to stop; a data set with "
+                         "validation/good has its own", 0.1)
     batch_size: int | None = by_size("images per batch, over all processes", "batch_size")
     accumulate: int | None = by_size("batches whose mean gradient makes an optimiser step", "accumulate")
     num_steps: int | None = by_size("optimiser steps at most", "num_steps")
@@ -125,7 +126,7 @@ def run(options: Options) -> Path:
     # Read the good images; a share of each category is never trained on.
     train, held_out = {}, {}
     for name in options.item:
-        parts = split_holdout(open_category(replace(options, item=name)).train, options.holdout)
+        parts = split_category(open_category(replace(options, item=name)), options.holdout)
         train[name], held_out[name] = (read_images(part, options.resolution, options.num_workers) for part in parts)
     data = BalancedImages(list(train.values()), options.batch_size, options.accumulate, options.seed)
 

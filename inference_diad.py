@@ -83,8 +83,8 @@ def inspect_categories(options: Options) -> list[Run]:
         raise UserError(f"--images: expected one --item with it, found {len(names)}")
     check_folders(img_dir=options.img_dir)
     for name in names if not options.images and not options.dry_run else ():
-        check_readable(test_images(open_category(replace(options, item=name), options.item_states)),
-                       options.num_workers)
+        category = open_category(replace(options, item=name), options.item_states)
+        check_readable(test_images(category, options.masks), options.num_workers)
 
     for name in names:
         begun, each = time.monotonic(), replace(options, item=name)

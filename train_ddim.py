@@ -26,7 +26,7 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import fingerprint, open_category, read_images, split_holdout, to_pixels
+from dbad.data import fingerprint, open_category, read_images, split_category, to_pixels
 from dbad.denoising import Conditioning, reconstruct, schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
@@ -84,7 +84,7 @@ def run(options: Options) -> Path:
 
     # Read the good images; a share of them is never trained on.
     category = open_category(options)
-    train, held_out = split_holdout(category.train, options.holdout)
+    train, held_out = split_category(category, options.holdout)
     size = None if options.patching else options.resolution
     noised = dict(seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
                   num_timesteps=options.max_timestep or options.train_steps,

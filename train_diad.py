@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 
 from dbad.calibrating import calibrate_all, is_whole
 from dbad.checkpoints import CALIBRATION, DIAD_FILES, MODEL_CONFIG
@@ -33,7 +32,7 @@ from dbad.config import (
     run_name,
     trained_options,
 )
-from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_holdout
+from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.detectors import digests
 from dbad.diad import BUILD_OPTIONS, FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
@@ -43,6 +42,7 @@ from dbad.extractors import EMBEDDED, build_extractor
 from dbad.files import read_json, write_json
 from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
 from dbad.noise import image_stream
+from dbad.pictures import picture_size
 from dbad.presets import PRESETS
 from dbad.results import listing_digest
 from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision
@@ -96,9 +96,10 @@ def run(options: Options) -> Path:
     folder = run_folder(options)
     if not announce(options, *(folder / name for name in (*DIAD_FILES, MODEL_CONFIG, CALIBRATION, TRAIN_OPTIONS))):
         return folder
-    samples = {name: open_category(replace(options, item=name)).train for name in options.item}
+    categories = {name: open_category(replace(options, item=name)) for name in options.item}
     names = (*DIAD_FILES, MODEL_CONFIG)
-    files = [options.model / name for name in names] + [sample.path for part in samples.values() for sample in part]
+    files = [options.model / name for name in names] + [
+        sample.path for category in categories.values() for sample in category.good]
     record = plain(options) | {"method": FAMILY, "data": listing_digest(files)}
     if options.resume and is_whole(folder, record, names):
         print(f"{folder} is finished; --no_resume makes it anew")
@@ -113,12 +114,12 @@ def run(options: Options) -> Path:
     if options.gradient_checkpointing:
         model.checkpoint_gradients()
     train, validation, held_out = {}, {}, {}
-    for name, part in samples.items():
-        kept, held_out[name] = split_holdout(part, options.holdout)
+    for name, category in categories.items():
+        kept, held_out[name] = split_category(category, options.holdout)
         train[name], validation[name] = (
             encode_all(model, read_images(each, model.resolution, options.num_workers), options.batch_size, device,
                        precision) for each in (kept, held_out[name]))
-        say_sizes(name, part, model.resolution)
+        say_sizes(name, category.good, model.resolution)
     print(f"{sum(len(part.images) for part in train.values())} good images to train on, "
           f"{sum(map(len, held_out.values()))} held out; {millions(model, True):.1f} M of {millions(model):.1f} M "
           f"parameters learn; {device.type}, {precision}")
@@ -169,10 +170,7 @@ def settled(options: Options) -> Options:
 
 def say_sizes(name: str, samples: Sequence[Sample], resolution: int) -> None:
     """Tell of images of several sizes, or of another shape than a square; they are all resized to one square."""
-    sizes = set()
-    for sample in samples:
-        with Image.open(sample.path) as image:      # reads the header only
-            sizes.add(image.size)
+    sizes = {picture_size(sample.path) for sample in samples}
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3]) + ", ..." * (len(sizes) > 3)
         print(f"{name}: images of {shown} px are resized to {resolution}x{resolution} px, whatever their shape")

@@ -30,7 +30,7 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import fingerprint, open_category, random_crops, read_images, split_holdout, to_float
+from dbad.data import fingerprint, open_category, random_crops, read_images, split_category, to_float
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, save_extractor
@@ -102,7 +102,7 @@ def run(options: Options) -> Path:
     if options.epochs_extractor:
         # Read the good images, those held out apart, and make what each is paired with.
         counterparts = pairing(objective, folder, options, device, precision)
-        train, held_out = split_holdout(category.train, options.holdout)
+        train, held_out = split_category(category, options.holdout)
         size = None if options.patching else options.resolution
         images = images_of(read_images(train, size, options.num_workers), "extractor crop", options)
         data = Pairs(images, counterparts(images))

@@ -36,7 +36,7 @@ from dbad.config import (
     run_name,
     trained_options,
 )
-from dbad.data import chosen_items, fingerprint, open_category, read_images, split_holdout
+from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.diffusion import validation_loss
 from dbad.discriminator import Discriminator
 from dbad.errors import UserError
@@ -112,7 +112,7 @@ def run(options: Options) -> Path:
         options, given) + [trials_file(name, options.item) for name in options.item] * options.tune
     if not announce(options, *(folder / name for name in writes)):
         return folder
-    samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).train]
+    samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).good]
     record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples),
                                "hidden_blocks": list(lafite.HIDDEN)}    # discriminators by others are taught again
     if options.resume and is_finished(folder, record):
@@ -194,7 +194,7 @@ def default_layers(extractor: str) -> list[int]:
 
 def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device) -> Good:
     """Read the good images of a category and extract their features, or find them extracted."""
-    train, held_out = split_holdout(open_category(replace(options, item=name)).train, options.holdout)
+    train, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
     cache = options.feature_cache or cache_folder("features")
     pixels = [read_images(part, options.feature_resolution, options.num_workers) for part in (train, held_out)]
     features = [extract_features(patches, part, cache, batch_size=options.batch_size, device=device)

@@ -237,7 +237,7 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
     begun, finished = time.monotonic(), run.folder / "finished.json"
     try:
         category = open_category(options, options.item_states)
-        files = [path for sample in category.train + category.test for path in (sample.path, sample.mask) if path]
+        files = [path for sample in category.good + category.test for path in sample.files]
         record = {"options": plain(options), "data": listing_digest(files)}
         if options.resume and finished.is_file() and read_json(finished) == record:
             print("finished before")
@@ -260,7 +260,8 @@ def check_inspected(options: CategoryOptions) -> None:
     if options.images:
         find_images(options.images, options.recursive)
     else:
-        check_readable(test_images(open_category(options, options.item_states)), options.num_workers)
+        samples = test_images(open_category(options, options.item_states), options.masks)
+        check_readable(samples, options.num_workers)
 
 
 def run_category(options: CategoryOptions) -> Path:

@@ -23,7 +23,7 @@ from tqdm import trange
 import train_tune_eval
 from dbad import demo
 from dbad.calibration import calibrate, smallest_rate
-from dbad.data import open_category, split_holdout, to_float, to_uint8
+from dbad.data import open_category, split_category, to_float, to_uint8
 from dbad.detectors import DdimDetector, load_detector
 from dbad.evaluate import walk
 from dbad.files import atomic_write
@@ -45,7 +45,7 @@ def good_parts(options: train_tune_eval.CategoryOptions, detector: DdimDetector,
                ) -> tuple[list[dict[str, Tensor]], int]:
     """The parts of all good images that training has not seen, and how many of them were held out."""
     category = open_category(options)
-    _, held_out = split_holdout(category.train, 0.1)
+    _, held_out = split_category(category, 0.1)
     unseen = held_out + [sample for sample in category.test if sample.label == 0]
     parts = [found for _, found, _ in walk(detector, unseen, 0, "good images")]
     for first in trange(0, num_fresh if options.dataset_path is None else 0, 10, desc="freshly drawn", unit="batch"):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
-from dbad.data import open_category, read_items, split_holdout, test_images
+from dbad.data import open_category, read_items, split_category, test_images
 from dbad.detectors import load_detector
 from dbad.discriminator import Discriminator, train_discriminator
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen, judge = detector.settings, detector.judge
             category = open_category(replace(options, item=item))
             items = read_items(test_images(category), detector.size)
-            _, held_out = split_holdout(category.train, 0.1)
+            _, held_out = split_category(category, 0.1)
             good, tested = (look_up(detector, torch.stack([each.image for each in part]))
                             for part in (read_items(held_out, detector.size), items))
             rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)

@@ -18,7 +18,7 @@ import evaluation
 import train_extractor
 from benchmarks.sampling import detector_of, measured
 from dbad.config import resolve, trained_options
-from dbad.data import open_category, read_items, split_holdout, test_images
+from dbad.data import open_category, read_items, split_category, test_images
 from dbad.extractors import load_extractor
 from dbad.files import atomic_write
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = evaluation.Options(item=args.item, dataset_path=args.dataset_path,
                                  diffusion_checkpoint_dir=args.checkpoints)
     category = open_category(options)
-    _, held_out = split_holdout(category.train, resolve(options, trained_options(options)).holdout)
+    _, held_out = split_category(category, resolve(options, trained_options(options)).holdout)
     path, rows = args.out / "objectives.csv", []
     if path.is_file():
         with open(path, encoding="utf-8", newline="") as file:

@@ -23,7 +23,7 @@ import evaluation
 from dbad import metrics
 from dbad.calibration import map_quantile
 from dbad.config import SETTING_NAMES, resolve, run_folder, trained_options
-from dbad.data import open_category, read_items, split_holdout, test_images
+from dbad.data import open_category, read_items, split_category, test_images
 from dbad.detectors import DdimDetector, build_ddim, detector_settings
 from dbad.files import atomic_write
 from dbad.presets import PRESETS
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     detector = detector_of(options, run_folder(options) / "extractor.pt")
     category = open_category(options)
     trained = resolve(options, trained_options(options))
-    _, held_out = split_holdout(category.train, trained.holdout)
+    _, held_out = split_category(category, trained.holdout)
     items = read_items(test_images(category), detector.size)
     good = torch.stack([item.image for item in read_items(held_out, detector.size)])
     path, rows = args.out / "sampling.csv", []

@@ -23,7 +23,7 @@ import train_extractor
 from dbad.calibration import load_calibration
 from dbad.checkpoints import CALIBRATION
 from dbad.config import SETTING_NAMES, run_folder, subset
-from dbad.data import open_category, read_items, some_of, split_holdout, test_images
+from dbad.data import open_category, read_items, some_of, split_category, test_images
 from dbad.detectors import load_detector
 from dbad.evaluate import inspect, measure
 from dbad.files import atomic_write
@@ -55,7 +55,7 @@ def in_hindsight(options: CategoryOptions) -> dict:
     """The settings that are best on the test."""
     detector = load_detector(run_folder(options), options.device)
     category = open_category(options)
-    train, _ = split_holdout(category.train, options.holdout or 0.1)
+    train, _ = split_category(category, options.holdout or 0.1)
     items = read_items(test_images(category), detector.size)
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(

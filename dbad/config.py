@@ -47,7 +47,7 @@ class RunOptions:
     dataset_path: Path | None = opt(
         "folder of the data set (layouts: see --layout); without it the built-in demo data is drawn", None
     )
-    layout: Literal["auto", "mvtec", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
+    layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto"
     )
     run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
@@ -65,7 +65,8 @@ class RunOptions:
         "demo with the demo data; with real data small for lafite and knn, as the model is for diad, else base",
         None,
     )
-    holdout: float = opt("share of train/good kept out of training, for validation and calibration", by_preset=True)
+    holdout: float = opt("share of train/good kept out of training, for validation and calibration; a data set with "
+                         "validation/good has its own", by_preset=True)
     batch_size: int = opt("images per batch, over all processes", by_preset=True)
     patching: bool = opt("cut images into tiles of the network's size instead of resizing them", by_preset=True,
                          aliases=["--patch_imgs", "--crop"])

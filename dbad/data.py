@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,17 +26,11 @@ from torch.nn import functional as F
 from dbad import demo
 from dbad.config import RunOptions
 from dbad.errors import UserError
-from dbad.layouts import (  # noqa: F401 - this module also hands on list_images
-    LAYOUTS,
-    Category,
-    DataSet,
-    Sample,
-    list_images,
-    open_dataset,
-    open_picture,
-    split_by_hash,
-)
-from dbad.runtime import one_line_failures
+from dbad.layouts import LAYOUTS, describe, open_dataset
+from dbad.masks import read_mask
+from dbad.pictures import open_picture
+from dbad.records import Category, Sample, split_by_hash
+from dbad.runtime import one_line_failures, say_once
 from dbad.tiling import pad_to
 
 T = TypeVar("T")
@@ -47,17 +40,24 @@ class Item(NamedTuple):
     """One image. Train and test items have the same fields."""
 
     image: Tensor           # (3, H, W) float32 in [-1, 1]
-    mask: Tensor            # (1, H, W) float32 in {0, 1}, 1 on the defect; all 0 for a good image
+    mask: Tensor            # (1, H, W) float32 in {0, 1}, 1 on the defect; all 0 for a good image, or without a mask
     label: int              # 0 good, 1 defective
     category: str
     defect: str             # name of the defect's folder, or "good"
     path: Path              # the file the image came from
+    cut: bool = False       # the file of the mask has shades, see dbad.masks
 
 
 def open_category(options: RunOptions, states: Sequence[str] = ("all",)) -> Category:
-    """The category that the options name: of `--dataset_path`, or of the built-in demo data, drawn on first use."""
+    """The category that the options name: of `--dataset_path`, or of the built-in demo data, drawn on first use.
+
+    Its notes, such as what was left out, are printed the first time.
+    """
     if options.dataset_path is not None:
-        return find_category(options.dataset_path, options.item, states, options.layout)
+        category = find_category(options.dataset_path, options.item, states, options.layout)
+        for note in category.notes:
+            say_once(f"{category.name}: {note}")
+        return category
     if options.item not in demo.CATEGORIES:
         near = difflib.get_close_matches(options.item, demo.CATEGORIES, 1)
         raise UserError(f"--item {options.item}: the built-in demo data has {', '.join(demo.CATEGORIES)}"
@@ -96,11 +96,29 @@ def find_category(dataset_path: Path, item: str, states: Sequence[str] = ("all",
     return open_dataset(dataset_path, layout).category(item, states)
 
 
-def test_images(category: Category) -> tuple[Sample, ...]:
-    """The images of the test; a category without any is a `UserError`."""
+def test_images(category: Category, masks: str = "where_there_are") -> tuple[Sample, ...]:
+    """The images of the test; a category without any is a `UserError`.
+
+    So is a defective image without mask, if `masks` is "required" and not "where_there_are".
+    """
     if not category.test:
         raise UserError(f"{category.root}: no test images; expected folders such as {category.root / 'test' / 'good'}")
+    if masks == "required" and category.unmasked:
+        first, count = category.unmasked[0], sum(sample.label for sample in category.test)
+        raise UserError(f"{first.path} shows a defect, but there is no mask{f' {first.mask}' if first.mask else ''}: "
+                        f"{len(category.unmasked)} of {count} defective images have none; --masks where_there_are "
+                        "measures the others")
     return category.test
+
+
+def split_category(category: Category, share: float) -> tuple[list[Sample], list[Sample]]:
+    """Part the good images of a category into those to train on and those held out for calibration, (train, held out).
+
+    Held out are those that the data set itself keeps for validation; where it keeps none, a share, see `split_holdout`.
+    """
+    if category.held_out:
+        return list(category.train), list(category.held_out)
+    return split_holdout(category.train, share)
 
 
 def split_holdout(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
@@ -144,17 +162,6 @@ def to_rgb(image: Image.Image, name: object) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_mask(path: Path, image_size: tuple[int, int], image_path: Path) -> Image.Image:
-    """Read a mask as an 8-bit image of 0 and 255; every value above 0 is defect. Its size must be the image's."""
-    mask = ImageOps.exif_transpose(open_picture(path))
-    if mask.size != image_size:
-        raise UserError(f"{path}: mask of {mask.width}x{mask.height} px for {image_path} of "
-                        f"{image_size[0]}x{image_size[1]} px; expected the same size")
-    values = np.asarray(mask.convert("RGB") if mask.mode in ("P", "RGBA", "LA") else mask)
-    values = values.max(axis=2) if values.ndim == 3 else values
-    return Image.fromarray(((values > 0) * 255).astype(np.uint8))
-
-
 def read_images(samples: Sequence[Sample], size: int | None, num_workers: int = 0) -> list[Tensor]:
     """Decode every image, resize it to (3, size, size) (None: keep its size), and return uint8 tensors."""
     def one(sample: Sample) -> Tensor:
@@ -166,13 +173,13 @@ def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0
     """Decode images with their masks; masks are resized with nearest neighbour and stay binary."""
     def one(sample: Sample) -> Item:
         image = read_image(sample.path)
-        mask = Image.new("L", image.size)
+        mask, cut = Image.new("L", image.size), False
         if sample.mask is not None:
-            mask = read_mask(sample.mask, image.size, sample.path)
+            mask, cut = read_mask(sample.mask, image.size, sample.path)
         mask = np.array(_resized(mask, size, Image.Resampling.NEAREST))
         pixels = to_uint8(_resized(image, size, Image.Resampling.BILINEAR))
         return Item(to_float(pixels), torch.from_numpy(mask > 0).float()[None], sample.label, sample.category,
-                    sample.defect, sample.path)
+                    sample.defect, sample.path, cut)
     return _map(one, samples, num_workers)
 
 
@@ -263,34 +270,6 @@ def random_crops(images: Sequence[Tensor], size: int, streams: Sequence[torch.Ge
 
 
 # ------------------------------------------------------------------------------------- what is in a data set
-
-def describe(dataset: DataSet) -> str:
-    """The layout, a table of what each category has, and what was left out; no image is read.
-
-    A mask counts where there is a file for it, also if it turns out to be empty.
-    """
-    rows = [("category", "train good", "test good", "defective", "with mask", "defects")]
-    totals, notes = np.zeros(4, int), []
-    for name in dataset.names:
-        category = dataset.category(name)
-        defective = [sample for sample in category.test if sample.label]
-        kinds = Counter(sample.defect for sample in defective)
-        masks = Counter(sample.defect for sample in defective if sample.mask is not None)
-        counts = (len(category.train), len(category.test) - len(defective), len(defective), masks.total())
-        totals += counts
-        defects = [f"{kind} {count}" + f" ({masks[kind]} with mask)" * (masks[kind] < count and masks.total() > 0)
-                   for kind, count in sorted(kinds.items())]
-        rows.append((name, *map(str, counts), ", ".join(defects)))
-        notes += [f"{name}: left out: {category.note}"] * bool(category.note)
-    if len(dataset.names) > 1:
-        rows.append((f"{len(dataset.names)} categories", *map(str, totals), ""))
-    first, *widths = (max(len(row[column]) for row in rows) for column in range(5))
-    lines = [f"{dataset.root}: layout {dataset.layout}", ""]
-    for label, *counts, defects in rows:
-        cells = "  ".join(count.rjust(width) for count, width in zip(counts, widths, strict=True))
-        lines.append(f"{label.ljust(first)}  {cells}  {defects}".rstrip())
-    return "\n".join(lines + [""] * bool(notes) + notes)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dbad.data",

@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from dbad import metrics, verdicts
 from dbad.calibration import Calibration
-from dbad.data import Item, Sample, read_items, to_pixels
+from dbad.data import Item, read_items, to_pixels
 from dbad.detectors import Detector
+from dbad.errors import printable
 from dbad.inspection import Inspection
 from dbad.protocol import Protocol
+from dbad.records import Sample
 from dbad.verdicts import MAX_CURVE_POINTS, Curve, Curves
 
 
@@ -49,12 +51,12 @@ def inspect(detector: Detector, calibration: Calibration, samples: Sequence[Samp
         value = float(score[0])
         truth = samples[len(result)].mask is not None or item.label == 0
         result.append(Inspection(
-            path=item.path.relative_to(root).as_posix(), category=item.category, defect=item.defect, label=item.label,
-            score=value, p_value=calibration.p_value(value), normalised=calibration.normalised(value),
+            path=printable(item.path.relative_to(root).as_posix()), category=item.category, defect=item.defect,
+            label=item.label, score=value, p_value=calibration.p_value(value), normalised=calibration.normalised(value),
             decision=calibration.decide(value), image=to_pixels(item.image),
             reconstruction=None if reconstruction is None else to_pixels(reconstruction),
             anomaly_map=anomaly_map[0, 0].numpy(), parts={name: part[0, 0].numpy() for name, part in parts.items()},
-            mask=item.mask[0].bool().numpy() if truth else None, counterpart=detector.counterpart))
+            mask=item.mask[0].bool().numpy() if truth else None, cut=item.cut, counterpart=detector.counterpart))
     return result, (time.monotonic() - begun) / max(1, len(result))
 
 
@@ -62,30 +64,49 @@ def measure(inspections: Sequence[Inspection], calibration: Calibration, samples
             protocol: Protocol) -> tuple[dict[str, Any], Curves]:
     """All metrics of one category, with the curves they belong to.
 
-    A group of metrics is None, with the reason beside it, where the test has nothing to measure.
+    A group of metrics is None, with the reason beside it, where the test has nothing to measure. Pixel metrics are
+    those of the good images and of the defective ones that have a mask.
 
     image, pixel               threshold-free (AUROC, AP, F1-max, AUPRO)
     image_rates, pixel_rates   at the saved thresholds
+    masks                      of the defective images, see `found_masks`
     protocol                   how the pixel metrics were measured
     """
     labels = np.array([i.label for i in inspections])
     scores = np.array([i.score for i in inspections])
-    result: dict[str, Any] = {"num_images": len(inspections), "protocol": protocol.describe()}
+    masks = found_masks(inspections)
+    num_masked = len(inspections) - masks["num_missing"] if masks["num_found"] else 0
+    result: dict[str, Any] = {"num_images": len(inspections), "masks": masks,
+                              "protocol": protocol.describe(num_masked, len(inspections))}
     if len(set(labels.tolist())) < 2:
         kind = "good" if len(labels) == 0 or labels[0] else "defective"
         result |= {"image": None, "pixel": None, "reason": f"the test has no {kind} images"}
         return result, verdicts.curves(inspections)
     result["image"] = metrics.image_metrics(labels, scores)
     result["image_rates"] = metrics.rates(labels, scores, calibration.image_threshold).as_dict()
-    if any(i.mask is None for i in inspections):
-        result |= {"pixel": None, "reason": "no pixel metrics: some defective test images have no mask"}
+    if not masks["num_found"]:
+        result |= {"pixel": None, "reason": "no pixel metrics: no mask of a defective test image"}
         return result, verdicts.curves(inspections)
-    result["num_empty_masks"] = sum(i.label == 1 and not i.mask.any() for i in inspections)
     result["pixel"], rates, pro = measure_pixels(protocol.pairs(inspections, samples), calibration.pixel_threshold)
     result["pixel_rates"] = rates.as_dict()
     if result["pixel"] is None:
         result["reason"] = "no pixel metrics: the masks show no defect, or nothing else"
     return result, verdicts.curves(inspections, pro)
+
+
+def found_masks(inspections: Sequence[Inspection]) -> dict[str, Any]:
+    """The masks of the defective images: how many there are, and of which images they are missing or unusual.
+
+        missing     there is no mask: pixel metrics leave the image out
+        empty       the mask marks nothing, at the detector's resolution: all of the image counts as good
+        cut         the mask has shades and was cut in the middle of their range, see dbad.masks
+    """
+    defective = [i for i in inspections if i.label == 1]
+    paths = {"missing": [i.path for i in defective if i.mask is None],
+             "empty": [i.path for i in defective if i.mask is not None and not i.mask.any()],
+             "cut": [i.path for i in defective if i.cut]}
+    return {"num_found": len(defective) - len(paths["missing"]),
+            **{f"num_{name}": len(found) for name, found in paths.items()}, **paths}
 
 
 def measure_pixels(pairs: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float

@@ -14,11 +14,11 @@ from dbad.detectors import Detector, build_detector
 from dbad.drift import drift, sentence
 from dbad.errors import UserError
 from dbad.evaluate import inspect
+from dbad.export import export_maps
 from dbad.files import check_folders, write_json
 from dbad.inspection import Inspection
 from dbad.new_images import find_images, inspect_new, last_line
-from dbad.protocol import export_maps
-from dbad.results import headline, listing_digest, results_folder, run_summary, write_results
+from dbad.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
 from dbad.runtime import pick_device, pick_precision
 from dbad.verdicts import Thresholds
 
@@ -31,8 +31,11 @@ class InspectionOptions:
                                        aliases=["--mvtec_item_states"])
     eval_resolution: Literal["network", "original"] = opt(
         "where maps are compared with masks: at the network's resolution, or at the size of the files", "network")
+    masks: Literal["where_there_are", "required"] = opt(
+        "defective test images without mask: left out of pixel metrics, which is said, or refused", "where_there_are")
     export_maps: Literal["none", "mvtec"] = opt(
-        "also write the maps as float TIFF files, as the evaluation program of MVTec AD reads them", "none")
+        "also write the maps as float TIFF files, as the evaluation program of MVTec AD reads them; with the data of "
+        "MVTec AD 2 as its evaluation server does, and thresholded ones beside them", "none")
     img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
     plt_imgs: bool = opt("also show the figures on the screen, half a second each, where there is one", False)
     shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
@@ -86,16 +89,18 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Any, fol
     What a family writes besides is done by `also`, called with the folder and what was found.
     """
     category = open_category(options, options.item_states)
-    samples = test_images(category)
+    samples = test_images(category, options.masks)
     inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
     folder = results_folder(folder, options)
     metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds)
     if also:
         also(folder, inspections)
     if options.export_maps == "mvtec":
-        export_maps(folder / "anomaly_maps", inspections, samples)
+        export_maps(folder, category, inspections, calibration.pixel_threshold)
     if options.plt_imgs:
         figures.show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
+    for words in mask_words(metrics["masks"], ("cut",)):
+        print(words)
     print(headline(options.item, metrics, options.dataset_path is None))
     return folder
 
@@ -126,7 +131,7 @@ def check_new_images(options: Any) -> None:
             if getattr(options, name):
                 raise UserError(f"--{name}: counts only with --images")
         return
-    for name in ("item_states", "eval_resolution", "export_maps", "plt_imgs"):
+    for name in ("item_states", "eval_resolution", "masks", "export_maps", "plt_imgs"):
         if name in changed(options):
             raise UserError(f"--{name}: needs ground truth or test folders, which --images have not")
     if options.drift_check and getattr(options, "pxl_threshold", None):

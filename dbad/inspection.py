@@ -24,6 +24,7 @@ class Inspection:
         anomaly_map     (H, W) float32 >= 0
         parts           named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
         mask            (H, W) bool ground truth; None where there is none
+        cut             the file of the mask has shades, which were cut in the middle of their range
         counterpart     what `reconstruction` is to be called
     """
 
@@ -40,4 +41,5 @@ class Inspection:
     anomaly_map: np.ndarray
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     mask: np.ndarray | None = None
+    cut: bool = False
     counterpart: str = "reconstruction"

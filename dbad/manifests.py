@@ -1,4 +1,4 @@
-"""Lists of images in files: VisA's CSV and the JSON lines of UniAD and DiAD -> entries.
+"""Lists of images in files: VisA's CSV, and the JSON lines of UniAD and DiAD.
 
     object,split,label,image,mask
     candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbad.errors import UserError
+from dbad.finding import counted, is_good, subfolders
+from dbad.records import Category, Found, Sample, in_order
 
 COLUMNS = ("object", "split", "label", "image", "mask")
 
@@ -36,6 +38,39 @@ class Listing(NamedTuple):
 
     base: Path
     entries: list[Entry]
+
+
+def find_visa(root: Path) -> Found | None:
+    """VisA, by its CSV."""
+    return _listed(read_visa(root, subfolders(root)))
+
+
+def find_manifest(root: Path) -> Found | None:
+    """Whatever train.json lists."""
+    return _listed(read_json_lines(root, subfolders(root)))
+
+
+def _listed(listing: Listing | None) -> Found | None:
+    if listing is None:
+        return None
+    names = tuple(sorted({entry.category for entry in listing.entries}))
+    return names, lambda name: _category(listing, name)
+
+
+def _category(listing: Listing, name: str) -> Category:
+    sides: dict[str, list[Sample]] = {"train": [], "test": []}
+    for entry in listing.entries:
+        if entry.category == name:
+            path = listing.base / entry.image
+            if not path.is_file():
+                raise UserError(f"{entry.where}: no such file {path}")
+            mask = listing.base / entry.mask if entry.mask else None
+            sides[entry.split].append(Sample(path, name, entry.defect, mask))
+    train, test = in_order(sides["train"]), in_order(sides["test"])
+    good = tuple(sample for sample in train if not sample.label)
+    num_left_out = len(train) - len(good)
+    notes = (f"{counted(num_left_out, 'defective image')} listed for training left out",) if num_left_out else ()
+    return Category(name, listing.base / name, good, test, notes=notes)
 
 
 def read_visa(root: Path, folders: Sequence[Path]) -> Listing | None:
@@ -97,11 +132,12 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
                 raise UserError(f"{path}: no column {' '.join(missing)}; expected {','.join(COLUMNS)}")
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
-                if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+                good = is_good(row["label"] or "")
+                if row["split"] not in ("train", "test") or not (good or row["label"] == "anomaly"):
                     raise UserError(f"{where}: split {row['split']!r} and label {row['label']!r}; expected train or "
                                     "test, and normal or anomaly")
-                defect = "good" if row["label"] == "normal" else "anomaly"
-                yield _entry(where, row["split"], row["object"], defect, row["image"], row["mask"])
+                yield _entry(where, row["split"], row["object"], "good" if good else "anomaly", row["image"],
+                             row["mask"])
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable as CSV ({error})") from None
 
@@ -122,8 +158,8 @@ def _json_entries(path: Path, split: str) -> Iterator[Entry]:
         if value["label"] not in (0, 1):
             raise UserError(f"{where}: label {value['label']!r}; expected 0 (good) or 1 (defective)")
         defect = (value.get("label_name") or "defective") if value["label"] else "good"
-        if value["label"] and defect == "good":
-            raise UserError(f"{where}: label 1 (defective) with label_name good")
+        if value["label"] and is_good(str(defect)):
+            raise UserError(f"{where}: label 1 (defective) with label_name {defect}")
         yield _entry(where, split, value["clsname"], defect, value["filename"], value.get("maskname"))
 
 

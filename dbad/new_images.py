@@ -30,11 +30,13 @@ from tqdm import tqdm
 
 from dbad import figures, report
 from dbad.calibration import Calibration
-from dbad.data import list_images, read_image, to_float, to_pixels, to_uint8
+from dbad.data import read_image, to_float, to_pixels, to_uint8
 from dbad.detectors import Detector
-from dbad.errors import UserError
+from dbad.errors import UserError, printable
 from dbad.files import atomic_write
+from dbad.finding import files_below
 from dbad.inspection import Inspection
+from dbad.pictures import special_kind
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows
 
@@ -92,7 +94,8 @@ def find_images(patterns: Sequence[str | Path], recursive: bool = False) -> list
     A folder stands for its images, with `recursive` also for those of its sub-folders; hidden ones are left out. A glob
     (** allowed) stands for what it matches, as if the shell had replaced it; names with [ ] that exist are no globs.
     Files are taken whatever their suffix. Two paths are the same if name and file are; a link of another name is not.
-    A pattern that stands for no image is a `UserError`.
+    A pattern that stands for no image is a `UserError`, and so is the name of what is no file, such as a named pipe.
+    Where a folder or a glob stands for one, it is among the paths, and `inspect_new` names it and leaves it out.
     """
     once: dict[tuple[str, str], Path] = {}
     for path in sorted(path for pattern in patterns for path in _matches(str(pattern), recursive)):
@@ -105,7 +108,10 @@ def _matches(pattern: str, recursive: bool) -> list[Path]:
     if not hits:
         raise UserError(f"--images {pattern}: matches nothing; expected image files, folders of them, or a quoted glob "
                         "such as 'photos/**/*.png'")
-    images = [path for hit in hits for path in (_images_in(hit, recursive) if hit.is_dir() else [hit])]
+    kind = special_kind(os.path.expanduser(pattern))
+    if kind is not None:
+        raise UserError(f"--images {pattern}: {kind}; expected image files, or folders of them")
+    images = [path for hit in hits for path in (_images_in(hit, recursive) if os.path.isdir(hit) else [hit])]
     if not images:
         deeper = any(_images_in(hit, True) for hit in hits)
         raise UserError(f"--images {pattern}: no images in it, but in sub-folders; add --recursive" if deeper else
@@ -123,19 +129,8 @@ def _glob(pattern: str) -> list[Path]:
 
 
 def _images_in(folder: Path, recursive: bool) -> list[Path]:
-    images, seen = [], set()
-    for here, below, _ in os.walk(folder, followlinks=True, onerror=_cannot_list):
-        if os.path.realpath(here) in seen:      # a link that leads back up would be followed for ever
-            below.clear()
-            continue
-        seen.add(os.path.realpath(here))
-        below[:] = sorted(name for name in below if recursive and not name.startswith("."))
-        images += [path for path in list_images(Path(here)) if not path.is_dir()]
-    return images
-
-
-def _cannot_list(error: OSError) -> None:
-    raise UserError(f"--images {error.filename}: cannot be listed ({error.strerror})") from error
+    files = files_below(folder, recursive)
+    return files.images + files.special
 
 
 # ------------------------------------------------------------------------------------------ inspecting
@@ -203,7 +198,7 @@ def _batches(paths: Sequence[Path], detector: Detector, pool: Executor
             batch.append(image)
         else:
             broken.append(image)
-            tqdm.write(f"{image[0]}: left out: {image[1]}", file=sys.stderr)
+            tqdm.write(printable(f"{image[0]}: left out: {image[1]}"), file=sys.stderr)
         if len(batch) == step or not waiting:
             yield batch, broken
             batch, broken = [], []
@@ -214,7 +209,7 @@ def _decode(path: Path, size: int | None) -> Decoded | tuple[Path, str]:
     try:
         original = read_image(path)
     except Exception as error:      # decoders fail in many ways on broken files, and one file must not end the run
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+        reason = " ".join(str(error).removeprefix(printable(f"{path}: ")).split())
         return path, reason or type(error).__name__
     seen = original if size is None else original.resize((size, size), Image.Resampling.BILINEAR)
     return Decoded(path, original, to_float(to_uint8(seen)))
@@ -230,7 +225,7 @@ def _inspect_batch(detector: Detector, calibration: Calibration, batch: Sequence
     found = []
     for i, image in enumerate(batch):
         score = float(scores[i])
-        row = Row(_text(image.path.as_posix()), category, None, None, score, calibration.p_value(score),
+        row = Row(printable(image.path.as_posix()), category, None, None, score, calibration.p_value(score),
                   calibration.normalised(score), calibration.decide(score))
         found.append((row, maps[i, 0].numpy(), Inspection(
             **row._asdict(), image=to_pixels(_reduced(image.pixels)),
@@ -313,12 +308,7 @@ def _write_tables(folder: Path, rows: Sequence[Row], unreadable: Sequence[tuple[
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "reason"))
-        writer.writerows((_text(path.as_posix()), _text(reason)) for path, reason in unreadable)
-
-
-def _text(text: str) -> str:
-    """The text with bytes of file names that are no UTF-8 written out, since they could not be saved."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        writer.writerows((printable(path.as_posix()), printable(reason)) for path, reason in unreadable)
 
 
 def _refuse_results(paths: Sequence[Path], folder: Path) -> None:

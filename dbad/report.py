@@ -63,9 +63,12 @@ def plain(value: Any) -> Any:
 
 
 def flatten(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered from 0."""
+    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered from 0, or joined to
+    one text where they are texts."""
     flat = {}
     for name, value in plain(metrics).items():
+        if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+            value = "; ".join(value)
         value = {str(index): entry for index, entry in enumerate(value)} if isinstance(value, list) else value
         flat |= flatten(value, (*above, name)) if isinstance(value, Mapping) else {(*above, name): value}
     return flat

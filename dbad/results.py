@@ -16,11 +16,12 @@ import torch
 from dbad import figures, report
 from dbad.calibration import Calibration
 from dbad.config import RunOptions, changed, data_of, plain
-from dbad.data import Sample
 from dbad.evaluate import measure
 from dbad.files import ensure_folders, read_json, write_json
+from dbad.finding import counted
 from dbad.inspection import Inspection
 from dbad.protocol import Protocol
+from dbad.records import Sample
 from dbad.verdicts import Thresholds
 
 METHODS = {"ddim": "conditioned denoising (DDIM), pixel and feature differences",
@@ -63,6 +64,8 @@ def write_results(folder: Path, inspections: Sequence[Inspection], samples: Sequ
     figures.write_overview(folder / "overview.png", inspections, thresholds)
     figures.write_curves(folder / "curves.png", inspections, thresholds, found)
     summary = run_summary(options, calibration, len(inspections), changed(options))
+    if words := mask_words(metrics["masks"]):
+        summary["Masks"] = "; ".join(words)
     report.write_report(folder / "report.html", inspections, metrics, summary, thresholds, found)
     return metrics, panels
 
@@ -71,8 +74,12 @@ def listing_digest(paths: Iterable[Path]) -> str:
     """A short text that changes when files come, go, or are written again."""
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
-        facts = path.stat()
-        digest.update(f"{path.absolute()} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        try:
+            facts = path.stat()
+            text = f"{path.absolute()} {facts.st_size} {facts.st_mtime_ns}\n"
+        except OSError as error:        # a link to nowhere
+            text = f"{path.absolute()} {error.strerror}\n"
+        digest.update(text.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -133,7 +140,21 @@ def headline(item: str, metrics: dict[str, Any], drawn: bool) -> str:
                   f"AUPRO {metrics['pixel']['aupro_0.3']:.4f}"]
     if "reason" in metrics:
         parts.append(metrics["reason"])
-    return ", ".join(parts)
+    return ", ".join(parts + mask_words(metrics["masks"], ("missing", "empty") if metrics["pixel"] else ("empty",)))
+
+
+def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty", "cut")) -> list[str]:
+    """What is to be said of the masks, see `evaluate.found_masks`: nothing where every defective image has a usual one.
+
+    Each of the phrases names at most three images.
+    """
+    number = {kind: len(masks[kind]) for kind in kinds}
+    total = counted(masks["num_found"] + masks["num_missing"], "defective image")
+    said = {"missing": f"no mask for {masks['num_missing']} of {total}, which pixel metrics leave out",
+            "empty": f"{counted(masks['num_empty'], 'defective image')} with an empty mask",
+            "cut": f"{counted(masks['num_cut'], 'mask')} with shades, cut in the middle of their range"}
+    return [f"{said[kind]} ({', '.join(masks[kind][:3])}{f' and {n - 3} more' * (n > 3)})"
+            for kind, n in number.items() if n]
 
 
 def set_summary(options: Any, items: Sequence[str]) -> dict[str, str]:

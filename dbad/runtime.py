@@ -9,11 +9,12 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 
-from dbad.errors import UserError
+from dbad.errors import UserError, printable
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,6 +88,8 @@ def _cpu_has(*features: str) -> bool:
 def one_line_failures() -> Iterator[None]:
     """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
+    logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         yield
     except UserError as error:
@@ -119,6 +122,12 @@ def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, 
         raise UserError(f"the device ran out of memory with {now}; try {', or '.join(ways)}") from None
 
 
+@cache
+def say_once(line: str) -> None:
+    """Print a line that several scripts in one process, or several looks at the same files, would repeat."""
+    print(printable(line))
+
+
 def _exit(message: str, status: int) -> None:
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {message}", file=sys.stderr)
+    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {printable(message)}", file=sys.stderr)
     raise SystemExit(status)

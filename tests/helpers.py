@@ -15,7 +15,9 @@ from dbad.calibration import Calibration
 from dbad.checkpoints import build_unet
 from dbad.denoising import Conditioning, schedule
 from dbad.detectors import DdimDetector, MapSettings
+from dbad.inspection import Inspection
 from dbad.noise import stream
+from dbad.records import Sample
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars
@@ -61,6 +63,13 @@ def random_images(num_images: int, size: int = 16, seed: int = 0) -> torch.Tenso
     """(N, 3, size, size) float32 in [-1, 1], each pixel one of the 256 levels a file can hold."""
     levels = torch.randint(0, 256, (num_images, 3, size, size), generator=torch.Generator().manual_seed(seed))
     return levels.float() / 127.5 - 1
+
+
+def inspection(sample: Sample, values: np.ndarray, mask: np.ndarray | None = None, **changes) -> Inspection:
+    """What a detector would say of an image of which only the map matters; the score is its maximum."""
+    made_with = dict(score=float(values.max()), p_value=None, normalised=None, decision=None, reconstruction=None,
+                     image=np.zeros((*values.shape, 3), np.uint8), anomaly_map=values.astype(np.float32), mask=mask)
+    return Inspection(sample.path.name, sample.category, sample.defect, sample.label, **made_with | changes)
 
 
 def streams(num_images: int, *keys) -> list[torch.Generator]:

@@ -63,7 +63,7 @@ def test_where_nothing_has_a_mask_the_table_says_so_once(tmp_path, capsys):
 def test_the_table_says_what_is_left_out(tmp_path, capsys):
     lines = described(capsys, mtd(tmp_path), "--layout", "mtd")
     assert lines[3].split() == ["magnetic_tile", "60", "12", "7", "7", "blowhole", "6,", "crack", "1"]
-    assert lines[4] == "" and lines[5].startswith("magnetic_tile: left out: 5 good images") and len(lines) == 6
+    assert lines[4] == "" and lines[5].startswith("magnetic_tile: 5 good images left out") and len(lines) == 6
 
 
 @pytest.mark.parametrize("layout", TREES)

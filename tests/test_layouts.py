@@ -9,11 +9,12 @@ import pytest
 from helpers import make_category, one_line, save_mask
 from trees import TREES, btad, folder, found, ksdd2, line, manifest, mtd, mvtec, put, put_lines, tile
 
-from dbad import layouts
+from dbad import data, layouts
 from dbad.config import RunOptions
 from dbad.data import find_category, split_holdout
 from dbad.errors import UserError
-from dbad.layouts import LAYOUTS, list_images, open_dataset
+from dbad.finding import list_images
+from dbad.layouts import LAYOUTS, open_dataset
 
 # Recognising
 
@@ -111,17 +112,28 @@ def test_unknown_states_list_those_there_are(tmp_path):
     one_line(error)
 
 
-def test_without_ground_truth_there_are_no_masks_but_with_it_every_defect_needs_one(tmp_path):
+def test_masks_that_are_missing_are_missed_and_refused_only_where_they_are_required(tmp_path):
     make_category(tmp_path)
-    (tmp_path / "bolt" / "ground_truth" / "crack" / "001_mask.png").unlink()
-    with pytest.raises(UserError, match="there is no mask") as error:
-        find_category(tmp_path, "bolt")
-    message = one_line(error)
-    assert str(tmp_path / "bolt" / "test" / "crack" / "001.png") in message and "001_mask.png" in message
-    assert len(find_category(tmp_path, "bolt", ["good"]).test) == 1         # what is not asked for is not missed
-    shutil.rmtree(tmp_path / "bolt" / "ground_truth")
+    image, mask = tmp_path / "bolt" / "test" / "crack" / "001.png", "ground_truth/crack/001_mask.png"
+    (tmp_path / "bolt" / mask).unlink()
     category = find_category(tmp_path, "bolt")
-    assert any(s.label for s in category.test) and all(s.mask is None for s in category.test)
+    assert [s.mask and s.mask.name for s in category.test] == ["000_mask.png", None, None]
+    assert [(s.path, s.mask) for s in category.unmasked] == [(image, tmp_path / "bolt" / mask)]
+    assert data.test_images(category) == category.test
+    with pytest.raises(UserError, match=f"{image} shows a defect, but there is no mask .*{mask}: 1 of 2") as error:
+        data.test_images(category, "required")
+    one_line(error)
+    assert data.test_images(find_category(tmp_path, "bolt", ["good"]), "required")      # not asked for, not missed
+
+    for path in (tmp_path / "bolt" / "ground_truth" / "crack").iterdir():
+        path.unlink()
+    for remove in (None, "ground_truth/crack", "ground_truth"):
+        if remove:
+            (tmp_path / "bolt" / remove).rmdir()
+        category = find_category(tmp_path, "bolt")
+        assert len(category.unmasked) == 2 and all(s.mask is None for s in category.test)
+    with pytest.raises(UserError, match="000.png shows a defect, but there is no mask: 2 of 2 defective images"):
+        data.test_images(category, "required")
 
 
 def test_a_category_without_a_test_folder_can_be_trained_on(tmp_path):
@@ -187,7 +199,8 @@ def test_tiles_of_mtd_are_never_divided(tmp_path):
     assert [(s.path.name, s.defect, s.mask.name, s.group) for s in category.test if s.label] == [
         *((f"exp{e}_num_{1980 + 20 * e}.jpg", "blowhole", f"exp{e}_num_{1980 + 20 * e}.png", "exp1_num_2000")
           for e in range(1, 7)), ("exp2_num_1020.jpg", "crack", "exp2_num_1020.png", "exp1_num_1000")]
-    assert category.note.startswith("5 good images whose tile shows a defect at another exposure")
+    assert [note[:70] for note in category.notes] == [
+        "5 good images left out, as their tile shows a defect at another exposu"]
     assert category == open_dataset(tmp_path).category("magnetic_tile")
     train, held_out = split_holdout(category.train, 0.1)
     assert len(held_out) == 6 and not {s.group for s in train} & {s.group for s in held_out}
@@ -234,10 +247,20 @@ def test_a_file_of_mtd_with_another_name_is_refused(tmp_path):
     one_line(error)
 
 
-def test_a_defective_tile_without_its_mask_is_refused(tmp_path):
-    (mtd(tmp_path) / "MT_Crack/Imgs/exp2_num_1020.png").unlink()
-    with pytest.raises(UserError, match="exp2_num_1020.jpg shows a defect, but there is no mask .*exp2_num_1020.png"):
-        find_category(tmp_path, "magnetic_tile")
+def test_a_defective_tile_without_its_mask_is_missed(tmp_path):
+    mask = mtd(tmp_path) / "MT_Crack/Imgs/exp2_num_1020.png"
+    mask.unlink()
+    assert [s.mask for s in find_category(tmp_path, "magnetic_tile").unmasked] == [mask]
+
+
+def test_files_of_mtd_that_are_no_images_of_its_kind_are_named(tmp_path):
+    put(mtd(tmp_path), "MT_Free/Imgs/exp1_num_99.png", "MT_Free/Imgs/late/exp1_num_7.jpg", "MT_Crack/exp1_num_7.jpg")
+    put(tmp_path, "MT_Crack/more/exp1_num_8.jpg")
+    assert set(find_category(tmp_path, "magnetic_tile").notes[:-1]) == {
+        "1 left out, as no .jpg has that name (MT_Free/Imgs/exp1_num_99.png)",
+        "MT_Free/Imgs/late: 1 image left out, as images lie in MT_Free/Imgs itself",
+        "MT_Crack/more: 1 image left out, as images lie in MT_Crack/Imgs itself",
+        "MT_Crack: 1 image left out, as MT_Crack/Imgs was expected (MT_Crack/exp1_num_7.jpg)"}
 
 
 # ksdd2
@@ -246,7 +269,16 @@ def test_masks_of_ksdd2_tell_what_is_defective(tmp_path):
     category = open_dataset(ksdd2(tmp_path)).category("kolektorsdd2")
     assert found(category, tmp_path) == (["train/10000.png", "train/10002.png"], {
         "test/20000.png": ("good", None), "test/20001.png": ("defect", "test/20001_GT.png")})
-    assert category.note == "1 defective images of train/"
+    assert category.notes == (
+        "train: 2 left out, as images are called by a number and masks as their image (train/10001 (copy).png, "
+        "train/10001_GT (copy).png)", "1 defective image of train left out")
+
+
+def test_sub_folders_and_masks_without_image_of_ksdd2_are_named(tmp_path):
+    put(ksdd2(tmp_path), "test/more/20002.png", "test/20009_GT.png")
+    assert {"test: 1 left out, as images are called by a number and masks as their image (test/20009_GT.png)",
+            "test/more: 1 image left out, as images lie in test itself"} < set(
+                find_category(tmp_path, "kolektorsdd2").notes)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
@@ -278,7 +310,7 @@ def test_a_folder_of_images_is_good_and_has_no_test(tmp_path):
 def test_of_folders_of_images_the_good_one_is_divided_and_the_others_are_defects(good, tmp_path):
     put(tmp_path / "parts", *(f"{good}/{i:03}.png" for i in range(50)), "crack/a.png", "Hole/a.png", "crack/deep/b.png")
     category = open_dataset(tmp_path / "parts").category("parts")
-    assert Counter(s.defect for s in category.test) == {"good": 10, "crack": 1, "Hole": 1}
+    assert Counter(s.defect for s in category.test) == {"good": 10, "crack": 2, "Hole": 1}
     assert all(s.mask is None for s in category.test) and len(category.train) == 40
     assert not {s.path for s in category.train} & {s.path for s in category.test}
     before = {s.path for s in category.test}

@@ -1,11 +1,10 @@
-"""How pixel metrics are measured: the part of the image that counts, the resolution, and maps for other programs."""
+"""How pixel metrics are measured: the part of the image that counts, the resolution, the images that have a mask."""
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import MAPS, one_line, save_drawn, save_mask, tiny_detector
-from PIL import Image
+from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_detector
 
 from dbad import evaluate, metrics
 from dbad.calibration import Calibration, calibrate
@@ -13,16 +12,10 @@ from dbad.config import check
 from dbad.data import Sample
 from dbad.diffmaps import central_window, cropped, image_score
 from dbad.errors import UserError
-from dbad.evaluate import inspect, measure, measure_pixels
+from dbad.evaluate import measure, measure_pixels
 from dbad.extractors import build_extractor
-from dbad.inspection import Inspection
-from dbad.protocol import Protocol, export_maps, resized_map
-
-
-def inspection(sample: Sample, values: np.ndarray, mask: np.ndarray | None = None) -> Inspection:
-    score = float(values.max())
-    return Inspection(sample.path.name, sample.category, sample.defect, sample.label, score, None, None, None,
-                      np.zeros((*values.shape, 3), np.uint8), None, values.astype(np.float32), {}, mask)
+from dbad.protocol import Protocol, resized_map
+from dbad.results import headline, mask_words
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_without_defect_pixels_there_are_no_pixel_metrics_and_a_reason(pictures)
     found = [inspection(sample, np.ones((4, 4)), np.zeros((4, 4), bool)) for sample in pictures]
     measured, curves = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
     assert measured["pixel"] is None and "no pixel metrics" in measured["reason"] and curves.pro is None
-    assert measured["num_empty_masks"] == 1 and measured["image"]["auroc"] == 0.5
+    assert measured["masks"]["num_empty"] == 1 and measured["image"]["auroc"] == 0.5
 
 
 def test_without_masks_there_are_no_pixel_metrics_and_a_reason(pictures):
@@ -149,6 +142,53 @@ def test_without_masks_there_are_no_pixel_metrics_and_a_reason(pictures):
     found = [inspection(pictures[0], np.zeros((4, 4)), nothing), inspection(pictures[1], np.ones((4, 4)))]
     measured, _ = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
     assert measured["pixel"] is None and "no mask" in measured["reason"] and measured["image"]["auroc"] == 1
+
+
+def test_pixel_metrics_are_those_of_the_images_that_have_a_mask(pictures):
+    """The map of the image without mask, which is wrong everywhere, changes image metrics alone."""
+    mask, crack = np.eye(4, dtype=bool), pictures[1]
+    found = [inspection(pictures[0], np.zeros((4, 4)), mask & False), inspection(crack, 1.0 * mask, mask)]
+    without = replace(crack, path=crack.path.with_name("001.png"), mask=None)
+    more = [*found, inspection(without, -np.ones((4, 4)))]
+    alone, _ = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
+    for resolution in ("network", "original"):
+        measured, curves = measure(more, Calibration({}, 1.0, 1.0), [*pictures, without], Protocol(resolution))
+        assert measured["image"]["auroc"] == 0.5 and curves.pro is not None
+        assert measured["masks"] == {"num_found": 1, "num_missing": 1, "num_empty": 0, "num_cut": 0,
+                                     "missing": ["001.png"], "empty": [], "cut": []}
+        assert measured["protocol"]["images"] == "2 of 3, without the defective ones that have no mask"
+        if resolution == "network":
+            assert measured["pixel"] == alone["pixel"] and measured["pixel"]["auroc"] == 1
+    assert alone["protocol"]["images"] == "all" and alone["masks"]["num_missing"] == 0
+
+
+def test_masks_that_are_empty_or_were_cut_are_named(pictures):
+    mask = np.eye(4, dtype=bool)
+    cracks = [replace(pictures[1], path=pictures[1].path.with_name(f"{i}.png")) for i in range(3)]
+    values = np.ones((4, 4))
+    found = [inspection(pictures[0], 0 * values, mask & False), inspection(cracks[0], values, mask),
+             inspection(cracks[1], values, mask & False), inspection(cracks[2], values, mask, cut=True)]
+    measured, _ = measure(found, Calibration({}, 1.0, 1.0), [pictures[0], *cracks], Protocol())
+    assert measured["masks"] == {"num_found": 3, "num_missing": 0, "num_empty": 1, "num_cut": 1, "missing": [],
+                                 "empty": ["1.png"], "cut": ["2.png"]}
+    line = headline("bolt", measured, False)
+    assert line.endswith(", 1 defective image with an empty mask (1.png)") and "no mask" not in line
+    assert mask_words(measured["masks"], ("cut",)) == ["1 mask with shades, cut in the middle of their range (2.png)"]
+
+
+def test_the_headline_counts_masks_and_names_few(pictures):
+    cracks = [replace(pictures[1], path=pictures[1].path.with_name(f"{i:03}.png"), mask=None) for i in range(300)]
+    found = [inspection(pictures[0], np.zeros((4, 4)), np.zeros((4, 4), bool)),
+             inspection(pictures[1], np.eye(4), np.eye(4, dtype=bool))]
+    found += [inspection(sample, np.ones((4, 4))) for sample in cracks]
+    measured, _ = measure(found, Calibration({}, 1.0, 1.0), [*pictures, *cracks], Protocol())
+    assert headline("bolt", measured, False).endswith(
+        ", no mask for 300 of 301 defective images, which pixel metrics leave out (000.png, 001.png, 002.png and 297 "
+        "more)")
+    assert len(measured["masks"]["missing"]) == 300
+    measured, _ = measure([found[0], *found[2:]], Calibration({}, 1.0, 1.0), [pictures[0], *cracks], Protocol())
+    assert headline("bolt", measured, False).endswith("no pixel metrics: no mask of a defective test image")
+    assert measured["protocol"]["images"] == "none"
 
 
 def test_more_pixels_than_fit_are_measured_by_histogram_to_the_same_numbers(monkeypatch):
@@ -163,35 +203,3 @@ def test_more_pixels_than_fit_are_measured_by_histogram_to_the_same_numbers(monk
         if name != "method":
             assert streamed[name] == pytest.approx(value, abs=1e-4)
     assert np.interp(0.3, *streamed_curve[:2]) == pytest.approx(np.interp(0.3, *curve[:2]), abs=0.02)
-
-
-# ------------------------------------------------------------------------------------------ maps for other programs
-
-def test_exported_maps_have_the_tree_the_type_and_the_size_that_mvtec_s_program_reads(pictures, tmp_path):
-    values = np.random.default_rng(0).random((4, 4), np.float32)
-    export_maps(tmp_path / "maps", [inspection(sample, values) for sample in pictures], pictures)
-    files = sorted(path.relative_to(tmp_path / "maps").as_posix() for path in (tmp_path / "maps").rglob("*.*"))
-    assert files == ["bolt/test/crack/000.tiff", "bolt/test/good/000.tiff"]
-    with Image.open(tmp_path / "maps" / files[0]) as tiff:
-        assert (tiff.format, tiff.mode, tiff.size) == ("TIFF", "F", (32, 24))
-        assert tiff.tag_v2[258] == (32,) and tiff.tag_v2[339] == (3,)       # bits per sample; IEEE floating point
-        np.testing.assert_array_equal(np.asarray(tiff), resized_map(values, (24, 32)))
-
-
-def test_images_of_one_name_get_a_map_each(tmp_path):
-    files = [save_drawn(tmp_path / folder / "000.png", i, 8) for i, folder in enumerate("ab")]
-    samples = [Sample(path, "bolt", "crack") for path in files]
-    maps = [inspection(sample, np.full((8, 8), value)) for value, sample in enumerate(samples)]
-    export_maps(tmp_path / "maps", maps, samples)
-    written = sorted((tmp_path / "maps").rglob("*.tiff"))
-    assert [path.name for path in written] == ["000.tiff", "b_000.png.tiff"]
-    assert [np.asarray(Image.open(path)).max() for path in written] == [0, 1]
-
-
-def test_what_is_exported_is_what_was_inspected(pictures, tmp_path):
-    """From the file through the detector to the TIFF: at the network's size again, it is the anomaly map."""
-    detector = tiny_detector(build_extractor("efficientnet_lite0", None, 32))
-    found, _ = inspect(detector, detector.calibration, pictures, tmp_path)
-    export_maps(tmp_path / "maps", found, pictures)
-    exported = np.asarray(Image.open(tmp_path / "maps" / "bolt" / "test" / "crack" / "000.tiff"))
-    np.testing.assert_array_equal(exported, resized_map(found[1].anomaly_map, (24, 32)))

@@ -41,6 +41,14 @@ def btad(root: Path) -> Path:
                "01/ground_truth/ko/2.png", "01/ground_truth/ko/3.bmp", "02/train/ok/0.png")
 
 
+def mvtec_ad_2(root: Path) -> Path:
+    return put(root, *(f"can/{name}.png" for name in (
+        "train/good/000_regular", "train/good/001_overexposed", "validation/good/000_regular",
+        "test_public/good/000_regular", "test_public/bad/000_regular", "test_public/bad/001_shift_1",
+        "test_public/ground_truth/bad/000_regular_mask", "test_public/ground_truth/bad/001_shift_1_mask",
+        "test_private/000_regular", "test_private_mixed/000_mixed")))
+
+
 CSV = ("object,split,label,image,mask",
        "candle,train,normal,candle/Data/Images/Normal/0001.JPG,",
        "candle,train,normal,candle/Data/Images/Normal/0000.JPG,",
@@ -96,6 +104,6 @@ def folder(root: Path) -> Path:
     return put(root, *(f"Good/{i}.png" for i in range(10)), "crack/a.png", "hole/a.png", "hole/b.jpg", "notes/a.txt")
 
 
-TREES = {"mvtec": (mvtec, ("bolt", "nut")), "btad": (btad, ("01", "02")), "visa": (visa, ("candle", "pcb1")),
-         "mtd": (mtd, ("magnetic_tile",)), "ksdd2": (ksdd2, ("kolektorsdd2",)), "manifest": (manifest, ("bolt", "nut")),
-         "folder": (folder, ("parts",))}
+TREES = {"mvtec": (mvtec, ("bolt", "nut")), "mvtec_ad_2": (mvtec_ad_2, ("can",)), "btad": (btad, ("01", "02")),
+         "visa": (visa, ("candle", "pcb1")), "mtd": (mtd, ("magnetic_tile",)), "ksdd2": (ksdd2, ("kolektorsdd2",)),
+         "manifest": (manifest, ("bolt", "nut")), "folder": (folder, ("parts",))}
