@@ -35,7 +35,7 @@ from dbad.checkpoints import MODEL_CONFIG
 from dbad.config import TRAIN_OPTIONS, main, opt, plain, run_folder, run_name, subset
 from dbad.data import category_names, check_readable, chosen_items, named_items, open_category, test_images
 from dbad.diad import BUILD_OPTIONS, SIZES
-from dbad.errors import UserError
+from dbad.errors import UserError, printable
 from dbad.files import check_folders, read_json, write_json
 from dbad.new_images import find_images
 from dbad.presets import PRESETS
@@ -106,7 +106,7 @@ def run(options: Options) -> Path:
     results = [Run(each.item, each.seed or 0, each.img_dir / each.run_id, "skipped") for each in runs]
     try:
         for number, each in enumerate(runs):
-            print(f"--- {number + 1} of {len(runs)}: {each.run_id}")
+            print(printable(f"--- {number + 1} of {len(runs)}: {each.run_id}"))
             results[number] = attempt(each, results[number])
     finally:
         summarise(options, results)

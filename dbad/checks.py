@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dbad.errors import UserError
+from dbad.errors import UserError, printable
 
 RESERVED_NAMES = ("last.pt", "extractor_last.pt", "extractor.pt", "model_config.json", "train_arg_config.json",
                   "calibration.json", "features.pt", "bank.pt", "features_last.pt", "tuned.json",
@@ -99,8 +99,8 @@ def check(options: Any) -> None:
         raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
     for name in ("item", "run_id", "diffusion_checkpoint_name"):
         for text in [values[name]] if isinstance(values.get(name), str) else values.get(name) or ():
-            if Path(text).name != text or text in ("", ".."):
-                raise UserError(f"--{name} {text!r}: expected a plain name, without folders")
+            if Path(text).name != text or text in ("", "..") or text != printable(text):
+                raise UserError(f"--{name} {text!r}: expected a plain name, without folders or line breaks")
     if values.get("diffusion_checkpoint_name") in RESERVED_NAMES:
         raise UserError(f"--diffusion_checkpoint_name {values['diffusion_checkpoint_name']}: the run folder has "
                         "another file of this name; expected a name such as final.pt")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dbad.checks import check
-from dbad.errors import UserError
+from dbad.errors import UserError, printable
 from dbad.files import read_json
 from dbad.presets import PRESETS
 
@@ -226,8 +226,8 @@ def announce(options: RunOptions, *writes: Path | str) -> bool:
     """
     different = ", ".join(f"{name} {_shown(value)}" for name, value in changed(options).items()
                           if name not in ("item", "preset", "dry_run", "run_id", "dataset_path", "images"))
-    print(f"{_shown(options.item)} from {data_of(options)}; preset {options.preset}"
-          + f" with {different}" * bool(different))
+    print(printable(f"{_shown(options.item)} from {data_of(options)}; preset {options.preset}"
+                    + f" with {different}" * bool(different)))
     if options.dry_run:
         print("\n".join(f"  {name} = {_shown(value)}" for name, value in plain(options).items()))
         print("would write:", *writes, sep="\n  ")

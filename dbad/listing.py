@@ -64,9 +64,9 @@ def defect_samples(folder: Path, defect: str, truth: Path | None, name: str, roo
     found, among = match(images, folder, masks, truth or folder), match(images, folder, beside, folder)
     taken = [path for image, path in among.masks.items() if image not in found.masks]
     for paths, what in (
-            (taken, "among the images taken as theirs"),
+            (taken, "among the images, taken as theirs"),
             ([path for image, path in among.masks.items() if image in found.masks],
-             "among the images left out, as the ground truth has others"),
+             "among the images, left out, as the ground truth has others"),
             (found.second + among.second, "left out, as another one is there for the same image"),
             (found.unused + among.unused, "left out, as there is no image of that name")):
         if paths:

@@ -138,7 +138,7 @@ def test_two_images_of_one_name_share_their_mask(bolt):
 def test_a_mask_beside_its_image_is_taken_as_its_mask(bolt, name):
     put(bolt, "test/crack/002.png", f"test/crack/{name}")
     assert masks(bolt)["test/crack/002.png"] == f"test/crack/{name}" and len(masks(bolt)) == 3
-    assert category(bolt).notes == (f"1 mask among the images taken as theirs (test/crack/{name})",)
+    assert category(bolt).notes == (f"1 mask among the images, taken as theirs (test/crack/{name})",)
 
 
 def test_a_mask_in_the_ground_truth_goes_before_one_beside_the_image(bolt):
@@ -146,7 +146,7 @@ def test_a_mask_in_the_ground_truth_goes_before_one_beside_the_image(bolt):
     assert masks(bolt) == {"test/crack/000.png": "ground_truth/crack/000_mask.png",
                            "test/crack/001.png": "ground_truth/crack/001.png"}
     assert category(bolt).notes == (
-        "2 masks among the images left out, as the ground truth has others (test/crack/000_mask.png, "
+        "2 masks among the images, left out, as the ground truth has others (test/crack/000_mask.png, "
         "test/crack/001_mask.png)", "1 mask left out, as there is no image of that name (test/crack/007_mask.png)")
 
 
@@ -199,7 +199,7 @@ def test_folders_of_images_have_masks_beside_them_or_in_a_folder_of_their_own(tm
     assert set(data.notes) == {
         "1 mask of good images left out (good/day0/0_mask.png)",
         "good: images in 5 sub-folders, each of them trained on or held out as a whole",
-        "1 mask among the images taken as theirs (crack/a_GT.png)",
+        "1 mask among the images, taken as theirs (crack/a_GT.png)",
         "ground_truth/dent: 1 image left out, as there is no folder of images of that name"}
 
 

@@ -1,5 +1,7 @@
 """Several categories and seeds in one command; and images that belong to no data set."""
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image
 
 import train_tune_eval
 from dbad.errors import UserError
+from dbad.records import Category
 from dbad.summary import Run
 from train_tune_eval import Options, expand
 
@@ -92,7 +95,7 @@ def imagined(monkeypatch, tmp_path):
     def pretend(run_category):
         monkeypatch.setattr(train_tune_eval, "run_category", run_category)
         options = Options(item=("hazelnut", "carpet", "pcb"), img_dir=tmp_path)
-        monkeypatch.setattr(train_tune_eval, "open_category", lambda *_: type("Nothing", (), {"train": (), "test": ()}))
+        monkeypatch.setattr(train_tune_eval, "open_category", lambda *_: Category("nothing", Path(), (), ()))
         found: list[Run] = []
         monkeypatch.setattr(train_tune_eval.summary, "write_summary",
                             lambda folder, runs, about, known: found.extend(runs))
@@ -185,11 +188,40 @@ def test_the_drift_check_says_whether_the_images_still_look_like_the_calibration
     assert found["drifted"] is True and found["direction"] == "higher" and found["p_value"] < 0.01
 
 
+def test_what_cannot_be_read_is_named_and_skipped_whatever_it_is(camera, script, capsys):
+    (camera / "broken.png").symlink_to("nowhere.png")
+    (camera / "circular.png").symlink_to("circular.png")
+    os.mkfifo(camera / "pipe.png")
+    try:
+        shutil.copy(camera / "good_000.png", os.fsencode(camera / "caf") + b"\xe9.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    shutil.copy(camera / "good_000.png", camera / "new\nline.png")
+    script("inference_ddim.py", "--item", "hazelnut", "--images", "camera", "--device", "cpu", "--precision", "fp32")
+    out, err = capsys.readouterr()
+    assert re.search(r"13 images: \d good, \d defective, 4 unreadable", out)
+    assert [line["path"] for line in rows_of(NEW, "unreadable.csv")] == [
+        f"camera/{name}.png" for name in ("broken", "circular", "pipe", "torn")]
+    assert [line for line in err.replace("\r", "\n").splitlines() if "left out" in line] == [
+        "camera/broken.png: left out: a link to a file that is not there",
+        f"camera/circular.png: left out: cannot be read ({os.strerror(errno.ELOOP)})",
+        "camera/pipe.png: left out: a named pipe; expected an image file",
+        f"camera/torn.png: left out: {rows_of(NEW, 'unreadable.csv')[3]['reason']}"]
+    rows = {row["path"]: row["score"] for row in rows_of(NEW)}
+    for name in (r"caf\udce9", r"new\nline"):
+        assert float(rows[f"camera/{name}.png"]) == pytest.approx(float(rows["camera/good_000.png"]), rel=1e-5)
+    said = fails_with(capsys, script, "inference_ddim.py", "--item", "hazelnut", "--images", "camera/pipe.png", "camera")
+    assert said.endswith("--images camera/pipe.png: a named pipe; expected image files, or folders of them")
+
+
 @pytest.mark.parametrize("words, said", [
     (["--images", "nowhere/*.png"], "nowhere/*.png"),
     (["--images", "camera", "--item_states", "good"], "--item_states: needs ground truth"),
     (["--images", "camera", "--export_maps", "mvtec"], "--export_maps: needs ground truth"),
     (["--images", "camera", "--eval_resolution", "original"], "--eval_resolution: needs ground truth"),
+    (["--images", "camera", "--masks", "required"], "--masks: needs ground truth"),
+    (["--images", "x" * 300 + ".png"], "xxx.png: matches nothing"),
+    (["--images", "camera/no\nsuch.png"], r"camera/no\nsuch.png: matches nothing"),
     (["--recursive"], "--recursive: counts only with --images"),
     (["--drift_check"], "--drift_check: counts only with --images"),
     (["--images", "camera", "--drift_check", "--pxl_threshold", "1", "--feature_threshold", "1"], "--drift_check"),

@@ -100,7 +100,21 @@ UNTRAINED = {
                                    lambda: FIRST_GOOD.write_text("to do")),
     "an empty image file": Mistake("train_ddim.py", "", (str(FIRST_GOOD),), lambda: FIRST_GOOD.write_bytes(b"")),
     "a truncated image": Mistake("train_ddim.py", "", (f"{FIRST_GOOD}: truncated",), lambda: truncated(FIRST_GOOD)),
-    "a defect without mask": Mistake("train_ddim.py", "", (str(FIRST_CRACK), str(FIRST_MASK)), FIRST_MASK.unlink),
+    "a link to nowhere": Mistake("train_ddim.py", "", (f"{FIRST_GOOD}: a link to a file that is not there",),
+                                 lambda: (FIRST_GOOD.unlink(), FIRST_GOOD.symlink_to("nowhere.png"))),
+    "a link to itself": Mistake("train_ddim.py", "", (f"{FIRST_GOOD}: cannot be read",),
+                                lambda: (FIRST_GOOD.unlink(), FIRST_GOOD.symlink_to(FIRST_GOOD.name))),
+    "two folders of good images": Mistake("train_ddim.py", "", ("train: folders OK and good both stand for good",),
+                                          lambda: (CATEGORY / "train/OK").mkdir()),
+    "a defect without the required mask": Mistake("train_tune_eval.py", "--masks required", (
+        str(FIRST_CRACK), str(FIRST_MASK), "--masks where_there_are"), FIRST_MASK.unlink),
+    "a mask with pixels that are no numbers": Mistake(
+        "train_tune_eval.py", "", (f"{FIRST_MASK.with_suffix('.tif')}: a mask with pixels that are not a number",),
+        lambda: (FIRST_MASK.unlink(), Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(
+            FIRST_MASK.with_suffix(".tif")))),
+    "a line break in a category": Mistake("train_ddim.py", ["--item", "hazel\nnut"], (r"--item 'hazel\nnut'", "plain")),
+    "a data set of too long a name": Mistake("train_ddim.py", f"--dataset_path {'x' * 300}", ("--dataset_path xxx",
+                                                                                          "found nothing")),
     # the network and its training
     "a size that cannot be halved": Mistake("train_ddim.py", "--resolution 17", ("--resolution 17", "multiple of 2")),
     "channels that are no multiple": Mistake("train_ddim.py", "--channels 32 40", ("--channels 32 40", "32")),
@@ -295,8 +309,8 @@ TRAINED = {
     "a truncated test image": Mistake("inference_ddim.py", "", (f"{FIRST_CRACK}: truncated",),
                                       lambda: truncated(FIRST_CRACK)),
     "a truncated mask": Mistake("inference_ddim.py", "", (f"{FIRST_MASK}: truncated",), lambda: truncated(FIRST_MASK)),
-    "a defect that lost its mask": Mistake("inference_ddim.py", "", (str(FIRST_CRACK), str(FIRST_MASK)),
-                                           FIRST_MASK.unlink),
+    "a defect that lost its required mask": Mistake("inference_ddim.py", "--masks required",
+                                                    (str(FIRST_CRACK), str(FIRST_MASK)), FIRST_MASK.unlink),
     "a mask of another size": Mistake(
         "inference_ddim.py", "", (str(FIRST_MASK), str(FIRST_CRACK), "8x8", "16x16"),
         lambda: Image.fromarray(np.zeros((8, 8), np.uint8)).save(FIRST_MASK)),
