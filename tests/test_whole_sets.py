@@ -210,7 +210,8 @@ def test_what_cannot_be_read_is_named_and_skipped_whatever_it_is(camera, script,
     rows = {row["path"]: row["score"] for row in rows_of(NEW)}
     for name in (r"caf\udce9", r"new\nline"):
         assert float(rows[f"camera/{name}.png"]) == pytest.approx(float(rows["camera/good_000.png"]), rel=1e-5)
-    said = fails_with(capsys, script, "inference_ddim.py", "--item", "hazelnut", "--images", "camera/pipe.png", "camera")
+    words = ("--item", "hazelnut", "--images", "camera/pipe.png", "camera")
+    said = fails_with(capsys, script, "inference_ddim.py", *words)
     assert said.endswith("--images camera/pipe.png: a named pipe; expected image files, or folders of them")
 
 
