@@ -42,7 +42,7 @@ from dbad.extractors import EMBEDDED, build_extractor
 from dbad.files import read_json, write_json
 from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
 from dbad.noise import image_stream
-from dbad.pictures import picture_size
+from dbad.picture_files import picture_size
 from dbad.presets import PRESETS
 from dbad.results import listing_digest
 from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision

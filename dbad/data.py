@@ -28,7 +28,7 @@ from dbad.config import RunOptions
 from dbad.errors import UserError
 from dbad.layouts import LAYOUTS, describe, open_dataset
 from dbad.masks import read_mask
-from dbad.pictures import open_picture
+from dbad.picture_files import open_picture
 from dbad.records import Category, Sample, split_by_hash
 from dbad.runtime import one_line_failures, say_once
 from dbad.tiling import pad_to

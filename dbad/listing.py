@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dbad.errors import UserError
 from dbad.finding import counted, files_below, list_images, shortened
-from dbad.pictures import special_kind
+from dbad.picture_files import special_kind
 from dbad.records import Sample
 
 MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case

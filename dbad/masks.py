@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dbad.errors import UserError
-from dbad.pictures import open_picture, orientation, orientation_of
+from dbad.picture_files import open_picture, orientation, orientation_of
 from dbad.records import mask_files
 
 MAX_LABEL = 31      # VisA numbers the kinds of defect of an image; shades of grey go further up
@@ -78,11 +78,11 @@ def _is_labels(levels: np.ndarray, picture: Image.Image) -> bool:
 
 
 def _read_one(path: Path, image_size: tuple[int, int], image_path: Path) -> Mask:
-    picture = open_picture(path)
+    own, picture = orientation(path), open_picture(path)
     marked, cut = binary(picture, path)
-    stored, own = _picture(marked), orientation_of(picture)
-    turn = _TURNS.get(orientation(image_path) if own is None else own)
-    mask = stored if turn is None else stored.transpose(turn)
+    stored = _picture(marked)
+    turn = orientation(image_path) if own is None else orientation_of(picture)      # TIFF files are turned by now
+    mask = stored.transpose(_TURNS[turn]) if turn in _TURNS else stored
     if own is None and mask.size != image_size == stored.size:      # drawn on the upright image
         mask = stored
     if mask.size != image_size:

@@ -36,7 +36,7 @@ from dbad.errors import UserError, printable
 from dbad.files import atomic_write
 from dbad.finding import files_below
 from dbad.inspection import Inspection
-from dbad.pictures import special_kind
+from dbad.picture_files import special_kind
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows
 

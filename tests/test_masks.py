@@ -204,28 +204,29 @@ def turned(path: Path, pixels: np.ndarray, orientation: int | None) -> Path:
     return path
 
 
-def upright(mask: np.ndarray, own: int | None, image: int | None, tmp_path: Path) -> np.ndarray:
+def upright(mask: np.ndarray, own: int | None, image: int | None, tmp_path: Path, ending: str = "png") -> np.ndarray:
     """A mask as stored, with an orientation of its own or without, read for a stored image of 20x12 px."""
-    photo = turned(tmp_path / "photo.png", np.zeros((12, 20, 3), np.uint8), image)
+    photo = turned(tmp_path / f"photo.{ending}", np.zeros((12, 20, 3), np.uint8), image)
     size = (20, 12) if image in (None, 1, 2, 3, 4) else (12, 20)
-    found = read_mask(turned(tmp_path / "m.png", mask.astype(np.uint8) * 255, own), size, photo)
+    found = read_mask(turned(tmp_path / f"m.{ending}", mask.astype(np.uint8) * 255, own), size, photo)
     assert found.image.size == size
     return np.asarray(found.image) == 255
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_mask_without_orientation_is_turned_with_its_image(orientation, tmp_path):
-    np.testing.assert_array_equal(upright(SHAPE, None, orientation, tmp_path), TURNS[orientation](SHAPE))
+def test_a_mask_without_orientation_is_turned_with_its_image(orientation, ending, tmp_path):
+    np.testing.assert_array_equal(upright(SHAPE, None, orientation, tmp_path, ending), TURNS[orientation](SHAPE))
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_mask_with_an_orientation_of_its_own_is_turned_by_that(orientation, tmp_path):
+def test_a_mask_with_an_orientation_of_its_own_is_turned_by_that(orientation, ending, tmp_path):
     drawn = TURNS[orientation](SHAPE)
-    np.testing.assert_array_equal(upright(SHAPE, orientation, orientation, tmp_path), drawn)
-    np.testing.assert_array_equal(upright(drawn, 1, orientation, tmp_path), drawn)      # 1: as it is
-    size = (20, 12) if orientation < 5 else (12, 20)
-    if size == (20, 12):
-        np.testing.assert_array_equal(upright(SHAPE, orientation, None, tmp_path), drawn)
+    np.testing.assert_array_equal(upright(SHAPE, orientation, orientation, tmp_path, ending), drawn)
+    np.testing.assert_array_equal(upright(drawn, 1, orientation, tmp_path, ending), drawn)      # 1: as it is
+    if orientation < 5:
+        np.testing.assert_array_equal(upright(SHAPE, orientation, None, tmp_path, ending), drawn)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

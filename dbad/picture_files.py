@@ -31,20 +31,46 @@ def open_picture(path: Path) -> Image.Image:
     A file that is no picture, is truncated or has too many pixels is a `UserError` that names it; so is what is no
     file, which is not opened: reading a named pipe may never end.
     """
-    with _opened(path) as image:
+    with picture_file(path) as image:
         image.load()
         return image
 
 
+@contextmanager
+def picture_file(path: Path) -> Iterator[Image.Image]:
+    """The picture, of which only the head is read yet; what fails in the block is told as in `open_picture`."""
+    kind = special_kind(path)
+    if kind is not None:
+        raise UserError(f"{path}: {kind}; expected an image file")
+    megapixels = _allow_large()
+    try:
+        # From a path Pillow maps the file into memory, and then mixes up the pixels of a TIFF that is to be turned.
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
+    except FileNotFoundError:
+        what = "a link to a file that is not there" if os.path.islink(path) else "no such file"
+        raise UserError(f"{path}: {what}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image that can be read") from None
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d{4,}", str(error))
+        raise UserError(f"{path}: {f'{int(found[0]) / 1e6:.0f}' if found else 'too many'} megapixels; at most "
+                        f"{megapixels:g} are read, unless the environment variable {LIMIT} allows more") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: truncated or broken image ({error})") from None
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height in px as they are stored, from the head of the file alone; errors as in `open_picture`."""
-    with _opened(path) as image:
+    with picture_file(path) as image:
         return image.size
 
 
 def orientation(path: Path) -> int | None:
     """How the picture is to be turned by its EXIF data, 1 to 8; None where they do not say."""
-    with _opened(path) as image:
+    with picture_file(path) as image:
         return orientation_of(image)
 
 
@@ -61,31 +87,6 @@ def special_kind(path: Path | str) -> str | None:
     except (OSError, ValueError):
         return None
     return next((name for is_one, name in _SPECIAL if is_one(mode)), None)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, of which only the head is read yet; whatever fails in the block is told as in `open_picture`."""
-    kind = special_kind(path)
-    if kind is not None:
-        raise UserError(f"{path}: {kind}; expected an image file")
-    megapixels = _allow_large()
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        what = "a link to a file that is not there" if os.path.islink(path) else "no such file"
-        raise UserError(f"{path}: {what}") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that can be read") from None
-    except Image.DecompressionBombError as error:
-        found = re.search(r"\d{4,}", str(error))
-        raise UserError(f"{path}: {f'{int(found[0]) / 1e6:.0f}' if found else 'too many'} megapixels; at most "
-                        f"{megapixels:g} are read, unless the environment variable {LIMIT} allows more") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        raise UserError(f"{path}: truncated or broken image ({error})") from None
 
 
 def _allow_large() -> float:
