@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             detector = load_detector(folder, category=item)
             chosen, judge = detector.settings, detector.judge
             category = open_category(replace(options, item=item))
-            items = read_items(test_images(category), detector.size)
+            items = read_items(test_images(category, "required"), detector.size)
             _, held_out = split_category(category, 0.1)
             good, tested = (look_up(detector, torch.stack([each.image for each in part]))
                             for part in (read_items(held_out, detector.size), items))

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = time.monotonic() - begun
         if detector is None:
             detector = detector_of(options, extractor_path)
-            items = read_items(test_images(category), detector.size)
+            items = read_items(test_images(category, "required"), detector.size)
             good = torch.stack([item.image for item in read_items(held_out, detector.size)])
         detector.extractor = load_extractor(extractor_path).to(detector.device).eval()
         rows.append([args.item, objective, epochs, *measured(detector, good, items)[:3], seconds])

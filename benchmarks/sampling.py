@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     category = open_category(options)
     trained = resolve(options, trained_options(options))
     _, held_out = split_category(category, trained.holdout)
-    items = read_items(test_images(category), detector.size)
+    items = read_items(test_images(category, "required"), detector.size)
     good = torch.stack([item.image for item in read_items(held_out, detector.size)])
     path, rows = args.out / "sampling.csv", []
     if path.is_file():

@@ -40,7 +40,7 @@ def measured(options: CategoryOptions, name: str, seconds: float) -> list:
     folder = run_folder(options)
     calibration = load_calibration(folder / CALIBRATION)
     category = open_category(options)
-    samples = test_images(category)
+    samples = test_images(category, "required")
     inspections, per_image = inspect(load_detector(folder, options.device), calibration, samples, category.root.parent)
     found, _ = measure(inspections, calibration, samples, Protocol())
     image, pixel, rates = found["image"], found["pixel"], found["image_rates"]
@@ -56,7 +56,7 @@ def in_hindsight(options: CategoryOptions) -> dict:
     detector = load_detector(run_folder(options), options.device)
     category = open_category(options)
     train, _ = split_category(category, options.holdout or 0.1)
-    items = read_items(test_images(category), detector.size)
+    items = read_items(test_images(category, "required"), detector.size)
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),

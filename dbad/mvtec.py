@@ -59,6 +59,8 @@ def _category(base: Path, test_name: str, name: str) -> Category:
     for split in ("train", "validation"):
         left_out(subfolders(root / split), good_folders(root / split), root, "as only good ones are trained on", notes)
         loose_images(root / split, root, f"{split}/good", notes)
+    known = {root / part for part in ("train", "validation", test_name, TRUTH, *PRIVATE)}
+    left_out(subfolders(root), known, root, f"as only train, validation, {test_name} and {TRUTH} are read", notes)
     for folder in (root / private for private in PRIVATE):
         count = len(files_below(folder).images)
         if count:

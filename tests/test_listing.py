@@ -72,13 +72,15 @@ def test_links_to_folders_are_followed_but_never_for_ever(bolt):
 
 def test_what_is_not_read_is_named(bolt):
     put(bolt, "train/0.png", "train/crack/0.png", "train/crack/deep/1.png", "test/0.png", "ground_truth/0.png",
-        "ground_truth/hole/0.png", "ground_truth/good/0.png", "train/notes/a.txt")
+        "ground_truth/hole/0.png", "ground_truth/good/0.png", "train/notes/a.txt",
+        "more/crack/0.png", "papers/a.txt")
     assert set(category(bolt).notes) == {
         "train/crack: 2 images left out, as only good ones are trained on",
         "train: 1 image left out, as train/good was expected (train/0.png)",
         "test: 1 image left out, as a folder such as test/good or test/crack was expected (test/0.png)",
         "ground_truth: 1 image left out, as a folder such as ground_truth/crack was expected (ground_truth/0.png)",
-        "ground_truth/hole: 1 image left out, as test has no folder of that name"}
+        "ground_truth/hole: 1 image left out, as test has no folder of that name",
+        "more: 1 image left out, as only train, validation, test and ground_truth are read"}
 
 
 # Masks in the ground truth
