@@ -80,7 +80,7 @@ class DataSet:
             raise UserError(f"--item_states {' '.join(unknown)}: not in the test of {found.root}; "
                             f"there are: {' '.join(['all', *there])}")
         test = tuple(sample for sample in found.test if "all" in states or sample.defect in states)
-        unmasked = {sample for sample in test if sample.label and not (sample.mask and sample.mask.exists())}
+        unmasked = {sample for sample in test if sample.label and not (sample.mask and os.path.exists(sample.mask))}
         test = tuple(replace(sample, mask=None) if sample in unmasked else sample for sample in test)
         return replace(found, test=test, unmasked=in_order(unmasked), layout=self.layout)
 

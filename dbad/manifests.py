@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def _category(listing: Listing, name: str) -> Category:
     for entry in listing.entries:
         if entry.category == name:
             path = listing.base / entry.image
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise UserError(f"{entry.where}: no such file {path}")
             mask = listing.base / entry.mask if entry.mask else None
             sides[entry.split].append(Sample(path, name, entry.defect, mask))

@@ -30,7 +30,9 @@ def _images(root: Path, name: str) -> Category:
 
 
 def _folders(root: Path, name: str) -> Category:
-    """Masks lie among the images, or in a folder that is called so: with a folder for each defect, or for the only one.
+    """Masks lie among the images, or in a folder called so, there in folders called like the defects.
+
+    Those of a single kind of defect may lie in that folder itself.
     """
     notes: list[str] = []
     good, folders = good_folder(root), subfolders(root)

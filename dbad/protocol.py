@@ -32,8 +32,10 @@ class Protocol:
     center_crop: int = 0
 
     def describe(self, num_masked: int, num_images: int) -> dict[str, str]:
-        """The protocol in words, for the results; `num_masked` of so many images are good or have a mask, 0 where no
-        defective one has."""
+        """The protocol in words, for the results.
+
+        `num_masked` of `num_images` are good or have a mask; it is 0 where no defective one has.
+        """
         where = {"network": "the detector's resolution", "original": "the files' own size, maps upsampled bilinearly"}
         crop = f"central {self.center_crop} of 256 px, images scored there too" if self.center_crop else "full frame"
         images = {num_images: "all", 0: "none"}.get(
@@ -43,8 +45,7 @@ class Protocol:
 
     def pairs(self, inspections: Sequence[Inspection], samples: Sequence[Sample]
               ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The mask, (H, W) bool, and the anomaly map, (H, W) float32, of every image that has one, made when asked for.
-        """
+        """Yield the mask, (H, W) bool, and the anomaly map, (H, W) float32, of every image that has a mask."""
         for inspection, sample in zip(inspections, samples, strict=True):
             mask, values = inspection.mask, inspection.anomaly_map
             if mask is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -71,7 +72,7 @@ Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the ca
 
 def mask_files(mask: Path) -> list[Path]:
     """The file, or the files of the folder, that a sample's `mask` is."""
-    return list_images(mask) if mask.is_dir() else [mask]
+    return list_images(mask) if os.path.isdir(mask) else [mask]
 
 
 def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:

@@ -63,8 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered from 0, or joined to
-    one text where they are texts."""
+    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered from 0, texts joined."""
     flat = {}
     for name, value in plain(metrics).items():
         if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):

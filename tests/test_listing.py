@@ -319,6 +319,12 @@ def test_named_pipes_and_sockets_are_left_out_and_named(specials):
                                "1 left out that is no file (ground_truth/crack/s.png: a socket)"}
 
 
+def test_a_name_that_is_too_long_for_a_mask_s_has_none(bolt):
+    name = "x" * 250
+    put(bolt, f"test/crack/{name}.png")
+    assert [s.path.stem for s in category(bolt).unmasked] == [name]
+
+
 def test_a_file_name_that_is_no_text_is_split_like_any_other(bolt):
     try:
         os.close(os.open(os.fsencode(bolt / "train/good/caf") + b"\xe9.png", os.O_CREAT))
