@@ -26,18 +26,18 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad.checkpoints import MODEL_CONFIG, load_pickle, load_weights, model_config, save_weights
-from dbad.config import TRAIN_OPTIONS
+from dbad.checkpoints import load_pickle, load_weights, model_config, save_weights
 from dbad.ddad_weights import HEADS, convert, is_ddad
 from dbad.denoising import schedule
 from dbad.diad_weights import import_diad, is_diad_file
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor, save_extractor
 from dbad.files import read_json, write_json
+from dbad.run_files import EXTRACTOR, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.runtime import one_line_failures
 
 DDAD, DIFFUSION_BASED_AD = "DDAD", "Diffusion-Based-AD"
-WEIGHTS, EXTRACTOR = "final.pt", "extractor.pt"             # where the scripts look for them
+WEIGHTS = "final.pt"                # where the scripts look for them
 BACKBONES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
 COMPARED_LAYERS = (2, 3)        # strides 8 and 16, in both projects' maps; DDAD only adapts layer 1 with them
 

@@ -35,6 +35,7 @@ from dbad.detectors import Detector
 from dbad.errors import UserError
 from dbad.files import atomic_write
 from dbad.inspection import Inspection
+from dbad.run_files import OVERLAYS, SCORES, UNREADABLE
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows
 
@@ -150,7 +151,7 @@ def inspect_new(detector: Detector, calibration: Calibration, paths: Sequence[Pa
     before its time, the scores of the images inspected until then are written.
     """
     _refuse_results(paths, folder)
-    overlays = dict(zip(paths, (Path(folder, "overlays", name) for name in overlay_names(paths)), strict=True))
+    overlays = dict(zip(paths, (Path(folder, OVERLAYS, name) for name in overlay_names(paths)), strict=True))
     begun = time.monotonic()
     kept: list[Inspection] = []
     rows: list[Row] = []
@@ -305,8 +306,8 @@ def _finish(jobs: list[Future]) -> None:
 
 
 def _write_tables(folder: Path, rows: Sequence[Row], unreadable: Sequence[tuple[Path, str]]) -> None:
-    report.write_scores(Path(folder, "scores.csv"), rows)
-    path = Path(folder, "unreadable.csv")
+    report.write_scores(Path(folder, SCORES), rows)
+    path = Path(folder, UNREADABLE)
     if not unreadable:
         path.unlink(missing_ok=True)
         return

@@ -20,23 +20,12 @@ import train_extractor
 import train_lafite
 import train_tune_eval
 from dbad.checks import check
-from dbad.config import (
-    TRAIN_OPTIONS,
-    announce,
-    changed,
-    main,
-    parse,
-    plain,
-    resolve,
-    run_folder,
-    run_name,
-    subset,
-    trained_options,
-)
+from dbad.config import announce, changed, main, parse, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.errors import UserError
 from dbad.files import write_json
 from dbad.inspecting import results_of
 from dbad.presets import PRESETS
+from dbad.run_files import TRAIN_OPTIONS
 from dbad.runtime import one_line_failures, pick_device, pick_precision
 
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,

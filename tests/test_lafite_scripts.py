@@ -15,7 +15,7 @@ from helpers import CPU, complaint, everything, json_of, make_category, rows_of,
 from PIL import Image
 
 import train_lafite
-from dbad import bank, feature_teaching, feature_tuning, lafite, training, tuning
+from dbad import bank, feature_teaching, feature_tuning, lafite, progress, tuning
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.data import open_category, read_items, split_holdout
 from dbad.data import test_images as images_to_test
@@ -61,7 +61,7 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert load_pickle(RUN / "features_last.pt")["step"] == 6
     last = json.loads((RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "features" and last["step"] == 6 and np.isfinite([last["loss"], last["val_loss"]]).all()
-    assert list(Path("logs/both").glob("events.out.tfevents.*"))
+    assert list(Path("logs/both/features").glob("events.out.tfevents.*"))
     assert len(list(Path("cache").glob("*.npy"))) == 4           # train and held out, of two categories
 
 
@@ -146,7 +146,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lafite, "feature_loss", interrupting)
-        patch.setattr(training, "SAVE_EVERY_S", 0)
+        patch.setattr(progress, "SAVE_EVERY_S", 0)
         with pytest.raises(SystemExit) as stop:
             script("train_lafite.py", *BOTH, *TINY)
     assert stop.value.code == 130 and "stopped; what is finished is kept" in capsys.readouterr().err

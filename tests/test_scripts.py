@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_tune_eval
-from dbad import demo, metrics, training
+from dbad import demo, metrics, progress
 from dbad.config import parse
 from dbad.detectors import load_detector
 
@@ -64,7 +64,8 @@ def test_the_run_folder_holds_every_promised_file(finished):
     for picture in run.glob("samples/*.png"):
         assert Image.open(picture).size == (3 * 16, 2 * 16)         # three held-out images above their reconstructions
     assert len(list(run.glob("samples/*.png"))) == len(list(run.glob("epoch_*.pt"))) == 2
-    assert list((finished / "logs" / "hazelnut").glob("events.out.tfevents.*"))
+    assert all(list((finished / "logs/hazelnut" / phase).glob("events.out.tfevents.*"))
+               for phase in ("diffusion", "extractor"))
 
 
 def test_the_results_folder_holds_every_promised_file(finished):
@@ -328,8 +329,8 @@ def test_the_extractor_can_learn_from_reconstructions(trained, script, tiny):
 
 
 def test_a_checkpoint_called_safetensors_is_one(workplace, finished, script, tiny):
-    script("train_tune_eval.py", *tiny, "--epochs_extractor", 0, "--diffusion_checkpoint_name", "unet.safetensors")
-    weights = load_file(RUN / "unet.safetensors")
+    script("train_tune_eval.py", *tiny, "--epochs_extractor", 0, "--diffusion_checkpoint_name", "weights.safetensors")
+    weights = load_file(RUN / "weights.safetensors")
     expected = torch.load(finished / RUN / "final.pt", weights_only=True)
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(rows_of(RESULTS)) == 7
@@ -404,7 +405,7 @@ def interrupted_at(step: int, with_signal: int, monkeypatch=None) -> None:
 
     patch = monkeypatch.setattr if monkeypatch else setattr
     patch(diffusion, "denoising_loss", interrupting)
-    patch(training, "SAVE_EVERY_S", 0)
+    patch(progress, "SAVE_EVERY_S", 0)
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(workplace, finished, script, tiny_flags):

@@ -19,13 +19,14 @@ from helpers import CPU, one_line, random_images, tiny_unet
 from torch import nn
 from torch.nn import functional as F
 
-from dbad import training
-from dbad.checkpoints import LAST, LOG
+from dbad import progress
 from dbad.denoising import schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
 from dbad.noise import draw, stream
-from dbad.training import Plan, StepBatches, fit, stop_signals
+from dbad.run_files import LAST, LOG
+from dbad.signals import stop_signals
+from dbad.training import Plan, StepBatches, fit
 
 ABAR = schedule(1000, "linear")
 NUM_STEPS = 11
@@ -112,7 +113,7 @@ def test_stopped_at_any_step_and_gone_on_with_it_ends_with_the_weights_of_an_unb
 
 @pytest.mark.parametrize("step, saved", [(2, 1), (6, 5), (7, 6), (11, 10)])
 def test_broken_off_within_a_step_it_goes_on_from_the_last_save(step, saved, unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, failing_at(step, raise_interrupt))
     assert torch.load(tmp_path / LAST, weights_only=True)["step"] == saved
@@ -129,7 +130,7 @@ def test_broken_off_before_anything_was_saved_it_begins_again(unbroken, tmp_path
 
 
 def test_broken_off_and_gone_on_with_many_times_the_weights_are_still_the_same(unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     for step in (2, 3, 4, 7, 10):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, failing_at(step, raise_interrupt))
@@ -142,8 +143,8 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import test_training
-from dbad import training
-training.SAVE_EVERY_S = 0
+from dbad import progress
+progress.SAVE_EVERY_S = 0
 
 def slow(model, batch):
     if int(batch["step"][0]) >= 5:
@@ -326,7 +327,7 @@ def test_the_log_has_the_mean_loss_of_each_epoch(tmp_path):
 
 
 def test_events_for_tensorboard_are_written(unbroken):
-    assert list((unbroken[1] / "events").glob("events.out.tfevents.*"))
+    assert list((unbroken[1] / "events/diffusion").glob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -342,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_what_to_try(value
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     with pytest.raises(UserError):
         train(tmp_path, lambda model, batch: {"loss": loss_of(model, batch)["loss"]
                                               * (math.nan if int(batch["step"][0]) == 4 else 1)})
