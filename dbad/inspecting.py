@@ -20,7 +20,7 @@ from dbad.locks import writing_results
 from dbad.new_images import find_images, inspect_new, last_line
 from dbad.protocol import export_maps
 from dbad.results import headline, listing_digest, results_folder, run_summary, write_results
-from dbad.run_files import ANOMALY_MAPS, DRIFT, METRICS, OVERLAYS, PAGE, SCORES
+from dbad.run_files import ANOMALY_MAPS, DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
 from dbad.runtime import pick_device, pick_precision
 from dbad.verdicts import Thresholds
 
@@ -68,8 +68,9 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
-    if folder.resolve() == run_folder(options).resolve():
-        raise UserError(f"--img_dir {options.img_dir}: the results would lie in {folder}, the run folder; expected "
+    if folder.resolve() == run_folder(options).resolve() or any(
+            (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
+        raise UserError(f"--img_dir {options.img_dir}: the results would lie in {folder}, a run folder; expected "
                         "another folder than that of the runs")
     written = (OVERLAYS,) if options.images else (METRICS, PAGE, *more)
     if not announce(options, folder / SCORES, *(folder / name for name in written)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -124,12 +123,16 @@ class Clock:
 
 def forecast(step_s: float, num_steps: int, at_most: bool = False) -> str:
     """How long so many steps take, in words: about 12 minutes (0.48 s/step, 1500 steps)."""
-    seconds = step_s * num_steps
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1)):
-        if seconds >= 2 * size or unit == "seconds":
-            break
-    return (f"{'at most ' if at_most else ''}about {max(1, math.ceil(seconds / size - 0.5))} {unit} "
-            f"({step_s:.2g} s/step, {num_steps} steps)")
+    seconds = max(1.0, step_s * num_steps)
+    size, unit = next((size, unit) for size, unit in (
+        (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")) if seconds >= 2 * size or size == 1)
+    return (f"{'at most ' if at_most else ''}about {_shown(seconds / size)} {unit} "
+            f"({_shown(step_s)} s/step, {num_steps} steps)")
+
+
+def _shown(value: float) -> str:
+    """Two digits, and no fraction from 10 on."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 class Log:
