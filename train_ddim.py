@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -87,7 +88,15 @@ def settled(options: Options) -> Options:
     if options.resume and before.get("dataset_path") == plain(options)["dataset_path"] and (
             run_folder(options) / LAST).is_file():
         options = replace(options, preset=options.preset or before.get("preset"))
-    return resolve(options)
+    options = resolve(options)
+    with torch.device("meta"):
+        new_network(options)        # refuses channels and sizes that do not fit
+    return options
+
+
+def new_network(options: Options) -> UNet2DModel:
+    """The U-Net that the options describe, with random weights."""
+    return build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
 
 
 def train(options: Options, folder: Path) -> None:
@@ -95,7 +104,7 @@ def train(options: Options, folder: Path) -> None:
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     torch.manual_seed(options.seed)
-    unet = build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
+    unet = new_network(options)
 
     # Read the good images; a share of them is never trained on.
     category = open_category(options)

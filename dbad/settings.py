@@ -22,9 +22,9 @@ def settle(options: T) -> tuple[Calibration | None, T]:
     are given too: they replace the calibration.
     """
     options = dataclasses.replace(options, run_id=options.run_id or options.item)
+    given = given_thresholds(options)
     if options.dry_run:
         return None, resolve(options, trained_options(options))
-    given = given_thresholds(options)
     if given:
         options = resolve(options, trained_options(options))
         settings = detector_settings(options, options.extractor_path or run_folder(options) / EXTRACTOR)
