@@ -11,17 +11,21 @@ encoder, its auto-encoder was fine-tuned on the good images.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+import finetune_autoencoder
 from dbad.autoencoder import build_autoencoder
-from dbad.checkpoints import MODEL_CONFIG
-from dbad.config import main, opt, plain
-from dbad.diad import BUILD_OPTIONS, SIZES, build_unet, compose, save_diad
+from dbad.calibrating import PLACED
+from dbad.config import main, opt, plain, run_folder
+from dbad.diad import FAMILY, SIZES, build_unet, compose, save_diad
 from dbad.diad_weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.errors import UserError
-from dbad.files import write_json
+from dbad.files import read_json, write_json
+from dbad.locks import writing_out
+from dbad.presets import PRESETS, default_preset
+from dbad.run_files import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,6 +62,13 @@ def run(options: Options) -> Path:
         print(f"would write: a model in {options.out}")
         return options.out
 
+    with writing_out(options.out):
+        build(options)
+    return options.out
+
+
+def build(options: Options) -> None:
+    """Assemble the model that the options describe, and save it."""
     # Read what is given; the rest is random.
     torch.manual_seed(options.seed)
     size, prompt = SIZES[options.size or "sd15"], None
@@ -84,7 +95,6 @@ def run(options: Options) -> Path:
     counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) / 1e6
               for name in ("autoencoder", "unet", "guide")}
     print(", ".join(f"{name} {count:.1f} M" for name, count in counts.items()), "parameters;", resolution, "px")
-    return options.out
 
 
 def check(options: Options) -> None:
@@ -108,6 +118,60 @@ def check(options: Options) -> None:
     if (options.out / MODEL_CONFIG).exists():
         raise UserError(f"--out {options.out}: has {MODEL_CONFIG} already, and nothing is written over; expected a new "
                         "folder")
+
+
+# ------------------------------------------------------------------------------------------ for train_tune_eval.py
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What a model of the diad family is put together from, where --model names none."""
+
+    size: Literal["tiny", "middle", "sd15"] | None = opt(
+        "the networks: sd15 are the published ones and need --stable_diffusion, the others are smaller and begin with "
+        "random weights", by_preset=True)
+    stable_diffusion: Path | None = opt("Stable Diffusion 1.5, as build_diad.py takes it", None)
+    prompt_embedding: Path | None = opt("the empty prompt's embedding, as build_diad.py takes it", None)
+    autoencoder: Path | None = opt("auto-encoder, as build_diad.py takes it (finetune_autoencoder.py trains one)", None)
+    autoencoder_start: Path | None = opt("what finetune_autoencoder.py is to --start with (random weights)", None)
+    autoencoder_steps: int | None = opt("optimiser steps of finetune_autoencoder.py", by_preset=True)
+
+
+def planned(options: Any) -> tuple[finetune_autoencoder.Options, Options]:
+    """How the auto-encoder is trained and the model put together of a run with `ModelOptions`, called `run_id`."""
+    default = PRESETS[options.preset or default_preset(options.dataset_path, options.device, FAMILY)]
+    size = options.size or ("sd15" if options.stable_diffusion and not options.preset else default["size"])
+    if (size == "sd15") != (options.stable_diffusion is not None):
+        raise UserError(f"--size {size}: expected --stable_diffusion with sd15, and only with it; tiny and middle "
+                        "begin with random weights")
+    steps = options.autoencoder_steps or next(values["autoencoder_steps"] for values in PRESETS.values()
+                                              if values["size"] == size)
+    shared = {name: getattr(options, name) for name in (
+        "item", "dataset_path", "layout", "diffusion_checkpoint_dir", "log_dir", "resume", "gradient_checkpointing",
+        "device", "precision", "num_workers", "dry_run")}
+    encoder = finetune_autoencoder.Options(
+        **shared, run_id=f"{options.run_id}-autoencoder", size="kl-f8" if size == "sd15" else size, num_steps=steps,
+        start=options.autoencoder_start, resolution=SIZES[size].resolution, seed=options.seed or 0,
+        holdout=options.holdout or default["holdout"])
+    return encoder, Options(
+        out=options.diffusion_checkpoint_dir / f"{options.run_id}-model", stable_diffusion=options.stable_diffusion,
+        autoencoder=options.autoencoder or run_folder(encoder), prompt_embedding=options.prompt_embedding,
+        random=size != "sd15", size=None if size == "sd15" else size, seed=options.seed or 0)
+
+
+def is_built(build: Options, encoder: finetune_autoencoder.Options, resume: bool) -> bool:
+    """Whether the model is there; one that was built otherwise, or is to be made anew, is a `UserError`."""
+    if not (build.out / MODEL_CONFIG).is_file():
+        return False
+    same = resume and read_json(build.out / BUILD_OPTIONS) == plain(build)
+    if same and build.autoencoder == run_folder(encoder):
+        how = PLACED | {"precision", "gradient_checkpointing"}
+        known, wanted = ({name: value for name, value in values.items() if name not in how} for values in (
+            read_json(run_folder(encoder) / TRAIN_OPTIONS), plain(finetune_autoencoder.settle(encoder)[1])))
+        same = known == wanted
+    if not same:
+        raise UserError(f"{build.out}: was built with other options, or is to be built anew, and nothing is written "
+                        "over; delete it, or give another --run_id")
+    return True
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The good images are the held-out share of train/good. The result is calibration.
     python evaluation.py --item screw --dataset_path data/mvtec --pixel_quantile 0.995
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbad.calibration import calibrate
-from dbad.checkpoints import CALIBRATION
+from dbad.calibrating import check_promises
+from dbad.calibration import Calibration, calibrate
 from dbad.config import (
     SETTING_NAMES,
     MapOptions,
@@ -32,11 +32,13 @@ from dbad.data import Sample, open_category, random_crops, read_images, some_of,
 from dbad.detectors import DdimDetector, build_ddim, detector_settings, digests
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
+from dbad.locks import writing_run
 from dbad.noise import stream
-from dbad.normalise import NORMALISATION, save_normalisation
+from dbad.normalise import save_normalisation
 from dbad.results import listed
+from dbad.run_files import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
 from dbad.runtime import pick_device, pick_precision
-from dbad.tuning import TUNED, Search, normalisation_of, pseudo_validation, write_trials
+from dbad.tuning import Search, normalisation_of, pseudo_validation, write_trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +64,27 @@ class Options(RunOptions, CalibrationOptions, ReconstructionOptions, MapOptions)
 def run(options: Options) -> Path:
     """Calibrate, and return the file it is saved in."""
     given = {name for name in SETTING_NAMES if getattr(options, name) is not None}
-    options = resolve(options, trained_options(options))
+    options = settled(options, trained_options(options))
     folder = run_folder(options)
     path = folder / CALIBRATION
-    if not announce(options, path, *[folder / "tuning.csv", folder / TUNED] * bool(options.tune)):
-        return path
+    if announce(options, path, *[folder / TUNING, folder / TUNED] * bool(options.tune)):
+        with writing_run(folder):
+            measure(options, folder, given).save(path)
+    return path
 
+
+def settled(options: Options, trained: Mapping[str, Any]) -> Options:
+    """The options with every default filled in; a promise that the held-out images cannot make is a `UserError`."""
+    options = resolve(options, trained)
+    check_promises(options, [options.item])
+    return options
+
+
+def measure(options: Options, folder: Path, given: set[str]) -> Calibration:
+    """The calibration of a run; the settings that are not `given` are chosen before, if that is asked for."""
     # Build the detector; choose its settings, if that is asked for.
     device = pick_device(options.device)
-    extractor = options.extractor_path or folder / "extractor.pt"
+    extractor = options.extractor_path or folder / EXTRACTOR
     settings = detector_settings(options, extractor)
     if options.tune is None:
         settings |= tuned_before(folder, settings, given)
@@ -89,12 +103,10 @@ def run(options: Options) -> Path:
     parts = [parts for _, parts, _ in walk(detector, held_out, options.num_workers, "calibrating")]
     calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
                             options.center_crop)
-    calibration = replace(calibration, settings=settings, digests=digests(folder, settings))
-    calibration.save(path)
     print(f"{len(calibration.scores)} held-out good images: an image is called defective from a score of "
           f"{calibration.image_threshold:.4g}, which promises at most {calibration.false_alarm_rate:.1%} false alarms; "
           f"a pixel from {calibration.pixel_threshold:.4g}")
-    return path
+    return replace(calibration, settings=settings, digests=digests(folder, settings))
 
 
 def tune(detector: DdimDetector, train: Sequence[Sample], options: Options, given: set[str]) -> dict[str, Any]:
@@ -123,7 +135,8 @@ def tuned_before(folder: Path, settings: dict[str, Any], given: set[str]) -> dic
     if not (folder / TUNED).is_file():
         return {}
     known = read_json(folder / TUNED)
-    if known.get("digests") != digests(folder, settings | {"map_norm": "none"}):
+    now = digests(folder, settings | {"map_norm": "none"})
+    if not known.get("digests") or {**now, **known["digests"]} != now:      # older ones have fewer
         print(f"{folder / TUNED} belongs to other weights; the preset's settings are taken")
         return {}
     print(f"settings as chosen before ({folder / TUNED}); --tune chooses again, --no_tune takes the preset's")

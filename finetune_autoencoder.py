@@ -27,7 +27,6 @@ from dbad.adversarial import (
 )
 from dbad.autoencoder import (
     PUBLISHED_SCALE,
-    WEIGHTS,
     BalancedImages,
     build_autoencoder,
     latent_scale,
@@ -35,17 +34,18 @@ from dbad.autoencoder import (
     reconstruct,
     save_autoencoder,
 )
-from dbad.checkpoints import LOG, MODEL_CONFIG
-from dbad.config import TRAIN_OPTIONS, check, data_of, main, opt, plain, run_folder
+from dbad.config import check, data_of, main, opt, plain, run_folder
 from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED
 from dbad.files import read_json, write_json
+from dbad.locks import writing_run
+from dbad.presets import PRESETS, default_preset
+from dbad.run_files import AUTOENCODER, LOG, MODEL_CONFIG, REPORT, SAMPLES, TRAIN_OPTIONS
 from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision
 from dbad.samples import in_turn, write_sheet
-from dbad.training import IMAGES, Best, Plan, fit
-
-REPORT = "report.json"
+from dbad.training import IMAGES, Plan, fit
 
 # The lengths and speeds of the sizes. kl-f8 is as published: constant rate, a step of 8 batches of 4.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,8 @@ class Options:
     log_dir: Path = opt("folder for TensorBoard's events", Path("logs"))
     size: Literal["tiny", "middle", "kl-f8"] | None = opt(
         "the network, and the defaults of its training: kl-f8 is the published one (84 M parameters), the others have "
-        "its shape and fewer channels (that of --start, else tiny with the demo data, kl-f8 with real data)", None)
+        "its shape and fewer channels (that of --start, else tiny with the demo data; with real data middle on a CPU, "
+        "kl-f8 on a GPU)", None)
     start: Path | None = opt("what to begin with: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
                              "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (random weights)", None)
     resolution: int | None = by_size("side to which images are resized, in px", "resolution")
@@ -118,17 +119,24 @@ def run(options: Options) -> Path:
     """Train the auto-encoder, and return its run folder."""
     start, options = settle(options)
     folder = run_folder(options)
-    if not announce(options, folder):
-        return folder
+    if announce(options, folder):
+        with writing_run(folder):
+            train(options, start)
+    return folder
+
+
+def train(options: Options, start: AutoencoderKL | None) -> None:
+    """Train the auto-encoder of a run, which begins as `start`, and save its best weights."""
+    folder = run_folder(options)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
 
     # Read the good images; a share of each category is never trained on.
-    train, held_out = {}, {}
+    good, held_out = {}, {}
     for name in options.item:
         parts = split_category(open_category(replace(options, item=name)), options.holdout)
-        train[name], held_out[name] = (read_images(part, options.resolution, options.num_workers) for part in parts)
-    data = BalancedImages(list(train.values()), options.batch_size, options.accumulate, options.seed)
+        good[name], held_out[name] = (read_images(part, options.resolution, options.num_workers) for part in parts)
+    data = BalancedImages(list(good.values()), options.batch_size, options.accumulate, options.seed)
 
     # Build the networks.
     torch.manual_seed(options.seed)
@@ -141,7 +149,7 @@ def run(options: Options) -> Path:
     terms = Terms(options.perceptual_weight, options.kl_weight, options.discriminator_weight,
                   options.discriminator_start)
     model = AdversarialAutoencoder(autoencoder, discriminator, terms, perceptual, precision)
-    print(f"{sum(map(len, train.values()))} good images to train on, {sum(map(len, held_out.values()))} held out; "
+    print(f"{sum(map(len, good.values()))} good images to train on, {sum(map(len, held_out.values()))} held out; "
           f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 
     # Train until the held-out loss rises, and keep the best.
@@ -156,7 +164,7 @@ def run(options: Options) -> Path:
 
     with memory_advice(options, "batch_size", "accumulate", "resolution", otherwise="a smaller --resolution"):
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
-            plan_of(options, train, held_out), batch_size=options.batch_size, folder=folder, phase="autoencoder",
+            plan_of(options, good, held_out), batch_size=options.batch_size, folder=folder, phase="autoencoder",
             log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
             num_workers=options.num_workers if device.type == "cuda" else 0,
             on_begin=lambda: write_json(folder / TRAIN_OPTIONS, plain(options)), on_report=report, best=best)
@@ -164,7 +172,7 @@ def run(options: Options) -> Path:
     # Write the best weights, the scale of their latents, and how well they reconstruct.
     model.eval()
     if autoencoder.config.scaling_factor != PUBLISHED_SCALE:
-        everything = [image for images in train.values() for image in images]
+        everything = [image for images in good.values() for image in images]
         scale = latent_scale(autoencoder, everything, options.batch_size, precision)
         autoencoder.register_to_config(scaling_factor=scale)
     found = measure(autoencoder)
@@ -176,7 +184,6 @@ def run(options: Options) -> Path:
     print(f"held-out reconstruction loss {best.first:.4g} before training, {means['val_loss']:.4g} after epoch "
           f"{best.epoch} of {best.seen}, whose weights are kept; mean difference of pixels "
           f"{means['val_mean_abs_error']:.4f} of 1; scale of the latents {autoencoder.config.scaling_factor:.4g}")
-    return folder
 
 
 def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
@@ -184,7 +191,7 @@ def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
     start, size = load_start(options.start) if options.start else (None, options.size)
     if options.size not in (None, size):
         raise UserError(f"--size {options.size}: --start {options.start} is {size}; expected the same, or no --size")
-    size = size or ("tiny" if options.dataset_path is None else "kl-f8")
+    size = size or default_size(options.dataset_path, options.device)
     values = DEFAULTS[size] | {"perceptual_weight": PERCEPTUAL_WEIGHTS[options.perceptual]}
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
     options = replace(options, size=size, item=chosen_items(options), **missing)
@@ -202,12 +209,18 @@ def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
     return start, options
 
 
+def default_size(dataset_path: Path | None, device: str) -> str:
+    """The size that the preset of the diad family stands for, where none is given."""
+    size = PRESETS[default_preset(dataset_path, device, "diad")]["size"]
+    return "kl-f8" if size == "sd15" else size
+
+
 def announce(options: Options, folder: Path) -> bool:
     """Say what is trained on; on `--dry_run` also all options and what would be written. Whether to go on."""
     print(f"{' '.join(options.item)} from {data_of(options)}; size {options.size}")
     if options.dry_run:
         print("\n".join(f"  {name} = {value}" for name, value in plain(options).items()))
-        files = (WEIGHTS, MODEL_CONFIG, TRAIN_OPTIONS, REPORT, LOG)
+        files = (AUTOENCODER, MODEL_CONFIG, TRAIN_OPTIONS, REPORT, LOG)
         print("would write:", *(folder / name for name in files), sep="\n  ")
     return not options.dry_run
 
@@ -227,7 +240,7 @@ def write_samples(autoencoder: AutoencoderKL, held_out: dict[str, list[Tensor]],
                   precision: str) -> None:
     """Held-out images above their reconstructions."""
     x = in_turn(held_out.values()).to(next(autoencoder.parameters()).device)
-    write_sheet(run_folder(options) / "samples" / f"epoch_{epoch}.png", [x, reconstruct(autoencoder, x, precision)],
+    write_sheet(run_folder(options) / SAMPLES / f"epoch_{epoch}.png", [x, reconstruct(autoencoder, x, precision)],
                 options.log_dir / options.run_id, "autoencoder/samples",
                 min(epoch * options.epoch_steps, options.num_steps))
 

@@ -40,12 +40,14 @@ from dbad.inspecting import (
     results_of,
 )
 from dbad.inspection import Inspection
+from dbad.locks import writing_results
 from dbad.results import set_summary
+from dbad.run_files import LOG_IMAGE
 from dbad.settings import settle_trained
 from dbad.summary import Run
 
 TRAINED_BY = "train_diad.py"
-LOG_IMAGE, JPEG_QUALITY = "log_image", 95
+JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def run(options: Options) -> Path:
     if len(results) == 1:
         return results[0].folder
     if not options.dry_run:
-        about = set_summary(options, [each.item for each in results])
+        about = set_summary(options, results)
         page = summary.write_summary(options.img_dir, results, about)
         print(table(results), f"The summary is {page}", sep="\n")
     return options.img_dir
@@ -93,12 +95,13 @@ def inspect_categories(options: Options) -> list[Run]:
         calibration, each = settle_trained(each, TRAINED_BY)
         if not about_to_write(each, folder, LOG_IMAGE):
             continue
-        detector = detector or open_detector(calibration, each)
-        detector.calibration = calibration
-        if options.images:
-            inspect_images(detector, calibration, each, folder)
-        else:
-            inspect_test(detector, calibration, each, folder, partial(write_log_images, detector, calibration))
+        with writing_results(folder):
+            detector = detector or open_detector(calibration, each)
+            detector.calibration = calibration
+            if options.images:
+                inspect_images(detector, calibration, each, folder)
+            else:
+                inspect_test(detector, calibration, each, folder, partial(write_log_images, detector, calibration))
         results[-1] = replace(results[-1], seconds=time.monotonic() - begun)
     return results
 

@@ -5,17 +5,17 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
-from dbad.checkpoints import MODEL_CONFIG, build_unet, model_config, save_weights
+from dbad.checkpoints import build_unet, model_config, save_weights
 from dbad.config import (
-    TRAIN_OPTIONS,
     ReconstructionOptions,
     RunOptions,
     announce,
@@ -31,7 +31,9 @@ from dbad.denoising import Conditioning, reconstruct, schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
 from dbad.files import atomic_write, write_json
+from dbad.locks import writing_run
 from dbad.noise import image_stream
+from dbad.run_files import LAST, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS, epoch_file, epoch_of
 from dbad.runtime import memory_format, pick_device, pick_precision
 from dbad.training import IMAGES, Plan, fit
 
@@ -72,31 +74,54 @@ class Options(RunOptions, DiffusionOptions, ReconstructionOptions):
 
 def run(options: Options) -> Path:
     """Train, and return the run folder."""
-    options = resolve(options)
-    trained_options(options)        # refuses a run of another script
+    options = settled(options)
     folder = run_folder(options)
-    if not announce(options, folder / options.diffusion_checkpoint_name, folder / MODEL_CONFIG, folder / TRAIN_OPTIONS):
-        return folder
+    if announce(options, folder / options.diffusion_checkpoint_name, folder / MODEL_CONFIG, folder / TRAIN_OPTIONS):
+        with writing_run(folder):
+            train(options, folder)
+    return folder
+
+
+def settled(options: Options) -> Options:
+    """The options with every default filled in; a training that was stopped goes on with the preset that it had."""
+    before = trained_options(options)       # refuses a run of another script
+    if options.resume and before.get("dataset_path") == plain(options)["dataset_path"] and (
+            run_folder(options) / LAST).is_file():
+        options = replace(options, preset=options.preset or before.get("preset"))
+    options = resolve(options)
+    with torch.device("meta"):
+        new_network(options)        # refuses channels and sizes that do not fit
+    return options
+
+
+def new_network(options: Options) -> UNet2DModel:
+    """The U-Net that the options describe, with random weights."""
+    return build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
+
+
+def train(options: Options, folder: Path) -> None:
+    """Train the U-Net of a run, or what is left to train of it."""
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     torch.manual_seed(options.seed)
-    unet = build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
+    unet = new_network(options)
 
     # Read the good images; a share of them is never trained on.
     category = open_category(options)
-    train, held_out = split_category(category, options.holdout)
+    good, held_out = split_category(category, options.holdout)
     size = None if options.patching else options.resolution
     noised = dict(seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
                   num_timesteps=options.max_timestep or options.train_steps,
                   crop_px=options.resolution if options.patching else None)
-    data = NoisedImages(read_images(train, size, options.num_workers), purpose="train", flip=options.flip,
+    data = NoisedImages(read_images(good, size, options.num_workers), purpose="train", flip=options.flip,
                         rotate=options.rotate, color_jitter=options.color_jitter, **noised)
     validation = NoisedImages(read_images(held_out, size, options.num_workers), purpose="validation", **noised)
-    print(f"{len(train)} good images to train on, {len(held_out)} held out; "
+    print(f"{len(good)} good images to train on, {len(held_out)} held out; "
           f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 
     # Train.
     plan = plan_of(options, data.images)
+    check_epoch(options.diffusion_checkpoint_name, -(-plan.num_steps // plan.steps_per_epoch))
     abar = schedule(options.train_steps, options.beta_schedule)
 
     def begin() -> None:
@@ -108,9 +133,8 @@ def run(options: Options) -> Path:
         return {"loss": denoising_loss(model, batch, abar, precision)}
 
     def report(model, epoch: int) -> dict[str, float]:
-        path = folder / options.diffusion_checkpoint_name
-        save_weights(model.state_dict(), path.with_name(f"epoch_{epoch}{path.suffix}"))
-        write_samples(folder / "samples" / f"epoch_{epoch}.png", model, validation, abar, options, device, precision)
+        save_weights(model.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
+        write_samples(folder / SAMPLES / f"epoch_{epoch}.png", model, validation, abar, options, device, precision)
         if not options.calc_val_loss:
             return {}
         return {"val_loss": validation_loss(
@@ -121,7 +145,14 @@ def run(options: Options) -> Path:
                log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
                num_workers=options.num_workers if device.type == "cuda" else 0, on_begin=begin, on_report=report)
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
-    return folder
+
+
+def check_epoch(name: str, last: int) -> None:
+    """Raise `UserError` for final weights that are called like those of an epoch before the last one."""
+    epoch = epoch_of(name)
+    if epoch is not None and epoch < last:
+        raise UserError(f"--diffusion_checkpoint_name {name}: the weights after epoch {epoch} of {last} are called so; "
+                        "expected another name, such as final.pt")
 
 
 def write_samples(path: Path, model, data: NoisedImages, abar: Tensor, options: Options, device: torch.device,

@@ -17,10 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from dbad.calibrating import calibrate_all, is_whole
-from dbad.checkpoints import CALIBRATION, DIAD_FILES, MODEL_CONFIG
+from dbad.calibrating import begin_files, calibrate_all, check_promises, finish_files, is_whole
 from dbad.config import (
-    TRAIN_OPTIONS,
     DiadMapOptions,
     RunOptions,
     announce,
@@ -34,17 +32,19 @@ from dbad.config import (
 )
 from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.detectors import digests
-from dbad.diad import BUILD_OPTIONS, FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
+from dbad.diad import FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
 from dbad.diffusion import validation_loss
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor
+from dbad.extractors import EMBEDDED, build_extractor, chosen_layers
 from dbad.files import read_json, write_json
 from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
+from dbad.locks import writing_run
 from dbad.noise import image_stream
 from dbad.picture_files import picture_size
 from dbad.presets import PRESETS
 from dbad.results import listing_digest
+from dbad.run_files import BUILD_OPTIONS, CALIBRATION, DIAD_FILES, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS
 from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision
 from dbad.samples import in_turn, write_sheet
 from dbad.training import IMAGES, Plan, fit
@@ -94,8 +94,14 @@ def run(options: Options) -> Path:
     """Train and calibrate; returns the run folder."""
     options = settled(options)
     folder = run_folder(options)
-    if not announce(options, *(folder / name for name in (*DIAD_FILES, MODEL_CONFIG, CALIBRATION, TRAIN_OPTIONS))):
-        return folder
+    if announce(options, *(folder / name for name in (*DIAD_FILES, MODEL_CONFIG, CALIBRATION, TRAIN_OPTIONS))):
+        with writing_run(folder):
+            train(options, folder)
+    return folder
+
+
+def train(options: Options, folder: Path) -> None:
+    """Train and calibrate a run, unless that is done."""
     categories = {name: open_category(replace(options, item=name)) for name in options.item}
     names = (*DIAD_FILES, MODEL_CONFIG)
     files = [options.model / name for name in names] + [
@@ -103,7 +109,7 @@ def run(options: Options) -> Path:
     record = plain(options) | {"method": FAMILY, "data": listing_digest(files)}
     if options.resume and is_whole(folder, record, names):
         print(f"{folder} is finished; --no_resume makes it anew")
-        return folder
+        return
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)
@@ -113,14 +119,14 @@ def run(options: Options) -> Path:
     model.to(device, memory_format=memory_format(device)).set_trainable(whole_unet=options.train_unet == "whole")
     if options.gradient_checkpointing:
         model.checkpoint_gradients()
-    train, validation, held_out = {}, {}, {}
+    good, validation, held_out = {}, {}, {}
     for name, category in categories.items():
         kept, held_out[name] = split_category(category, options.holdout)
-        train[name], validation[name] = (
+        good[name], validation[name] = (
             encode_all(model, read_images(each, model.resolution, options.num_workers), options.batch_size, device,
                        precision) for each in (kept, held_out[name]))
         say_sizes(name, category.good, model.resolution)
-    print(f"{sum(len(part.images) for part in train.values())} good images to train on, "
+    print(f"{sum(len(part.images) for part in good.values())} good images to train on, "
           f"{sum(map(len, held_out.values()))} held out; {millions(model, True):.1f} M of {millions(model):.1f} M "
           f"parameters learn; {device.type}, {precision}")
 
@@ -128,7 +134,8 @@ def run(options: Options) -> Path:
     if options.steps_latent:
         with memory_advice(options, "latent_batch_size", "latent_accumulate",
                            otherwise="a model of a smaller resolution (build_diad.py)"):
-            train_latents(model, train, validation, options, device, precision)
+            train_latents(model, good, validation, options, device, precision)
+    begin_files(folder, record, ())
     save_diad(model, folder)
     if (options.model / BUILD_OPTIONS).is_file():
         write_json(folder / BUILD_OPTIONS, read_json(options.model / BUILD_OPTIONS))
@@ -137,9 +144,7 @@ def run(options: Options) -> Path:
     detector = DiadDetector(model, extractor, DiadSettings.of(vars(options)), seed=options.seed,
                             batch_size=options.batch_size, device=device, precision=precision)
     settings = vars(detector.settings) | extractor_settings(extractor) | {"method": FAMILY, "seed": options.seed}
-    calibrate_all(detector, held_out, settings, options, folder)
-    write_json(folder / TRAIN_OPTIONS, record)
-    return folder
+    finish_files(folder, record, calibrate_all(detector, held_out, settings, options))
 
 
 def settled(options: Options) -> Options:
@@ -162,6 +167,8 @@ def settled(options: Options) -> Options:
     options = resolve(replace(options, item=chosen_items(options), run_id=run_name(options, FAMILY), preset=preset,
                               model=model, train_unet=whole))
     trained_options(options, "train_diad.py")       # refuses a run of another script
+    chosen_layers(options.extractor, options.extractor_layers)
+    check_promises(options, options.item)
     if run_folder(options).absolute() == model.absolute():
         raise UserError(f"--model {model}: is the run folder itself; expected another --run_id, so that the model to "
                         "begin with is kept")
@@ -196,7 +203,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
         x = in_turn(part.images for part in validation.values()).to(device)
         samples = reconstruct(model, x, [image_stream(options.seed, image) for image in x], options.latent_start,
                               options.latent_steps_back, options.paper_exact, precision)
-        write_sheet(folder / "samples" / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
+        write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
                     options.log_dir / options.run_id, f"{FAMILY}/samples",
                     min(epoch * plan.steps_per_epoch, plan.num_steps))
         return {"val_loss": validation_loss(

@@ -8,7 +8,7 @@ after which epoch to stop, and whether it became better at all.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dbad.checkpoints import load_unet
 from dbad.config import (
-    TRAIN_OPTIONS,
     ReconstructionOptions,
     RunOptions,
     announce,
@@ -32,13 +31,16 @@ from dbad.config import (
 )
 from dbad.data import fingerprint, open_category, random_crops, read_images, split_category, to_float
 from dbad.denoising import Conditioning, reconstruct_all, schedule
+from dbad.early_stopping import Best
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, save_extractor
+from dbad.extractors import EMBEDDED, build_extractor, chosen_layers, is_extractor, save_extractor
 from dbad.files import read_json
+from dbad.locks import writing_run
 from dbad.noise import stream
 from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, held_out_losses, network_and_loss
+from dbad.run_files import EXTRACTOR, TRAIN_OPTIONS, check_written
 from dbad.runtime import memory_format, pick_device, pick_precision
-from dbad.training import IMAGES, Best, Plan, fit
+from dbad.training import IMAGES, Plan, fit
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
 
@@ -89,10 +91,30 @@ class Options(RunOptions, ExtractorOptions, ReconstructionOptions):
 def run(options: Options) -> Path:
     """Adapt the extractor, and return the file it is in."""
     length_given = options.epochs_extractor is not None
-    options = resolve(options, trained_options(options))
+    options = settled(options, trained_options(options))
+    path = extractor_path(options)
+    if announce(options, path):
+        with writing_run(run_folder(options)):
+            adapt(options, length_given)
+    return path
+
+
+def settled(options: Options, trained: Mapping[str, Any]) -> Options:
+    """The options with every default filled in; what an extractor could not be made or kept with is a `UserError`."""
+    options = resolve(options, trained)
+    chosen_layers(options.extractor, options.extractor_layers)
+    path = extractor_path(options)
+    check_written("extractor_path", path, EXTRACTOR)
+    if path.resolve() == (run_folder(options) / options.diffusion_checkpoint_name).resolve():
+        raise UserError(f"--extractor_path {path}: has the diffusion model; expected a name such as {EXTRACTOR}")
+    return options
+
+
+def adapt(options: Options, length_given: bool) -> None:
+    """Adapt the extractor of a run and save it."""
     folder, path, objective = run_folder(options), extractor_path(options), chosen_objective(options)
-    if not announce(options, path):
-        return path
+    if path.is_file() and not is_extractor(path):
+        raise UserError(f"--extractor_path {path}: is there, and no extractor; expected a new name")
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     torch.manual_seed(options.seed)
@@ -125,12 +147,11 @@ def run(options: Options) -> Path:
             on_report=report, best=best)
         print(outcome(objective, best))
     save_extractor(extractor, path)
-    return path
 
 
 def extractor_path(options: Any) -> Path:
     """Where the adapted extractor of the run is kept."""
-    return options.extractor_path or run_folder(options) / "extractor.pt"
+    return options.extractor_path or run_folder(options) / EXTRACTOR
 
 
 def chosen_objective(options: ExtractorOptions) -> str:

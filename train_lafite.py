@@ -21,10 +21,17 @@ from torch import Tensor
 
 from dbad import lafite
 from dbad.bank import build_bank
-from dbad.calibrating import PLACED, calibrate_all, is_whole, with_thresholds
-from dbad.checkpoints import BANK, CALIBRATION, MODEL_CONFIG, SPACE, build_unet, model_config, save_weights
+from dbad.calibrating import (
+    PLACED,
+    begin_files,
+    calibrate_all,
+    check_promises,
+    finish_files,
+    is_whole,
+    with_thresholds,
+)
+from dbad.checkpoints import build_unet, model_config, save_weights
 from dbad.config import (
-    TRAIN_OPTIONS,
     FeatureMapOptions,
     RunOptions,
     announce,
@@ -51,14 +58,16 @@ from dbad.feature_teaching import (
     choose,
     judge_file,
     prepare_lessons,
-    save_judges,
     set_aside,
     teach,
     trials_file,
 )
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.files import cache_folder, write_json
+from dbad.locks import writing_run
+from dbad.presets import default_preset
 from dbad.results import listing_digest
+from dbad.run_files import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
 from dbad.runtime import pick_device, pick_precision
 from dbad.training import IMAGES, Plan, fit
 from dbad.tuning import NUM_PSEUDO
@@ -110,14 +119,20 @@ def run(options: Options) -> Path:
     writes = [SPACE, BANK, CALIBRATION, TRAIN_OPTIONS] + [options.diffusion_checkpoint_name] * (
         options.method == "lafite") + [judge_file(name) for name in with_thresholds(options.item)] * may_judge(
         options, given) + [trials_file(name, options.item) for name in options.item] * options.tune
-    if not announce(options, *(folder / name for name in writes)):
-        return folder
+    if announce(options, *(folder / name for name in writes)):
+        with writing_run(folder):
+            train(options, given, folder)
+    return folder
+
+
+def train(options: Options, given: Sequence[str], folder: Path) -> None:
+    """Train, tune and calibrate a run, unless that is done; `given` are the settings that the search leaves alone."""
     samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).good]
     record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples),
                                "hidden_blocks": list(lafite.HIDDEN)}    # discriminators by others are taught again
     if options.resume and is_finished(folder, record):
         print(f"{folder} is finished; --no_resume makes it anew")
-        return folder
+        return
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
 
@@ -125,9 +140,9 @@ def run(options: Options) -> Path:
     layers = options.extractor_layers or default_layers(options.extractor)
     patches = PatchExtractor(build_extractor(options.extractor, layers, options.feature_resolution), options.grid)
     good = {name: read_good(name, patches, options, device) for name in options.item}
-    train = {name: part.train_features for name, part in good.items()}
-    standardisation = Standardisation.fit(train.values())
-    bank = build_bank(train, standardisation, options.bank_mb, options.seed, patches.description(), device,
+    features = {name: part.train_features for name, part in good.items()}
+    standardisation = Standardisation.fit(features.values())
+    bank = build_bank(features, standardisation, options.bank_mb, options.seed, patches.description(), device,
                       images={name: part.pixels for name, part in good.items()})
     if options.neighbours > len(bank.vectors):
         raise UserError(f"--neighbours {options.neighbours}: the memory bank has {len(bank.vectors)} vectors; expected "
@@ -136,21 +151,26 @@ def run(options: Options) -> Path:
     # The denoiser, in principal components of them.
     components = net = None
     if options.method == "lafite":
-        components = lafite.Components.fit(train, standardisation, min(options.components, patches.channels))
+        components = lafite.Components.fit(features, standardisation, min(options.components, patches.channels))
         net = train_denoiser(good, standardisation, components, options, device, precision)
     queries = [to_patches(next(standardisation.batches(part.held_out_features))) for part in good.values()]
     tau = bank.to(torch.device("cpu")).temperature(torch.cat(queries))
     space = FeatureSpace(patches, standardisation, tau, components, options.prediction, options.item)
-    save_run(folder, space, bank)
 
-    # Settings and thresholds.
+    # Settings and thresholds; then all files, so that those of the run before serve until then.
     detector = FeatureDetector(space, bank, net, FeatureSettings.of(vars(options)), seed=options.seed,
                                batch_size=options.batch_size, device=device, precision=precision)
-    prepare = learn_from_damage(detector, good, options, given)
+    judges, prepare = learn_from_damage(detector, good, options, given)
     settings = {name: getattr(options, name) for name in ("method", "seed", "diffusion_checkpoint_name")}
-    calibrate_all(detector, {name: part.held_out for name, part in good.items()}, settings, options, folder, prepare)
-    write_json(folder / TRAIN_OPTIONS, record)
-    return folder
+    held_out = {name: part.held_out for name, part in good.items()}
+    thresholds = calibrate_all(detector, held_out, settings, options, prepare)
+    trials = [trials_file(name, options.item) for name in options.item] * options.tune
+    begin_files(folder, record, [*judges, *trials])
+    if net is not None:
+        save_weights(net.state_dict(), folder / options.diffusion_checkpoint_name)
+        write_json(folder / MODEL_CONFIG, model_config(net))
+    save_run(folder, space, bank, judges)
+    finish_files(folder, record, thresholds)
 
 
 def is_finished(folder: Path, record: dict[str, Any]) -> bool:
@@ -162,7 +182,8 @@ def settled(options: Options) -> Options:
     """The options with every default filled in, and the categories by name."""
     if options.patching:
         raise UserError("--patching: features are taken from whole images; expected --no_patching")
-    preset = options.preset or ("demo" if options.dataset_path is None else "small")
+    method = options.method or "lafite"
+    preset = options.preset or default_preset(options.dataset_path, options.device, method)
     items = chosen_items(options)
     if options.method == "knn":
         for name in ("discriminator_contrib", "denoise_contrib", "inversion_contrib", "context_power"):
@@ -172,10 +193,11 @@ def settled(options: Options) -> Options:
                      "inversion_contrib": 0.0, "context_power": 0.0}
         options = replace(options, **{name: value for name, value in plain_knn.items()
                                       if getattr(options, name) is None})
-    tune, method = options.tune is not False, options.method or "lafite"
+    tune = options.tune is not False
     options = resolve(replace(options, item=items, run_id=run_name(options, method), preset=preset, tune=tune,
                               method=method))
     trained_options(options, "train_lafite.py")     # refuses a run of another script
+    check_promises(options, items)
     with torch.device("meta"):
         new_network(options, options.components)    # refuses channels and grids that do not fit
     return options
@@ -235,9 +257,7 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)
     net = fit(net, data, loss_of, plan, phase="features", batch_size=options.feature_batch_size, folder=folder,
-              log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report,
-              on_begin=lambda: write_json(folder / MODEL_CONFIG, model_config(net)))
-    save_weights(net.state_dict(), folder / options.diffusion_checkpoint_name)
+              log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report)
     return net
 
 
@@ -248,10 +268,12 @@ def may_judge(options: Options, given: Sequence[str]) -> bool:
 
 
 def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], options: Options,
-                      given: Sequence[str]) -> Callable[[str | None], dict[str, Any]]:
+                      given: Sequence[str]
+                      ) -> tuple[dict[str, Discriminator], Callable[[str | None], dict[str, Any]]]:
     """Teach the discriminators, and choose the settings that were not given, by pseudo-anomalies.
 
-    Returns what brings the detector to a category, or to all together (None), and gives its settings.
+    Returns the discriminators that count, by their files, and what brings the detector to a category, or to all
+    together (None), and gives its settings.
     """
     folder, share = run_folder(options), max(1.0, LEAST_ASIDE * len(good) / NUM_ASIDE) / len(good)
     judged = may_judge(options, given)
@@ -268,13 +290,13 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], optio
             fixed = set(given) | ({"knn_contrib", "edit_contrib"} if options.method == "knn" else set())
             chosen = choose(detector, lessons, fixed, options.seed, options.tune_minutes, folder)
         detector.bank = whole
-    files = save_judges({name: judges[name] for name in with_thresholds(good)
-                         if name in judges and chosen[name].discriminator_contrib}, folder)
+    files = {name: judge_file(name) for name in with_thresholds(good)
+             if name in judges and chosen[name].discriminator_contrib}
 
     def prepare(name: str | None) -> dict[str, Any]:
         detector.settings, detector.judge = chosen[name], judges.get(name) if name in files else None
         return vars(detector.settings) | {"discriminator": files.get(name, "")}
-    return prepare
+    return {file: judges[name] for name, file in files.items()}, prepare
 
 
 if __name__ == "__main__":

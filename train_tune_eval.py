@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -30,16 +31,18 @@ import train_diad
 import train_extractor
 import train_lafite
 from dbad import summary
-from dbad.calibrating import PLACED
-from dbad.checkpoints import MODEL_CONFIG
-from dbad.config import TRAIN_OPTIONS, main, opt, plain, run_folder, run_name, subset
+from dbad.checkpoints import check_trained
+from dbad.config import main, opt, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.data import category_names, check_readable, chosen_items, named_items, open_category, test_images
-from dbad.diad import BUILD_OPTIONS, SIZES
+from dbad.detectors import check_layer_weights
 from dbad.errors import UserError, printable
+from dbad.extractors import build_extractor, chosen_layers, load_extractor
 from dbad.files import check_folders, read_json, write_json
-from dbad.new_images import find_images
-from dbad.presets import PRESETS
+from dbad.inspecting import check_new_images
+from dbad.locks import writing_run
 from dbad.results import listing_digest, set_summary
+from dbad.run_files import FINISHED
+from dbad.settings import given_thresholds
 from dbad.summary import Run
 
 
@@ -53,30 +56,16 @@ class PhaseOptions:
     skip_evaluation: bool = opt("skip inspecting the test images", False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiadModelOptions:
-    """What a model of the diad family is put together from, where --model names none."""
-
-    size: Literal["tiny", "middle", "sd15"] | None = opt(
-        "the networks: sd15 are the published ones and need --stable_diffusion, the others are smaller and begin with "
-        "random weights", by_preset=True)
-    stable_diffusion: Path | None = opt("Stable Diffusion 1.5, as build_diad.py takes it", None)
-    prompt_embedding: Path | None = opt("the empty prompt's embedding, as build_diad.py takes it", None)
-    autoencoder: Path | None = opt("auto-encoder, as build_diad.py takes it (finetune_autoencoder.py trains one)", None)
-    autoencoder_start: Path | None = opt("what finetune_autoencoder.py is to --start with (random weights)", None)
-    autoencoder_steps: int | None = opt("optimiser steps of finetune_autoencoder.py", by_preset=True)
-
-
 # The methods that have one model for all categories, and their options.
 TOGETHER = {"lafite": (train_lafite.Options, inference_lafite.Options),
             "knn": (train_lafite.Options, inference_lafite.Options),
-            "diad": (train_diad.Options, inference_diad.Options, DiadModelOptions)}
+            "diad": (train_diad.Options, inference_diad.Options, build_diad.ModelOptions)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryOptions(PhaseOptions, train_ddim.Options, train_extractor.Options, evaluation.Options,
                       inference_ddim.Options, train_lafite.Options, inference_lafite.Options, train_diad.Options,
-                      inference_diad.Options, DiadModelOptions):
+                      inference_diad.Options, build_diad.ModelOptions):
     """The options of all phases of all methods, for one category."""
 
     item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"])
@@ -120,7 +109,7 @@ def run(options: Options) -> Path:
 def summarise(options: Options, results: Sequence[Run]) -> None:
     """Write the summary of several runs."""
     if not options.dry_run and not options.skip_evaluation:
-        about = set_summary(options, [each.item for each in results])
+        about = set_summary(options, results)
         whole = options.dataset_path is not None and options.item_states == ("all",)
         known = summary.dataset_of(category_names(options)) if whole else None
         print(f"The summary is {summary.write_summary(options.img_dir, results, about, known)}")
@@ -144,7 +133,7 @@ def run_together(options: Options) -> Path:
     names, results = chosen_items(options), []
     if options.images and len(names) > 1:
         raise UserError(f"--images: expected one --item with it, found {len(names)}")
-    for name in names if not options.skip_evaluation and not options.dry_run else ():
+    for name in names if not options.skip_evaluation else ():
         check_inspected(replace(options, item=name))
     for seed in dict.fromkeys(options.seeds or (options.seed,)):
         name = run_name(options, options.method) + f"-seed{seed}" * bool(options.seeds)
@@ -179,46 +168,16 @@ def build_model(options: Options) -> Path:
     """The folder of the model that train_diad.py begins with: --model, or one that is put together for the images."""
     if options.model is not None:
         return options.model
-    default = PRESETS[options.preset or ("demo" if options.dataset_path is None else "base")]
-    size = options.size or default["size"]
-    if (size == "sd15") != (options.stable_diffusion is not None):
-        raise UserError(f"--size {size}: expected --stable_diffusion with sd15, and only with it; tiny and middle "
-                        "begin with random weights")
-    steps = options.autoencoder_steps or next(values["autoencoder_steps"] for values in PRESETS.values()
-                                              if values["size"] == size)
-    shared = {name: getattr(options, name) for name in (
-        "item", "dataset_path", "layout", "diffusion_checkpoint_dir", "log_dir", "resume", "gradient_checkpointing",
-        "device", "precision", "num_workers", "dry_run")}
-    encoder = finetune_autoencoder.Options(
-        **shared, run_id=f"{options.run_id}-autoencoder", size="kl-f8" if size == "sd15" else size, num_steps=steps,
-        start=options.autoencoder_start, resolution=SIZES[size].resolution, seed=options.seed or 0,
-        holdout=options.holdout or default["holdout"])
-    build = build_diad.Options(
-        out=options.diffusion_checkpoint_dir / f"{options.run_id}-model", stable_diffusion=options.stable_diffusion,
-        autoencoder=options.autoencoder or run_folder(encoder), prompt_embedding=options.prompt_embedding,
-        random=size != "sd15", size=None if size == "sd15" else size, seed=options.seed or 0)
-    if not is_built(build, encoder, options):
+    encoder, build = build_diad.planned(options)
+    train_diad.settled(subset(train_diad.Options, replace(options, model=build.out, dry_run=True)))   # before hours
+    if not options.dry_run:
+        build_extractor(options.extractor, options.extractor_layers)
+    if not build_diad.is_built(build, encoder, options.resume):
         if options.autoencoder is None:
             finetune_autoencoder.run(encoder)
         if not options.dry_run:
             build_diad.run(build)
     return build.out
-
-
-def is_built(build: build_diad.Options, encoder: finetune_autoencoder.Options, options: Options) -> bool:
-    """Whether the model is there; one that was built otherwise, or is to be made anew, is a `UserError`."""
-    if not (build.out / MODEL_CONFIG).is_file():
-        return False
-    same = options.resume and read_json(build.out / BUILD_OPTIONS) == plain(build)
-    if same and options.autoencoder is None:
-        how = PLACED | {"precision", "gradient_checkpointing"}
-        known, wanted = ({name: value for name, value in values.items() if name not in how} for values in (
-            read_json(run_folder(encoder) / TRAIN_OPTIONS), plain(finetune_autoencoder.settle(encoder)[1])))
-        same = known == wanted
-    if not same:
-        raise UserError(f"{build.out}: was built with other options, or is to be built anew, and nothing is written "
-                        "over; delete it, or give another --run_id")
-    return True
 
 
 def expand(options: Options) -> Iterator[CategoryOptions]:
@@ -234,7 +193,7 @@ def expand(options: Options) -> Iterator[CategoryOptions]:
 
 def attempt(options: CategoryOptions, run: Run) -> Run:
     """Run one of several; what is finished is skipped, and a failure is noted for the others to go on."""
-    begun, finished = time.monotonic(), run.folder / "finished.json"
+    begun, finished = time.monotonic(), run.folder / FINISHED
     try:
         category = open_category(options, options.item_states)
         files = [path for sample in category.good + category.test for path in sample.files]
@@ -255,32 +214,60 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
 
 
 def check_inspected(options: CategoryOptions) -> None:
-    """Raise `UserError` for what the inspection would stumble over, before the long work."""
+    """Raise `UserError` for what the inspection would stumble over, before the long work; on --dry_run by options."""
+    check_new_images(options)
+    if options.dry_run:
+        return
     check_folders(img_dir=options.img_dir)
-    if options.images:
-        find_images(options.images, options.recursive)
-    else:
+    if not options.images:
         samples = test_images(open_category(options, options.item_states), options.masks)
         check_readable(samples, options.num_workers)
 
 
 def run_category(options: CategoryOptions) -> Path:
     """Run the phases in turn; returns the folder of the results, or of the run where evaluation is skipped."""
-    if not options.skip_evaluation and not options.dry_run:
-        check_inspected(options)
-    if not options.skip_train:
-        train_ddim.run(subset(train_ddim.Options, options))
-    if not options.skip_extractor:
-        train_extractor.run(subset(train_extractor.Options, options))
-    inspection = subset(inference_ddim.Options, options)
+    if not options.skip_threshold and (options.pxl_threshold or options.feature_threshold):
+        print("the given thresholds are not used: calibration measures them; --skip_threshold makes them count")
     if not options.skip_threshold:
-        if options.pxl_threshold or options.feature_threshold:
-            print("the given thresholds are not used: calibration measures them; --skip_threshold makes them count")
-        inspection = replace(inspection, pxl_threshold=None, feature_threshold=None)
-        evaluation.run(replace(subset(evaluation.Options, options), tune=options.tune is not False))
-    if not options.skip_evaluation:
-        return inference_ddim.run(inspection)
+        options = replace(options, pxl_threshold=None, feature_threshold=None)
+    options = replace(options, tune=options.tune is not False)
+    check_phases(options)
+    writes = not (options.dry_run or options.skip_train and options.skip_extractor and options.skip_threshold)
+    with writing_run(run_folder(options)) if writes else nullcontext():
+        if not options.skip_train:
+            train_ddim.run(subset(train_ddim.Options, options))
+        if not options.skip_extractor:
+            train_extractor.run(subset(train_extractor.Options, options))
+        if not options.skip_threshold:
+            evaluation.run(subset(evaluation.Options, options))
+        if not options.skip_evaluation:
+            return inference_ddim.run(subset(inference_ddim.Options, options))
     return run_folder(options)
+
+
+def check_phases(options: CategoryOptions) -> None:
+    """Raise `UserError` for what one of the phases would refuse, before the first of them begins."""
+    trained = trained_options(options)
+    if not options.skip_train:
+        trained = plain(train_ddim.settled(subset(train_ddim.Options, options)))
+    elif not (options.skip_threshold and options.skip_evaluation or options.dry_run):
+        check_trained(run_folder(options))
+    path = train_extractor.extractor_path(options)
+    if not options.skip_extractor:
+        train_extractor.settled(subset(train_extractor.Options, options), trained)
+        layers = chosen_layers(options.extractor, options.extractor_layers)
+        if not options.dry_run:
+            build_extractor(options.extractor, layers)      # its weights may have to be downloaded
+    else:
+        layers = load_extractor(path).layers if path.is_file() or not options.dry_run else None
+    if not options.skip_threshold:
+        settings = evaluation.settled(subset(evaluation.Options, options), trained)
+        if layers:
+            check_layer_weights(settings.layer_weights, len(layers), path)
+    if not options.skip_evaluation:
+        check_inspected(options)
+        given_thresholds(options)
+        resolve(subset(inference_ddim.Options, options), trained)
 
 
 if __name__ == "__main__":

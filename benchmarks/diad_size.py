@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from dbad.checkpoints import MODEL_CONFIG
 from dbad.diad import SIZES, Diad, anomaly_map, image_score, load_diad, random_diad, reconstruct, save_diad
 from dbad.extractors import build_extractor
 from dbad.noise import image_stream
 from dbad.packing import ready
+from dbad.run_files import MODEL_CONFIG
 from dbad.runtime import pick_device
 
 FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}

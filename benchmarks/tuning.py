@@ -21,13 +21,13 @@ import evaluation
 import train_ddim
 import train_extractor
 from dbad.calibration import load_calibration
-from dbad.checkpoints import CALIBRATION
 from dbad.config import SETTING_NAMES, run_folder, subset
 from dbad.data import open_category, read_items, some_of, split_category, test_images
 from dbad.detectors import load_detector
 from dbad.evaluate import inspect, measure
 from dbad.files import atomic_write
 from dbad.protocol import Protocol
+from dbad.run_files import CALIBRATION
 from dbad.tuning import PseudoValidation, Search
 from train_tune_eval import CategoryOptions
 

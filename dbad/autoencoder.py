@@ -26,15 +26,15 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dbad.checkpoints import MODEL_CONFIG, load_pickle, load_weights, model_config, save_weights
+from dbad.checkpoints import load_pickle, load_weights, model_config, save_weights
 from dbad.data import to_float
 from dbad.diffusion import take_turns
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
 from dbad.noise import draw, stream
+from dbad.run_files import AUTOENCODER, MODEL_CONFIG
 from dbad.runtime import autocast
 
-WEIGHTS = "autoencoder.safetensors"
 PUBLISHED_SCALE = 0.18215       # of kl-f8's latents, which Stable Diffusion was trained on
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -86,7 +86,7 @@ def build_autoencoder(size: str, resolution: int, scale: float = 1.0) -> Autoenc
 
 def save_autoencoder(autoencoder: AutoencoderKL, folder: Path) -> None:
     """Write the weights and what builds the network; the latter comes last, since it makes a whole of the folder."""
-    save_weights(autoencoder.state_dict(), folder / WEIGHTS)
+    save_weights(autoencoder.state_dict(), folder / AUTOENCODER)
     write_json(folder / MODEL_CONFIG, model_config(autoencoder))
 
 
@@ -104,7 +104,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
         autoencoder = AutoencoderKL(**config)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / MODEL_CONFIG}: does not describe an AutoencoderKL ({error})") from None
-    load_weights(autoencoder, folder / WEIGHTS)
+    load_weights(autoencoder, folder / AUTOENCODER)
     return autoencoder.eval()
 
 

@@ -1,4 +1,9 @@
-"""The end of a training of one category or of several: thresholds for each, and whether all that is there already."""
+"""The end of a training of one category or of several: thresholds for each, and a folder that is of one run only.
+
+What a run writes under the names of its categories is known from the record of its options, so that the next run in the
+folder removes the files of this one alone. The record says until the last file is written that the run is unfinished:
+a folder in which the files of two runs are mixed never passes for one of them.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +14,35 @@ from typing import Any
 
 from torch import Tensor
 
-from dbad.calibration import Calibration, calibrate, load_calibration
-from dbad.config import TRAIN_OPTIONS
-from dbad.data import Sample
+from dbad.calibration import Calibration, calibrate, check_promise, load_calibration
+from dbad.data import Sample, open_category, split_category
 from dbad.detectors import Detector, calibration_file, check_digests, digests
 from dbad.errors import UserError
 from dbad.evaluate import walk
-from dbad.files import read_json
+from dbad.files import read_json, write_json
+from dbad.run_files import (
+    CATEGORY_CALIBRATION,
+    CATEGORY_DISCRIMINATOR,
+    CATEGORY_TUNING,
+    DISCRIMINATOR,
+    TRAIN_OPTIONS,
+    TUNING,
+    UNFINISHED,
+)
 
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume"})
 
 
 def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
-                  folder: Path, prepare: Callable[[str | None], dict[str, Any]] = lambda name: {}) -> None:
-    """Write the thresholds of held-out images: of all categories together and, where there are several, of each.
+                  prepare: Callable[[str | None], dict[str, Any]] = lambda name: {}) -> dict[str | None, Calibration]:
+    """The thresholds by held-out images: of all categories together and, where there are several, of each.
 
         held_out   the good images of every category that were not trained on
         settings   what the detector was made with, see `Calibration`
         options    pixel_quantile, false_alarm_rate and num_workers
         prepare    called for each of `with_thresholds`, brings the detector to the settings of its own that it has, and
                    returns them
+    Their digests are missing; `finish_files` writes them.
     """
     known: dict[str, list[dict[str, Tensor]]] = {}
     found: dict[str | None, Calibration] = {}
@@ -44,14 +58,53 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
         images = known[name] if name else [parts for category in known.values() for parts in category]
         calibration = calibrate(detector.combine, images, options.pixel_quantile, options.false_alarm_rate,
                                 used["center_crop"])
-        found[name] = replace(calibration, settings=used, digests=digests(folder, used))
+        found[name] = replace(calibration, settings=used)
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
               f"{calibration.false_alarm_rate:.1%} false alarms")
-    for old in folder.glob("calibration-*.json"):       # of a run of other categories
-        old.unlink()
-    for name, calibration in found.items():
-        calibration.save(calibration_file(folder, name, held_out))
+    return found
+
+
+def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str]) -> None:
+    """Say that from now on the files in `folder` are those of a run, and remove what the run before left there.
+
+        record   the options of the run, see `is_whole`
+        names    its files that are named after categories, thresholds left out
+    Of the run before, only files go whose names follow from what it recorded, and that this run does not write.
+    """
+    path = folder / TRAIN_OPTIONS
+    before = read_json(path) if path.is_file() else {}
+    kept = {*names, *(calibration_file(folder, name, record["item"]).name for name in with_thresholds(record["item"]))}
+    for name in sorted(_named_files(before) - kept):
+        (folder / name).unlink(missing_ok=True)
+    write_json(path, {**record, UNFINISHED: True})
+
+
+def finish_files(folder: Path, record: Mapping[str, Any], thresholds: Mapping[str | None, Calibration]) -> None:
+    """Write the thresholds of a run whose other files are there, and that it is finished."""
+    for name, calibration in thresholds.items():
+        calibration = replace(calibration, digests=digests(folder, calibration.settings))
+        calibration.save(calibration_file(folder, name, record["item"]))
+    write_json(folder / TRAIN_OPTIONS, record)
+
+
+def _named_files(record: Mapping[str, Any]) -> set[str]:
+    """What a run of these options may have written that a run of other categories, or another method, has not."""
+    items = record.get("item", ())
+    each = (CATEGORY_CALIBRATION, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING) if len(items) > 1 else ()
+    return {DISCRIMINATOR, TUNING, *(name.format(item) for name in each for item in items)} if items else set()
+
+
+def check_promises(options: Any, items: Iterable[str]) -> None:
+    """Raise `UserError` for a false-alarm rate that the held-out images of a category cannot promise.
+
+    They are counted, not read. On --dry_run the demo data are not drawn for it.
+    """
+    if options.false_alarm_rate is None or (options.dry_run and options.dataset_path is None):
+        return
+    for name in items:
+        _, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
+        check_promise(options.false_alarm_rate, len(held_out), name)
 
 
 def with_thresholds(items: Iterable[str]) -> list[str | None]:

@@ -132,13 +132,22 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
     Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest, which keeps the
     promise for any distribution if new good images are drawn like these. A rate below `smallest_rate(n)` is refused.
     """
-    count = len(scores)
-    rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
-    if rank > count:
-        least = math.ceil(smallest_rate(count) * 1000) / 1000
-        raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images can promise no less than "
-                        f"{least:.3f}; ask for that, or hold out more with --holdout")
+    check_promise(false_alarm_rate, len(scores))
+    rank = _rank(false_alarm_rate, len(scores))
     return float(np.nextafter(np.sort(np.asarray(scores, np.float64))[rank - 1], np.inf))
+
+
+def _rank(false_alarm_rate: float, count: int) -> int:
+    return math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
+
+
+def check_promise(false_alarm_rate: float, count: int, category: str | None = None) -> None:
+    """Raise `UserError` for a rate that so many held-out good images, of a `category` if it is told, cannot promise."""
+    if _rank(false_alarm_rate, count) > count:
+        least = math.ceil(smallest_rate(count) * 1000) / 1000
+        of = f" of {category}" if category else ""
+        raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images{of} can promise no less "
+                        f"than {least:.3f}; ask for that, or hold out more with --holdout")
 
 
 def smallest_rate(num_images: int) -> float:

@@ -8,6 +8,8 @@
         calibration.json               scales, thresholds, settings they belong to
         last.pt                        everything that resume needs
         log.jsonl                      one line per epoch
+
+All names: `dbad.run_files`.
 """
 
 from __future__ import annotations
@@ -25,18 +27,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from dbad.checksums import AGAIN, check_archive, read_tensors, write_tensors
 from dbad.errors import UserError
-from dbad.files import atomic_write, read_json, write_text
-
-MODEL_CONFIG, CALIBRATION, LAST, LOG = "model_config.json", "calibration.json", "last.pt", "log.jsonl"
-SPACE, BANK, DISCRIMINATOR = "features.pt", "bank.pt", "discriminator"      # of the lafite family
-NETWORKS = ("autoencoder", "unet", "guide")     # of the diad family, each a .safetensors
-DIAD_FILES = (*(f"{name}.safetensors" for name in NETWORKS), "prompt.safetensors")
+from dbad.files import atomic_write, cannot_be_written, read_json, write_text
+from dbad.run_files import LOG, MODEL_CONFIG, TRAIN_OPTIONS
 
 
 def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int,
@@ -88,11 +84,16 @@ def unet_of(config: dict[str, Any]) -> UNet2DModel:
     return unet
 
 
+def check_trained(folder: Path) -> None:
+    """Raise `UserError` for a run folder in which no training of a U-Net has begun."""
+    if not any((folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
+        raise UserError(f"{folder}: no such run folder, or an empty one; train it first: python train_ddim.py "
+                        f"--item ... --run_id {folder.name}")
+
+
 def load_unet(folder: Path, name: str) -> UNet2DModel:
     """The trained U-Net of a run folder, in eval mode."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder; train it first: python train_ddim.py --item ... --run_id "
-                        f"{folder.name}")
+    check_trained(folder)
     try:
         unet = unet_of(read_json(folder / MODEL_CONFIG))
     except (TypeError, ValueError, KeyError) as error:
@@ -103,12 +104,10 @@ def load_unet(folder: Path, name: str) -> UNet2DModel:
 
 def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
     """Write a state dict; `.safetensors` as such, everything else with torch.save."""
-    state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    if path.suffix != ".safetensors":
-        save_pickle(state_dict, path)
-        return
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(safetensors_bytes(state_dict))
+    if path.suffix == ".safetensors":
+        write_tensors(state_dict, path)
+    else:
+        save_pickle({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, path)
 
 
 def save_pickle(value: Any, path: Path) -> None:
@@ -125,7 +124,10 @@ def save_pickle(value: Any, path: Path) -> None:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it."""
-    state = load_pickle(path) if path.suffix != ".safetensors" else _load_safetensors(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        state, _ = read_tensors(path)
+    else:
+        state = load_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict (names and tensors), found something else")
     own = model.state_dict()
@@ -139,8 +141,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def load_pickle(path: Path) -> Any:
-    """torch.load of tensors and plain values only: a file that would execute code is refused, never run."""
+def load_pickle(path: Path, if_damaged: str = AGAIN) -> Any:
+    """torch.load of tensors and plain values only: a file that would execute code is refused, never run.
+
+    So is a damaged one; `if_damaged` says what to do then.
+    """
+    check_archive(path, if_damaged)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -152,15 +158,6 @@ def load_pickle(path: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a checkpoint, or a truncated one ({reason})") from None
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint{_instead(path)}") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or a truncated one ({error})") from None
 
 
 def _instead(path: Path) -> str:
@@ -186,7 +183,7 @@ def trim_log(folder: Path, phase: str, step: int) -> None:
 
 def log_line(folder: Path, line: str) -> None:
     """Append one line to the run's log."""
-    with open(folder / LOG, "a", encoding="utf-8") as file:
+    with cannot_be_written(folder / LOG), open(folder / LOG, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

@@ -9,10 +9,6 @@ from typing import Any
 
 from dbad.errors import UserError, printable
 
-RESERVED_NAMES = ("last.pt", "extractor_last.pt", "extractor.pt", "model_config.json", "train_arg_config.json",
-                  "calibration.json", "features.pt", "bank.pt", "features_last.pt", "tuned.json",
-                  "normalisation.safetensors", "log.jsonl")     # in the run folder
-
 _AT_LEAST = {
     "batch_size": 1, "seed": 0, "num_workers": 0, "resolution": 8, "feature_resolution": 32, "epochs_diffusion": 0,
     "steps_diffusion": 0, "epochs_extractor": 0, "save_n_epochs": 1, "train_steps": 2, "start_at_timestep": 1,
@@ -24,6 +20,7 @@ _AT_LEAST = {
     "grid": 4, "components": 1, "steps_features": 1, "feature_batch_size": 1, "latent_start": 1,
     "latent_steps_back": 1, "map_sigma": 0, "steps_latent": 0, "latent_batch_size": 1, "latent_accumulate": 1,
     "latent_max_timestep": 1, "autoencoder_steps": 1,
+    "tune_minutes": 0,
 }
 _BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0, 1), "learning_rate": (0, 1),
             "extractor_learning_rate": (0, 1), "feature_learning_rate": (0, 1),
@@ -101,6 +98,3 @@ def check(options: Any) -> None:
         for text in [values[name]] if isinstance(values.get(name), str) else values.get(name) or ():
             if Path(text).name != text or text in ("", "..") or text != printable(text):
                 raise UserError(f"--{name} {text!r}: expected a plain name, without folders or line breaks")
-    if values.get("diffusion_checkpoint_name") in RESERVED_NAMES:
-        raise UserError(f"--diffusion_checkpoint_name {values['diffusion_checkpoint_name']}: the run folder has "
-                        "another file of this name; expected a name such as final.pt")

@@ -21,11 +21,11 @@ from typing import Any, Literal, TypeVar
 from dbad.checks import check
 from dbad.errors import UserError, printable
 from dbad.files import read_json
-from dbad.presets import PRESETS
+from dbad.presets import PRESETS, default_preset
+from dbad.run_files import TRAIN_OPTIONS, check_names
 
 T = TypeVar("T")
 
-TRAIN_OPTIONS = "train_arg_config.json"     # in the run folder
 _TRAINED_BY = {"train_ddim.py": "noise_kind", "train_lafite.py": "bank_mb", "train_diad.py": "steps_latent",
                "finetune_autoencoder.py": "discriminator_start"}        # an option that no other script has
 
@@ -62,7 +62,8 @@ class RunOptions:
     )
     preset: Literal["demo", "small", "base"] | None = opt(
         "family of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, a GPU); "
-        "demo with the demo data; with real data small for lafite and knn, as the model is for diad, else base",
+        "demo with the demo data; with real data small on a CPU and for lafite and knn, as the model is for diad, else "
+        "base",
         None,
     )
     holdout: float = opt("share of train/good kept out of training, for validation and calibration; a data set with "
@@ -183,12 +184,12 @@ def setting_names(method: str) -> frozenset[str]:
 def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
     """Fill in every option that was not given: as the run was trained, else as the preset says.
 
-    `trained` are the options of a training that later scripts build on (`trained_options`). The preset is the given
-    one, else that of the training, else demo for the demo data and base for real data. Raises `UserError` for values
-    out of range and for those that contradict the training.
+    `trained` are the options of a training that later scripts build on (`trained_options`), None for a training. The
+    preset is the given one, else that of the training, else `default_preset`. Raises `UserError` for values out of
+    range and for those that contradict the training.
     """
-    trained = trained or {}
-    preset = options.preset or trained.get("preset") or ("demo" if options.dataset_path is None else "base")
+    training, trained = trained, trained or {}
+    preset = options.preset or trained.get("preset") or default_preset(options.dataset_path, options.device)
     length_given = any(getattr(options, name, None) is not None for name in _LENGTHS)
     changes: dict[str, Any] = {"preset": preset, "run_id": options.run_id or options.item}
     for field in dataclasses.fields(options):
@@ -201,6 +202,7 @@ def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
             changes[field.name] = tuple(value) if isinstance(value, list) else value
     resolved = dataclasses.replace(options, **changes)
     check(resolved)
+    check_names(resolved, training)
     return resolved
 
 
@@ -226,12 +228,20 @@ def announce(options: RunOptions, *writes: Path | str) -> bool:
     """
     different = ", ".join(f"{name} {_shown(value)}" for name, value in changed(options).items()
                           if name not in ("item", "preset", "dry_run", "run_id", "dataset_path", "images"))
-    print(printable(f"{_shown(options.item)} from {data_of(options)}; preset {options.preset}"
+    print(printable(f"{_shown(options.item)} from {data_of(options)}; preset {options.preset}{_why_small(options)}"
                     + f" with {different}" * bool(different)))
     if options.dry_run:
         print("\n".join(f"  {name} = {_shown(value)}" for name, value in plain(options).items()))
         print("would write:", *writes, sep="\n  ")
     return not options.dry_run
+
+
+def _why_small(options: RunOptions) -> str:
+    """Why the preset is not the largest one, which a GPU would get."""
+    if options.dataset_path is None or options.preset != "small":
+        return ""
+    on_cpu = default_preset(options.dataset_path, options.device) == "small"
+    return " (the default for real data without a CUDA GPU)" * on_cpu
 
 
 def data_of(options: RunOptions) -> str:

@@ -8,8 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ from PIL import Image
 from dbad import drawings
 from dbad.drawings import CATEGORIES
 from dbad.errors import UserError
-from dbad.files import cache_folder
+from dbad.files import cache_folder, cannot_be_written
+from dbad.temporary import remove_abandoned, temporary_folder
 
 VERSION = 2     # raise it with every change to the drawings, so that what was drawn before is drawn again
 PICTURES = {"hazelnut": drawings.hazelnut, "carpet": drawings.carpet, "pcb": drawings.pcb}
@@ -141,28 +140,31 @@ def files(folder: Path, split: str, defect: str, index: int) -> list[Path]:
 
 
 def write_category(folder: Path, parameters: Parameters) -> None:
-    """Draw a category beside `folder`, then put it in its place in one step."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = work / "new"
-        for split, defect, index in parameters.images(folder.name):
-            image, mask = draw(folder.name, defect, index, parameters.seed, split, parameters.size,
-                               parameters.defect_px)
-            pictures = (image, mask.astype(np.uint8) * 255)
-            for path, picture in zip(files(new, split, defect, index), pictures, strict=False):  # good: no mask file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
-        new.mkdir(exist_ok=True)
-        (new / "demo.json").write_text(json.dumps(parameters.record(), indent=2) + "\n")
-        if folder.exists():
-            folder.rename(work / "old")
-        new.rename(folder)
-    except OSError:
-        if not is_complete(folder, parameters):     # else another process drew the same meanwhile
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    """Draw a category beside `folder`, then put it in its place in one step; what was cut short before is removed."""
+    with cannot_be_written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder.parent, below=False)
+        try:
+            with temporary_folder(folder) as work:
+                draw_category(work / "new", folder.name, parameters)
+                if folder.exists():
+                    folder.rename(work / "old")
+                (work / "new").rename(folder)
+        except OSError:
+            if not is_complete(folder, parameters):     # else another process drew the same meanwhile
+                raise
+
+
+def draw_category(folder: Path, category: str, parameters: Parameters) -> None:
+    """Draw every image of a category into a new folder; its demo.json comes last."""
+    for split, defect, index in parameters.images(category):
+        image, mask = draw(category, defect, index, parameters.seed, split, parameters.size, parameters.defect_px)
+        pictures = (image, mask.astype(np.uint8) * 255)
+        for path, picture in zip(files(folder, split, defect, index), pictures, strict=False):  # good: no mask file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+    folder.mkdir(exist_ok=True)
+    (folder / "demo.json").write_text(json.dumps(parameters.record(), indent=2) + "\n")
 
 
 def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_good=Parameters.num_test_good,
@@ -177,6 +179,7 @@ def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_goo
 
 
 def main(argv=None) -> None:
+    from dbad.runtime import one_line_failures  # it loads torch, which drawing does without
     parser = argparse.ArgumentParser(prog="python -m dbad.demo", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to draw the categories into")
     parser.add_argument("--category", action="append", choices=CATEGORIES, help="may be repeated; default: all")
@@ -187,12 +190,10 @@ def main(argv=None) -> None:
     parser.add_argument("--seed", type=int, default=Parameters.seed, help="every image follows from it")
     parser.add_argument("--defect_px", type=float, help="diameter of the defects in pixels; default: natural")
     args = parser.parse_args(argv)
-    try:
+    with one_line_failures():
         root = write_demo(args.out, args.category or tuple(CATEGORIES), args.size, args.num_train,
                           args.num_test_good, args.num_per_defect, args.seed, args.defect_px)
-    except UserError as error:
-        parser.error(str(error))
-    print(f"The demo data is in {root}")
+        print(f"The demo data is in {root}")
 
 
 if __name__ == "__main__":

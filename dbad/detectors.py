@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,19 +20,33 @@ from torch import Tensor
 
 from dbad import diffmaps
 from dbad.calibration import Calibration, calibrating_script, load_calibration
-from dbad.checkpoints import BANK, CALIBRATION, DIAD_FILES, SPACE, load_unet
-from dbad.config import SETTING_NAMES, TRAIN_OPTIONS, run_folder
+from dbad.checkpoints import load_unet
+from dbad.config import SETTING_NAMES, run_folder
 from dbad.denoising import Conditioning, reconstruct_all, schedule
 from dbad.errors import UserError
 from dbad.extractors import Extractor, load_extractor
 from dbad.files import read_json
 from dbad.inputs import ImageLike, to_batch
-from dbad.normalise import NORMALISATION, Normalisation, load_normalisation
+from dbad.normalise import Normalisation, load_normalisation
+from dbad.run_files import (
+    BANK,
+    CALIBRATION,
+    CATEGORY_CALIBRATION,
+    DIAD_FILES,
+    MODEL_CONFIG,
+    NORMALISATION,
+    SPACE,
+    TRAIN_OPTIONS,
+    UNFINISHED,
+)
 from dbad.runtime import autocast, memory_format, pick_device, pick_precision
 from dbad.tiling import stitch, tile_batches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+NOISE_OPTIONS = ("train_steps", "beta_schedule", "noise_kind")      # of the training, read by the ddim detector
 
 
 @dataclass(frozen=True)
@@ -213,7 +228,7 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
     """The detector of a trained run under `settings` (see `detector_settings`)."""
     unet = load_unet(folder, checkpoint_name)
     trained = read_json(folder / TRAIN_OPTIONS)
-    for name in ("train_steps", "beta_schedule", "noise_kind"):
+    for name in NOISE_OPTIONS:
         if name not in trained:
             raise UserError(f"{folder / TRAIN_OPTIONS}: lacks {name}; expected the options of train_ddim.py")
     how = Conditioning(settings["conditioning"], settings["recon_weight"], settings["eta"],
@@ -224,15 +239,20 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
                         f"{reachable}")
     maps = MapSettings.of(settings)
     extractor = load_extractor(folder / settings["extractor_path"])
-    if len(maps.layer_weights) not in (1, len(extractor.layers)):
-        raise UserError(f"--layer_weights {' '.join(map(str, maps.layer_weights))}: the extractor in {folder} has "
-                        f"{len(extractor.layers)} layers; expected as many weights, or one for all")
+    check_layer_weights(maps.layer_weights, len(extractor.layers), folder / settings["extractor_path"])
     normalised = maps.map_norm != "none" and calibration is not None    # evaluation.py has to measure it first
     return DdimDetector(
         unet, extractor, schedule(trained["train_steps"], trained["beta_schedule"]), how, maps,
         noise_kind=trained["noise_kind"], seed=settings["seed"], patching=settings["patching"],
         batch_size=batch_size, device=device, precision=precision, calibration=calibration,
         normalisation=load_normalisation(folder / NORMALISATION) if normalised else None)
+
+
+def check_layer_weights(weights: Sequence[float], num_layers: int, extractor: Path) -> None:
+    """Raise `UserError` where there is neither one weight for all layers nor one for each."""
+    if len(weights) not in (1, num_layers):
+        raise UserError(f"--layer_weights {' '.join(map(str, weights))}: the extractor {extractor} has {num_layers} "
+                        "layers; expected as many weights, or one for all")
 
 
 def load_detector(folder: str | Path, device: str = "auto", precision: str = "auto", batch_size: int = 8,
@@ -243,9 +263,12 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
     several; without it they are those of all together.
     """
     folder = Path(folder)
-    path = folder / CALIBRATION
+    path, trained = folder / CALIBRATION, folder / TRAIN_OPTIONS
+    if trained.is_file() and read_json(trained).get(UNFINISHED):
+        raise UserError(f"{folder}: its training was stopped while it wrote the files of this run; give its command "
+                        "again")
     if category is not None:
-        learnt = read_json(folder / TRAIN_OPTIONS)["item"]
+        learnt = read_json(trained)["item"]
         learnt = [learnt] if isinstance(learnt, str) else learnt
         if category not in learnt:
             raise UserError(f"{folder}: has no thresholds of {category}; expected one of {', '.join(learnt)}, or none "
@@ -275,7 +298,7 @@ def build_detector(folder: Path, settings: dict[str, Any], device: torch.device,
 def calibration_file(folder: Path, category: str | None, learnt: Collection[str]) -> Path:
     """The thresholds of a category: its own if it is one of several that were learnt, else those of all together."""
     own = category in learnt and len(learnt) > 1
-    return folder / (f"calibration-{category}.json" if own else CALIBRATION)
+    return folder / (CATEGORY_CALIBRATION.format(category) if own else CALIBRATION)
 
 
 def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
@@ -289,8 +312,20 @@ def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
 
 
 def digests(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Fingerprints of the files that a calibration belongs to."""
-    return {name: _digest(path) for name, path in _files(folder, settings).items()}
+    """Fingerprints of the files that a calibration belongs to and, of the ddim family, of how its network was trained.
+
+    A detector of that family reads its noise from the options of the training, which are written when it begins.
+    """
+    found = {name: _digest(path) for name, path in _files(folder, settings).items()}
+    if settings.get("method", "ddim") == "ddim":
+        found["training"] = _training_digest(folder)
+    return found
+
+
+def _training_digest(folder: Path) -> str:
+    trained = read_json(folder / TRAIN_OPTIONS)
+    facts = [read_json(folder / MODEL_CONFIG), *(trained.get(name) for name in NOISE_OPTIONS)]
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _files(folder: Path, settings: dict[str, Any]) -> dict[str, Path]:
@@ -317,6 +352,10 @@ def check_digests(calibration: Calibration, folder: Path, known: dict[Path, str]
         if name in calibration.digests and calibration.digests[name] != known[path]:
             raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run "
                             f"{calibrating_script(calibration.settings)} again")
+    training = calibration.digests.get("training")      # older ones have none
+    if training and training != _training_digest(folder):
+        raise UserError(f"{folder / TRAIN_OPTIONS}: is of another training than the one that {folder / CALIBRATION} "
+                        "was measured with; give the command of that training again, or run evaluation.py again")
 
 
 def _digest(path: Path) -> str:

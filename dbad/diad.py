@@ -23,21 +23,21 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from dbad import diffmaps, noise
 from dbad.autoencoder import build_autoencoder, from_imagenet, to_imagenet
-from dbad.checkpoints import MODEL_CONFIG, NETWORKS, model_config
+from dbad.checkpoints import model_config
+from dbad.checksums import read_tensors, write_tensors
 from dbad.denoising import conditioned_step, visited_timesteps
 from dbad.errors import UserError
 from dbad.extractors import Extractor
-from dbad.files import atomic_write, read_json, write_json
+from dbad.files import read_json, write_json
+from dbad.run_files import MODEL_CONFIG, NETWORKS
 from dbad.runtime import autocast
 
-FAMILY, BUILD_OPTIONS = "diad", "build_arg_config.json"
+FAMILY = "diad"
 TRAIN_STEPS, PROMPT_TOKENS, HEADS = 1000, 77, 8         # Stable Diffusion's
 FIRST_FUSED, FIRST_INJECTED = 6, 9      # of the 12 skips: 6 to 8 are fused into 9 to 11, which alone are used
 
@@ -308,18 +308,9 @@ def diad_of(config: Mapping[str, Any]) -> Diad:
 def save_diad(model: Diad, folder: Path) -> None:
     """Write the model into its run folder; each file whole or not at all, model_config.json last."""
     for name in NETWORKS:
-        save_part(getattr(model, name).state_dict(), folder / f"{name}.safetensors")
-    save_part({"prompt": model.prompt}, folder / "prompt.safetensors")
+        write_tensors(getattr(model, name).state_dict(), folder / f"{name}.safetensors")
+    write_tensors({"prompt": model.prompt}, folder / "prompt.safetensors")
     write_json(folder / MODEL_CONFIG, diad_config(model))
-
-
-def save_part(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors, straight from the tensors: there is no second copy in memory."""
-    with atomic_write(path) as temporary:
-        try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None     # a full disk, of which `atomic_write` tells
 
 
 def load_diad(folder: Path, dtype: torch.dtype | None = None) -> Diad:
@@ -356,12 +347,7 @@ def read_diad_config(folder: Path) -> dict[str, Any]:
 
 def load_part(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state dict in a safetensors file; a missing or broken one is a `UserError` that names it."""
-    try:
-        return {key: value.to(dtype or value.dtype) for key, value in load_file(path).items()}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or a truncated one ({error})") from None
+    return {key: value.to(dtype or value.dtype) for key, value in read_tensors(path)[0].items()}
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

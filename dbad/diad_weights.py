@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dbad.autoencoder import PUBLISHED_SCALE, load_autoencoder
-from dbad.checkpoints import MODEL_CONFIG, load_pickle
+from dbad.checkpoints import load_pickle
 from dbad.diad import FAMILY, PROMPT_TOKENS, Diad, SemanticGuide, assign, build_unet, load_part, save_diad
 from dbad.errors import UserError
 from dbad.files import read_json
+from dbad.run_files import AUTOENCODER, MODEL_CONFIG
 
 _UNET, _GUIDE = "model.diffusion_model.", "control_model."
 _AUTOENCODER, _TEXT = "first_stage_model.", "cond_stage_model."
@@ -153,7 +154,7 @@ def read_autoencoder(path: Path) -> AutoencoderKL:
     if not path.is_dir():
         return _autoencoder(_existing(path), path)
     if (path / MODEL_CONFIG).is_file():
-        config, file = read_json(path / MODEL_CONFIG), path / "autoencoder.safetensors"
+        config, file = read_json(path / MODEL_CONFIG), path / AUTOENCODER
         if config.get("family") != FAMILY:
             return load_autoencoder(path)
         with torch.device("meta"):

@@ -22,6 +22,7 @@ from dbad.files import atomic_write
 from dbad.inspection import Inspection
 from dbad.protocol import resized_map
 from dbad.records import Category
+from dbad.run_files import ANOMALY_IMAGES, ANOMALY_MAPS, THRESHOLDED_IMAGES
 
 SAMPLE_FORMAT, IEEE_FLOAT = 339, 3      # the TIFF tag, and its value for floating-point numbers
 
@@ -35,13 +36,13 @@ def export_maps(folder: Path, category: Category, inspections: Sequence[Inspecti
         width, height = read_image(sample.path).size
         values = resized_map(inspection.anomaly_map, (height, width))
         if category.layout != "mvtec_ad_2":
-            with atomic_write(folder / "anomaly_maps" / place.with_name(f"{place.name}.tiff")) as temporary:
+            with atomic_write(folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:
                 Image.fromarray(values).save(temporary, "TIFF")
             continue
-        with atomic_write(folder / "anomaly_images" / place.with_name(f"{place.name}.tiff")) as temporary:
+        with atomic_write(folder / ANOMALY_IMAGES / place.with_name(f"{place.name}.tiff")) as temporary:
             half = values.clip(max=np.finfo(np.float16).max).astype(np.float16)
             Image.fromarray(half.view(np.uint16)).save(temporary, "TIFF", tiffinfo={SAMPLE_FORMAT: IEEE_FLOAT})
-        with atomic_write(folder / "anomaly_images_thresholded" / place.with_name(f"{place.name}.png")) as temporary:
+        with atomic_write(folder / THRESHOLDED_IMAGES / place.with_name(f"{place.name}.png")) as temporary:
             Image.fromarray(((values >= pixel_threshold) * 255).astype(np.uint8)).save(temporary, "PNG")
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.errors import UserError
+from dbad.run_files import EXTRACTOR
 
 EMBEDDED = "efficientnet_lite0"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -92,10 +93,22 @@ def save_extractor(extractor: Extractor, path: Path) -> None:
     save_pickle(state, path)
 
 
+def is_extractor(path: Path) -> bool:
+    """Whether a file is what `save_extractor` writes, whole or damaged: then it may be written again."""
+    try:
+        return _is_saved(load_pickle(path))
+    except UserError:
+        return path.name == EXTRACTOR
+
+
+def _is_saved(state: Any) -> bool:
+    return isinstance(state, dict) and set(state) == {"name", "layers", "resolution", "state_dict"}
+
+
 def load_extractor(path: Path) -> Extractor:
     """Read what `save_extractor` wrote; anything else is a `UserError` that names the file."""
     state = load_pickle(path)
-    if not isinstance(state, dict) or set(state) != {"name", "layers", "resolution", "state_dict"}:
+    if not _is_saved(state):
         raise UserError(f"{path}: not a feature extractor written by train_extractor.py")
     try:
         extractor = build_extractor(state["name"], state["layers"], state["resolution"], pretrained=False)
@@ -173,6 +186,11 @@ def stages_of(name: str) -> list[Stage]:
     except (RuntimeError, AttributeError):
         raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
     return [Stage(stage["num_chs"], stage["reduction"]) for stage in info]
+
+
+def chosen_layers(name: str, layers: Sequence[int] | None) -> list[int]:
+    """The stages that `build_extractor` takes of the backbone called `name`; nothing is downloaded."""
+    return list(_choose(name, layers, stages_of(name)))
 
 
 def usual_layers(name: str, available: Sequence[Stage]) -> list[int]:

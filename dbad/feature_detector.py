@@ -5,7 +5,7 @@ With the denoiser may come a discriminator, which judges a patch by all its dist
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dbad import diffmaps, discriminator
 from dbad.bank import Bank, load_bank, save_bank
 from dbad.calibration import Calibration
-from dbad.checkpoints import BANK, SPACE, load_pickle, load_unet, load_weights, save_pickle, save_weights
+from dbad.checkpoints import load_pickle, load_unet, load_weights, save_pickle, save_weights
 from dbad.detectors import Calibrated, Settings
 from dbad.discriminator import Discriminator, evidence
 from dbad.errors import UserError
@@ -37,6 +37,7 @@ from dbad.lafite import (
     upsampled,
 )
 from dbad.noise import image_stream
+from dbad.run_files import BANK, SPACE
 
 PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
 DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # what needs the denoiser
@@ -276,10 +277,12 @@ def load_space(folder: Path) -> FeatureSpace:
                         state["prediction"], tuple(state["categories"]))
 
 
-def save_run(folder: Path, space: FeatureSpace, bank: Bank) -> None:
-    """Write what a detector needs beside its network."""
+def save_run(folder: Path, space: FeatureSpace, bank: Bank, judges: Mapping[str, Discriminator] | None = None) -> None:
+    """Write what a detector needs beside its network, with the discriminators by their files."""
     save_space(space, folder)
     save_bank(bank, folder / BANK)
+    for name, judge in (judges or {}).items():
+        save_discriminator(judge, folder / name)
 
 
 def save_discriminator(judge: Discriminator, path: Path) -> None:

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dbad.bank import Bank, build_bank
-from dbad.checkpoints import DISCRIMINATOR
 from dbad.data import Sample, some_of, to_float
 from dbad.discriminator import Discriminator, train_discriminator
-from dbad.feature_detector import FeatureDetector, FeatureSettings, save_discriminator
+from dbad.feature_detector import FeatureDetector, FeatureSettings
 from dbad.feature_tuning import FeatureSearch, best_on_average, changes, write_feature_trials
 from dbad.results import listed
+from dbad.run_files import CATEGORY_DISCRIMINATOR, CATEGORY_TUNING, DISCRIMINATOR, TUNING
 from dbad.tuning import PseudoValidation, pseudo_validation
 
 NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
@@ -159,18 +159,7 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
 
 def judge_file(name: str | None) -> str:
     """Where the discriminator of a category is kept, None for that of all together."""
-    return f"{DISCRIMINATOR}.pt" if name is None else f"{DISCRIMINATOR}-{name}.pt"
-
-
-def save_judges(judges: Named, folder: Path) -> dict[str | None, str]:
-    """Write the discriminators that there are, and return the names of their files; those of another run go."""
-    files = {name: judge_file(name) for name in judges}
-    for name, file in files.items():
-        save_discriminator(judges[name], folder / file)
-    for old in folder.glob(f"{DISCRIMINATOR}*.pt"):
-        if old.name not in files.values():
-            old.unlink()
-    return files
+    return DISCRIMINATOR if name is None else CATEGORY_DISCRIMINATOR.format(name)
 
 
 # ------------------------------------------------------------------------------------------ settings
@@ -200,4 +189,4 @@ def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collect
 
 def trials_file(name: str, items: Sequence[str]) -> str:
     """Where it is written what was tried for a category of a model for `items`."""
-    return "tuning.csv" if len(items) == 1 else f"tuning-{name}.csv"
+    return TUNING if len(items) == 1 else CATEGORY_TUNING.format(name)

@@ -28,6 +28,7 @@ from dbad.data import fingerprint, to_float
 from dbad.errors import UserError
 from dbad.extractors import Extractor
 from dbad.files import atomic_write, read_json, write_json
+from dbad.temporary import remove_abandoned
 
 FLOAT16_MAX = 65504
 _ROWS = 16          # images whose features are in memory at once, as float64: 25 MB for 192 channels on 32x32
@@ -111,6 +112,7 @@ def extract_features(model: PatchExtractor, images: Sequence[Tensor], folder: Pa
     cached = _open_cached(path, about)
     if cached is not None:
         return cached
+    remove_abandoned(path.parent, below=False)
     digest = hashlib.blake2b(digest_size=16)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         # Written, not mapped: a full disk is then an error that can be told, and not a signal that ends the program.

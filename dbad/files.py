@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbad.errors import UserError
+from dbad.temporary import temporary_file
 
 _UMASK = os.umask(0)        # read once: it can only be read by setting it, and other threads would see that
 os.umask(_UMASK)
@@ -22,26 +23,29 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
     The content is flushed to the disk before the rename, so that a crash or a power cut leaves either the old file or
     the new one. If the block fails, the temporary file is removed; a full or read-only disk is a `UserError`.
-    The temporary name ends like `path`, for writers that choose a format by the ending.
+    The temporary name ends like `path`, for writers that choose a format by the ending; see `dbad.temporary`.
     """
     path = Path(path)
-    try:
+    with cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    temporary = Path(name)
+        with temporary_file(path) as temporary:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(_FILE_MODE)
+            os.replace(temporary, path)
+
+
+@contextmanager
+def cannot_be_written(path: Path | str) -> Iterator[None]:
+    """Turn what the operating system says of a file or folder into a `UserError` that names it, as it often does not.
+
+    A full disk is told when something is written, by an error without a name.
+    """
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(_FILE_MODE)
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

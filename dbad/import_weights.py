@@ -26,18 +26,19 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad.checkpoints import MODEL_CONFIG, load_pickle, load_weights, model_config, save_weights
-from dbad.config import TRAIN_OPTIONS
+from dbad.checkpoints import load_pickle, load_weights, model_config, save_weights
 from dbad.ddad_weights import HEADS, convert, is_ddad
 from dbad.denoising import schedule
 from dbad.diad_weights import import_diad, is_diad_file
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor, save_extractor
 from dbad.files import read_json, write_json
+from dbad.locks import writing_out
+from dbad.run_files import EXTRACTOR, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.runtime import one_line_failures
 
 DDAD, DIFFUSION_BASED_AD = "DDAD", "Diffusion-Based-AD"
-WEIGHTS, EXTRACTOR = "final.pt", "extractor.pt"             # where the scripts look for them
+WEIGHTS = "final.pt"                # where the scripts look for them
 BACKBONES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
 COMPARED_LAYERS = (2, 3)        # strides 8 and 16, in both projects' maps; DDAD only adapts layer 1 with them
 
@@ -108,14 +109,15 @@ def run(path: Path, out: Path) -> str:
         lines.append(f"found a feature extractor of {found.project}, {extractor.name}: {found.extractor}")
 
     # Write; model_config.json comes last, since it makes a run of the folder.
-    if network:
-        save_weights(network.weights, out / WEIGHTS)
-    if extractor:
-        save_extractor(extractor, out / EXTRACTOR)
-    if network:
-        write_json(out / TRAIN_OPTIONS, network.options)
-        write_json(out / MODEL_CONFIG, network.config)
-        lines += network.remarks
+    with writing_out(out):
+        if network:
+            save_weights(network.weights, out / WEIGHTS)
+        if extractor:
+            save_extractor(extractor, out / EXTRACTOR)
+        if network:
+            write_json(out / TRAIN_OPTIONS, network.options)
+            write_json(out / MODEL_CONFIG, network.config)
+            lines += network.remarks
     return "\n".join([*lines, f"wrote {', '.join(new)} in {out}", *_next_steps(out)])
 
 

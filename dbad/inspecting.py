@@ -17,8 +17,10 @@ from dbad.evaluate import inspect
 from dbad.export import export_maps
 from dbad.files import check_folders, write_json
 from dbad.inspection import Inspection
+from dbad.locks import writing_results
 from dbad.new_images import find_images, inspect_new, last_line
 from dbad.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
+from dbad.run_files import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
 from dbad.runtime import pick_device, pick_precision
 from dbad.verdicts import Thresholds
 
@@ -63,13 +65,18 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> 
     if not about_to_write(options, folder):
         return folder
     inspect_them = inspect_images if options.images else inspect_test
-    return inspect_them(open_detector(calibration, options), calibration, options, folder)
+    with writing_results(folder):
+        return inspect_them(open_detector(calibration, options), calibration, options, folder)
 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
-    written = ("overlays",) if options.images else ("metrics.json", "report.html", *more)
-    if not announce(options, folder / "scores.csv", *(folder / name for name in written)):
+    if folder.resolve() == run_folder(options).resolve() or any(
+            (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
+        raise UserError(f"--img_dir {options.img_dir}: the results would lie in {folder}, a run folder; expected "
+                        "another folder than that of the runs")
+    written = (OVERLAYS,) if options.images else (METRICS, PAGE, *more)
+    if not announce(options, folder / SCORES, *(folder / name for name in written)):
         return False
     check_folders(img_dir=options.img_dir)
     return True
@@ -116,10 +123,10 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
         result = drift(calibration, [row.score for row in found.rows])
-        write_json(folder / "drift.json", report.plain(vars(result)))
+        write_json(folder / DRIFT, report.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
-    report.write_report(folder / "report.html", found.inspections, counts, summary, thresholds)
+    report.write_report(folder / PAGE, found.inspections, counts, summary, thresholds)
     print(last_line(found))
     return folder
 

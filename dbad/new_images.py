@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,7 @@ from dbad.files import atomic_write
 from dbad.finding import files_below
 from dbad.inspection import Inspection
 from dbad.picture_files import special_kind
+from dbad.run_files import OVERLAYS, SCORES, UNREADABLE
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows
 
@@ -145,7 +147,8 @@ def inspect_new(detector: Detector, calibration: Calibration, paths: Sequence[Pa
     before its time, the scores of the images inspected until then are written.
     """
     _refuse_results(paths, folder)
-    overlays = dict(zip(paths, (Path(folder, "overlays", name) for name in overlay_names(paths)), strict=True))
+    overlays = _overlays(paths, folder)
+    before = _overlays(_inspected_before(folder), folder)
     begun = time.monotonic()
     kept: list[Inspection] = []
     rows: list[Row] = []
@@ -171,7 +174,9 @@ def inspect_new(detector: Detector, calibration: Calibration, paths: Sequence[Pa
             _write_tables(folder, rows, unreadable)
     if not rows:
         raise UserError(f"none of {len(paths)} files could be read: {unreadable[0][0]}: {unreadable[0][1]}")
-    _remove_others(folder, set(overlays.values()) - {overlays[path] for path, _ in unreadable})
+    drawn = set(overlays.values()) - {overlays[path] for path, _ in unreadable}
+    for path in set(before.values()) - drawn:
+        path.unlink(missing_ok=True)
     return NewImages(kept, rows, unreadable, (time.monotonic() - begun) / len(rows))
 
 
@@ -300,8 +305,8 @@ def _finish(jobs: list[Future]) -> None:
 
 
 def _write_tables(folder: Path, rows: Sequence[Row], unreadable: Sequence[tuple[Path, str]]) -> None:
-    report.write_scores(Path(folder, "scores.csv"), rows)
-    path = Path(folder, "unreadable.csv")
+    report.write_scores(Path(folder, SCORES), rows)
+    path = Path(folder, UNREADABLE)
     if not unreadable:
         path.unlink(missing_ok=True)
         return
@@ -319,8 +324,16 @@ def _refuse_results(paths: Sequence[Path], folder: Path) -> None:
             raise UserError(f"--images {path}: lies in {folder}, where the results go; expected images elsewhere")
 
 
-def _remove_others(folder: Path, overlays: set[Path]) -> None:
-    """Remove the overlays of a former run in the same place whose images were not inspected this time."""
-    for path in Path(folder, "overlays").glob("*.png"):
-        if path not in overlays:
-            path.unlink()
+def _overlays(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """The file of every image's overlay."""
+    return dict(zip(paths, (Path(folder, OVERLAYS, name) for name in overlay_names(paths)), strict=True))
+
+
+def _inspected_before(folder: Path) -> list[Path]:
+    """The images that a former run in the same place was given, as its tables tell."""
+    paths: set[Path] = set()
+    for name in (SCORES, UNREADABLE):
+        with suppress(OSError, ValueError, KeyError, TypeError), open(
+                Path(folder, name), newline="", encoding="utf-8") as file:
+            paths |= {Path(row["path"]) for row in csv.DictReader(file)}
+    return sorted(paths)

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dbad.checksums import read_tensors, write_tensors
 from dbad.diffmaps import blur
 from dbad.errors import UserError
-from dbad.files import atomic_write
 
-NORMALISATION = "normalisation.safetensors"     # in the run folder
 NUM_BINS = 16
 
 
@@ -103,10 +100,8 @@ def log_contrast(images: Tensor, side: int) -> Tensor:
 
 def save_normalisation(normalisation: Normalisation, path: Path) -> None:
     """Write the statistics as a .safetensors file."""
-    tensors = {name: getattr(normalisation, name).contiguous() for name in ("mean", "std", "levels")}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {"kind": normalisation.kind, "names": " ".join(normalisation.names),
-                                      "side": str(normalisation.side)})
+    about = {"kind": normalisation.kind, "names": " ".join(normalisation.names), "side": str(normalisation.side)}
+    write_tensors({name: getattr(normalisation, name) for name in ("mean", "std", "levels")}, path, about)
 
 
 def load_normalisation(path: Path) -> Normalisation:
@@ -114,9 +109,8 @@ def load_normalisation(path: Path) -> Normalisation:
     if not path.is_file():
         raise UserError(f"{path}: no such file, yet the maps are to be normalised; run evaluation.py first")
     try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            return Normalisation(about["kind"], tuple(about["names"].split()),
-                                 *(file.get_tensor(name) for name in ("mean", "std", "levels")), int(about["side"]))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        tensors, about = read_tensors(path)
+        return Normalisation(about["kind"], tuple(about["names"].split()),
+                             *(tensors[name] for name in ("mean", "std", "levels")), int(about["side"]))
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not what evaluation.py measured of good images ({error}); run it again") from None

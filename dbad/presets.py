@@ -11,6 +11,7 @@ weights, on the timesteps up to `latent_max_timestep`, and begin inference there
 not reach from pure noise back to an image.
 """
 
+from pathlib import Path
 from typing import Any
 
 _COMMON: dict[str, Any] = {
@@ -59,3 +60,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latent_max_timestep": 1000, "latent_start": 1000, "latent_steps_back": 10,
     },
 }
+
+
+def default_preset(dataset_path: Path | None, device: str, method: str = "ddim") -> str:
+    """The preset where none is given and none was trained with: demo for the demo data, else as the machine is.
+
+    Real data take small on a CPU, where a step of base takes minutes, and base on CUDA; lafite and knn take small
+    everywhere. `device` is what --device says.
+    """
+    from dbad.runtime import pick_device  # it loads torch, which reading a command line does without
+    if dataset_path is None:
+        return "demo"
+    return "base" if method in ("ddim", "diad") and pick_device(device).type == "cuda" else "small"

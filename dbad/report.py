@@ -18,6 +18,7 @@ from PIL import Image
 from dbad import figures, verdicts
 from dbad.files import atomic_write, write_json, write_text
 from dbad.inspection import Inspection
+from dbad.run_files import METRICS, METRICS_TABLE
 from dbad.verdicts import Curves, Thresholds
 
 SCORE_COLUMNS = ("path", "category", "defect", "label", "score", "p_value", "normalised", "decision")
@@ -42,7 +43,7 @@ def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path,
 
     What is not finite becomes null in JSON and an empty field in CSV, since neither format has a common word for it.
     """
-    json_path, csv_path = Path(folder, "metrics.json"), Path(folder, "metrics.csv")
+    json_path, csv_path = Path(folder, METRICS), Path(folder, METRICS_TABLE)
     write_json(json_path, plain(metrics))
     with atomic_write(csv_path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -63,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered from 0, texts joined."""
+    """{"image": {"auroc": 0.9}} -> {("image", "auroc"): 0.9}; the entries of a list are numbered, its texts joined."""
     flat = {}
     for name, value in plain(metrics).items():
         if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):

@@ -22,6 +22,7 @@ from dbad.finding import counted
 from dbad.inspection import Inspection
 from dbad.protocol import Protocol
 from dbad.records import Sample
+from dbad.run_files import CURVES, OPTIONS, OVERVIEW, PAGE, PANELS, SCORES
 from dbad.verdicts import Thresholds
 
 METHODS = {"ddim": "conditioned denoising (DDIM), pixel and feature differences",
@@ -37,7 +38,7 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
     that lie there are kept: their folder gets a number behind its name.
     """
     record = {"options": plain(options)} | ({"inputs": inputs} if inputs else {})
-    path = folder / "options.json"
+    path = folder / OPTIONS
     if path.is_file() and record != {name: read_json(path).get(name) for name in record}:
         kept = folder.rename(numbered(folder))
         print(f"{folder} held results of other options{' or images' * bool(inputs)}; they are kept in {kept}")
@@ -58,15 +59,15 @@ def write_results(folder: Path, inspections: Sequence[Inspection], samples: Sequ
     metrics, found = measure(inspections, calibration, samples, protocol)
     metrics["seconds_per_image"] = seconds_per_image
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    report.write_scores(folder / "scores.csv", inspections)
+    report.write_scores(folder / SCORES, inspections)
     report.write_metrics(folder, metrics)
-    panels = figures.write_panels(folder / "images", inspections, thresholds, options.num_workers)
-    figures.write_overview(folder / "overview.png", inspections, thresholds)
-    figures.write_curves(folder / "curves.png", inspections, thresholds, found)
+    panels = figures.write_panels(folder / PANELS, inspections, thresholds, options.num_workers)
+    figures.write_overview(folder / OVERVIEW, inspections, thresholds)
+    figures.write_curves(folder / CURVES, inspections, thresholds, found)
     summary = run_summary(options, calibration, len(inspections), changed(options))
     if words := mask_words(metrics["masks"]):
         summary["Masks"] = "; ".join(words)
-    report.write_report(folder / "report.html", inspections, metrics, summary, thresholds, found)
+    report.write_report(folder / PAGE, inspections, metrics, summary, thresholds, found)
     return metrics, panels
 
 
@@ -157,15 +158,16 @@ def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty"
             for kind, n in number.items() if n]
 
 
-def set_summary(options: Any, items: Sequence[str]) -> dict[str, str]:
-    """What the summary of several runs says of how they came about, as `run_summary` does for one."""
+def set_summary(options: Any, runs: Sequence[Any]) -> dict[str, str]:
+    """What the summary of several runs, `summary.Run` each, says of how they came about, as `run_summary` for one."""
+    presets = [read_json(path)["options"]["preset"] for run in runs if (path := run.folder / OPTIONS).is_file()]
     different = {name: value for name, value in changed(options).items()
                  if name not in ("item", "seeds", "seed", "preset", "dataset_path", "run_id")}
     return {
         "Data": data_of(options),
-        "Categories": ", ".join(dict.fromkeys(items)),
+        "Categories": ", ".join(dict.fromkeys(run.item for run in runs)),
         "Seeds": ", ".join(map(str, getattr(options, "seeds", None) or (options.seed or 0,))),
-        "Preset": options.preset or ("demo" if options.dataset_path is None else "base"),
+        "Preset": options.preset or ", ".join(dict.fromkeys(presets)) or "-",
         "Other than the preset": listed(different),
         "Commit": commit() or "unknown",
         "Versions": listed(versions()),

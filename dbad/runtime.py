@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dbad.errors import UserError, printable
+from dbad.signals import STATUS, STOPPED, terminable
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,16 +87,20 @@ def _cpu_has(*features: str) -> bool:
 
 @contextlib.contextmanager
 def one_line_failures() -> Iterator[None]:
-    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback."""
+    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback.
+
+    Ctrl-C and SIGTERM end it with status 130.
+    """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
     logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        yield
+        with terminable():
+            yield
     except UserError as error:
         _exit(str(error), 2)
     except KeyboardInterrupt:
-        _exit("stopped; what is finished is kept, and a training goes on when the same command is given again", 130)
+        _exit(STOPPED, STATUS)
     except torch.OutOfMemoryError:
         _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
     except OSError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dbad.calibration import Calibration, load_calibration
-from dbad.checkpoints import CALIBRATION
 from dbad.config import resolve, run_folder, trained_options
 from dbad.detectors import calibration_file, check_digests, detector_settings
 from dbad.errors import UserError
+from dbad.run_files import CALIBRATION, EXTRACTOR, UNFINISHED
 
 T = TypeVar("T")
 
@@ -22,21 +22,18 @@ def settle(options: T) -> tuple[Calibration | None, T]:
     are given too: they replace the calibration.
     """
     options = dataclasses.replace(options, run_id=options.run_id or options.item)
+    given = given_thresholds(options)
     if options.dry_run:
         return None, resolve(options, trained_options(options))
-    given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
-    if None not in given.values():
+    if given:
         options = resolve(options, trained_options(options))
-        settings = detector_settings(options, options.extractor_path or run_folder(options) / "extractor.pt")
+        settings = detector_settings(options, options.extractor_path or run_folder(options) / EXTRACTOR)
         return Calibration(given, pixel_threshold=1.0, image_threshold=1.0, settings=settings), options
 
     folder = run_folder(options)
     if not trained_options(options):
         raise UserError(f"{folder}: no trained run; run train_ddim.py, train_extractor.py and evaluation.py first")
     calibration = load_calibration(folder / CALIBRATION)
-    if any(given.values()):
-        name = "feature_threshold" if given["feature"] is None else "pxl_threshold"
-        raise UserError(f"--{name}: missing; expected both thresholds or, to use those of {folder / CALIBRATION}, none")
     check_digests(calibration, folder)
     for name, calibrated in calibration.settings.items():
         value = getattr(options, name)
@@ -51,6 +48,17 @@ def settle(options: T) -> tuple[Calibration | None, T]:
     return calibration, resolve(options, trained_options(options))
 
 
+def given_thresholds(options: Any) -> dict[str, float]:
+    """The thresholds that are given by hand, both or none."""
+    given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 1:
+        name = {"pixel": "pxl_threshold", "feature": "feature_threshold"}[missing[0]]
+        raise UserError(f"--{name}: missing; expected both thresholds or, to use those of "
+                        f"{run_folder(options) / CALIBRATION}, none")
+    return {} if missing else given
+
+
 def settle_trained(options: T, script: str) -> tuple[Calibration | None, T]:
     """`settle` for runs of a training `script` that also calibrates; `options` name the run.
 
@@ -62,6 +70,8 @@ def settle_trained(options: T, script: str) -> tuple[Calibration | None, T]:
         return None, resolve(options, shared)
     if not trained:
         raise UserError(f"{folder}: no run of {script}; train it first: python {script} --item {options.item}")
+    if trained.get(UNFINISHED):
+        raise UserError(f"{folder}: {script} was stopped while it wrote the files of this run; give its command again")
     if options.item not in trained["item"]:
         print(f"warning: {folder} has not learnt {options.item}, only {', '.join(trained['item'])}; its thresholds are "
               "those of all of these together", file=sys.stderr)

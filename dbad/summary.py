@@ -20,8 +20,8 @@ from dbad.errors import UserError
 from dbad.files import atomic_write, read_json, write_text
 from dbad.published import NAMES, PUBLISHED, Published
 from dbad.report import flatten, template
+from dbad.run_files import METRICS, OPTIONS, PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY_TEXT
 
-FILES = ("summary.csv", "summary.md", "index.html")
 FINISHED = ("done", "finished before")
 
 
@@ -152,10 +152,10 @@ def write_summary(img_dir: Path, runs: Sequence[Run], about: Mapping[str, str], 
     summary = summarise(img_dir, results, about, PUBLISHED[published] if published else None)
     tiles = [(title, mean) for title, mean in zip(summary.titles, summary.mean, strict=True) if title in TILES]
     keep_earlier(img_dir, {(run.item, str(run.seed)) for run in runs})
-    write_rows(img_dir / "summary.csv", img_dir, results)
-    write_text(img_dir / "summary.md", markdown(summary))
-    write_text(img_dir / "index.html", template("index.html").render(summary=summary, tiles=tiles))
-    return img_dir / "index.html"
+    write_rows(img_dir / SUMMARY_TABLE, img_dir, results)
+    write_text(img_dir / SUMMARY_TEXT, markdown(summary))
+    write_text(img_dir / SUMMARY_PAGE, template("index.html").render(summary=summary, tiles=tiles))
+    return img_dir / SUMMARY_PAGE
 
 
 def measured(run: Run) -> Measured:
@@ -164,8 +164,8 @@ def measured(run: Run) -> Measured:
         why = f"failed: {run.error}" if run.error else "failed"
         return Measured(trouble=why if run.status == "failed" else "not run")
     try:
-        metrics = read_json(run.folder / "metrics.json")
-        options = read_json(run.folder / "options.json")
+        metrics = read_json(run.folder / METRICS)
+        options = read_json(run.folder / OPTIONS)
     except UserError as error:
         return Measured(trouble=str(error))
     protocol = metrics.get("protocol", "unknown")
@@ -177,7 +177,7 @@ def measured(run: Run) -> Measured:
 
 def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
     """Rename the summary that lies in `img_dir` if it has other runs than `pairs` of item and seed."""
-    path = img_dir / "summary.csv"
+    path = img_dir / SUMMARY_TABLE
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
@@ -186,7 +186,7 @@ def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
 
     def numbered(number: int) -> list[Path]:
         return [old.with_stem(f"{old.stem}.{number}") for old in olds]
-    olds = [img_dir / name for name in FILES]
+    olds = [img_dir / name for name in SUMMARY]
     news = next(found for found in map(numbered, count(1)) if not any(new.exists() for new in found))
     for old, new in zip(olds, news, strict=True):
         if old.exists():
@@ -274,7 +274,7 @@ def row(img_dir: Path, results: Results, item: str, shown: list[Cell]) -> Row:
     reports: list[tuple[int, str | None]] = []
     runs = {run: found for run, found in results.items() if run.item == item}
     for run, found in runs.items():
-        page = run.folder / "report.html"
+        page = run.folder / PAGE
         there = not found.trouble and page.is_file()
         reports.append((run.seed, quote(Path(os.path.relpath(page, img_dir)).as_posix()) if there else None))
     finished = sum(not found.trouble for found in runs.values())

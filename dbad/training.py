@@ -6,13 +6,9 @@ and started again ends with the weights of an unbroken one, and several processe
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +19,17 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dbad.checkpoints import LAST, load_pickle, log_line, save_pickle, trim_log
+from dbad.checkpoints import load_pickle, save_pickle
+from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.files import ensure_folders
 from dbad.noise import stream
+from dbad.progress import Clock, EpochSums, Log, forecast
+from dbad.run_files import last_file
+from dbad.signals import stop_signals
 
-SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
-LONG_SAVE_S = 6         # a network that takes longer to save is saved more rarely, in proportion
 IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
 
 
@@ -111,27 +108,27 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
         best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
 
     A finished run is not repeated. Frozen weights are not saved: the caller brings them with the model. Ctrl-C and
-    SIGTERM end the step in progress and save; after `kill -9` at most SAVE_EVERY_S seconds are computed again, more
-    where a save takes longer than LONG_SAVE_S.
+    SIGTERM end the step in progress and save; after `kill -9` at most `progress.SAVE_EVERY_S` seconds are computed
+    again, more where a save takes longer than `progress.LONG_SAVE_S`. The log has the losses of an unbroken run.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    state = _State(model.to(accelerator.device), plan, best)
-    last = folder / (LAST if phase == "diffusion" else f"{phase}_{LAST}")
+    state = _State(model.to(accelerator.device), plan, accelerator, best)
+    last = folder / last_file(phase)
     if resume and last.is_file():
         state.restore(last)
     ensure_folders(diffusion_checkpoint_dir=folder, log_dir=log_dir)
     if on_begin and accelerator.is_main_process:
         on_begin()
     if best and not best.weights:       # nothing was restored
-        state.judge(state.report(on_report) if accelerator.is_main_process else {}, accelerator)
+        state.judge(state.report(on_report) if accelerator.is_main_process else {})
     if not state.finished:
         batches = StepBatches(len(data), batch_size, state.step * plan.accumulate, plan.num_steps * plan.accumulate,
                               plan.seed, accelerator.process_index, accelerator.num_processes)
         loader = DataLoader(data, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda",
                             persistent_workers=num_workers > 0, collate_fn=_as_is)
-        log = _Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
+        log = Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
         _loop(accelerator, state, loader, loss_of, last, log, on_report)
     state.use_ema()
     if best:
@@ -140,20 +137,20 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
 
 
 def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, last: Path,
-          log: _Log | None, on_report: Callable | None) -> None:
+          log: Log | None, on_report: Callable | None) -> None:
     """Step until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
-    plan, clock = state.plan, _Clock()
+    plan, clock = state.plan, Clock()
     wrapped, optimizer = accelerator.prepare(state.model, state.optimizer)
     bar = tqdm(total=plan.num_steps, initial=state.step, unit="step", desc=f"training {log.phase}" if log else None,
                disable=log is None, mininterval=1.0)
-    with bar, stop_signals() as stopped:
+    with bar, stop_signals(lambda: clock.longest_step_s) if log else stop_signals() as asked:
         for number, batch in enumerate(loader, start=1):
             wrapped.train()
             whole = number % plan.accumulate == 0       # the step has all its batches
             with clock.network(), nullcontext() if whole else accelerator.no_sync(wrapped):
                 losses = loss_of(wrapped, {key: value.to(accelerator.device) for key, value in batch.items()})
                 accelerator.backward(losses["loss"] / plan.accumulate)
-            clock.add(losses)
+            state.losses.add(losses)
             if not whole:
                 continue
             with clock.network():
@@ -163,24 +160,37 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
             state.advance()
             bar.update()
             if state.step % plan.steps_per_epoch == 0 or state.finished:
-                means = clock.epoch_means(accelerator)
+                means = state.losses.means(accelerator)
                 _check_finite(means["loss"], state.step)
+                means |= clock.epoch()
                 bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-                found = state.report(on_report) if log else {}
+                with clock.aside():
+                    found = state.report(on_report) if log else {}
                 if log:
                     log.write(state.epoch, state.step, means | found)
-                state.judge(found, accelerator)
+                state.judge(found)
                 accelerator.wait_for_everyone()
-                clock.restart()
-            if stopped() or state.finished or clock.save_is_due():
+                state.losses.restart()
+            step_s = clock.step()
+            if step_s and log and not state.finished:
+                bar.write(f"{bar.desc}: {forecast(step_s, plan.num_steps - state.step, state.best is not None)}")
+            stopped, due = _together(accelerator, asked(), clock.save_is_due())
+            if stopped or state.finished or due:
                 _check_finite(float(losses["loss"].detach() + norm), state.step)
                 with clock.saving():
-                    if log:
-                        state.save(last)
-            if stopped():
+                    state.save(last if log else None)
+            if stopped:
                 raise KeyboardInterrupt
             if state.finished:
                 break
+
+
+def _together(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """Each wish is granted to all processes if one has it: they stop and save after the same step."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    votes = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(votes, "sum") > 0).tolist()
 
 
 def _as_is(batch: Any) -> Any:
@@ -188,51 +198,12 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-class Best:
-    """Early stopping: the epoch with the lowest held-out loss so far, and its weights.
-
-    The weights from before training count as epoch 0. Reports have to come after every epoch.
-
-        patience    epochs in a row without a new lowest loss after which the training stops; 0 never stops it
-        epoch       the best one
-        loss        its held-out loss
-        seen        the last epoch that was measured
-        first       the held-out loss of epoch 0
-    """
-
-    def __init__(self, patience: int):
-        self.patience, self.epoch, self.seen = patience, 0, 0
-        self.first = self.loss = math.inf
-        self.weights: list[Tensor] = []
-
-    @property
-    def exhausted(self) -> bool:
-        return 0 < self.patience <= self.seen - self.epoch
-
-    def judge(self, epoch: int, loss: float, weights: list[Tensor]) -> None:
-        """Compare the weights after `epoch` with the best ones."""
-        self.seen = epoch
-        if epoch == 0:
-            self.first = loss
-        if epoch == 0 or loss < self.loss:
-            self.epoch, self.loss, self.weights = epoch, loss, [w.detach().cpu().clone() for w in weights]
-
-    def copy_to(self, parameters: list[nn.Parameter]) -> None:
-        for parameter, weight in zip(parameters, self.weights, strict=True):
-            parameter.data.copy_(weight)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-
 class _State:
     """What a training consists of, and what resuming it needs."""
 
-    def __init__(self, model: nn.Module, plan: Plan, best: Best | None = None):
+    def __init__(self, model: nn.Module, plan: Plan, accelerator: Accelerator, best: Best | None = None):
         self.model, self.plan, self.best, self.step = model, plan, best, 0
+        self.accelerator, self.losses = accelerator, EpochSums()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainable, plan.learning_rate, betas=plan.betas,
                                            weight_decay=plan.weight_decay, fused=plan.fused or None)
@@ -270,11 +241,11 @@ class _State:
             self.ema.restore(self.trainable)
         return found
 
-    def judge(self, found: dict[str, float], accelerator: Accelerator) -> None:
+    def judge(self, found: dict[str, float]) -> None:
         """Tell every process's `Best` the held-out loss, which only the main one has `found`."""
         if self.best:
-            loss = torch.tensor(found["val_loss"] if found else 0.0, device=accelerator.device)
-            self.best.judge(self.epoch, float(accelerator.reduce(loss, "sum")), self.ema.shadow_params)
+            loss = torch.tensor(found["val_loss"] if found else 0.0, device=self.accelerator.device)
+            self.best.judge(self.epoch, float(self.accelerator.reduce(loss, "sum")), self.ema.shadow_params)
 
     def use_ema(self) -> None:
         self.ema.copy_to(self.trainable)
@@ -284,15 +255,19 @@ class _State:
         names = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         return {name: value for name, value in self.model.state_dict().items() if name in names}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | None) -> None:
+        """Write what `restore` reads; all processes have to ask together, and those without a `path` write nothing."""
+        losses = self.losses.state(self.accelerator)
+        if path is None:
+            return
         parts = {key: part.state_dict() for key, part in self._parts.items()}
         for name in self.frozen():
             del parts["model"][name]
-        save_pickle({**parts, "step": self.step, "settings": self.plan.settings}, path)
+        save_pickle({**parts, "step": self.step, "settings": self.plan.settings, "epoch": losses}, path)
 
     def restore(self, path: Path) -> None:
         """Load what `save` wrote; a state that was trained under other settings is a `UserError`."""
-        saved = load_pickle(path)
+        saved = load_pickle(path, "move it away, or give --no_resume, to begin again")
         if not isinstance(saved, dict) or not {*self._parts, "step", "settings"} <= saved.keys():
             raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
         now, then = self.plan.settings, saved["settings"]
@@ -308,87 +283,11 @@ class _State:
             part.load_state_dict(saved[key])
         self.ema.to(self.trainable[0].device)
         self.step = saved["step"]
-
-
-class _Log:
-    """The run's log.jsonl and its TensorBoard events."""
-
-    def __init__(self, folder: Path, log_dir: Path, phase: str, step: int):
-        trim_log(folder, phase, step)
-        self.folder, self.phase, self._events = folder, phase, SummaryWriter(str(log_dir))
-
-    def write(self, epoch: int, step: int, values: dict[str, float]) -> None:
-        log_line(self.folder, json.dumps({"phase": self.phase, "epoch": epoch, "step": step, **values}))
-        for key, value in values.items():
-            self._events.add_scalar(f"{self.phase}/{key}", value, step)
-        self._events.flush()
+        if "epoch" in saved:            # older ones have none: their epoch's mean is that of the steps to come
+            self.losses.restore(saved["epoch"], self.accelerator)
 
 
 def _check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise UserError(f"the training loss or its gradient became {loss} by step {step}; try a smaller "
                         "--learning_rate, --precision fp32, or look for broken images")
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks after every step; a second one stops at once."""
-    asked = threading.Event()
-
-    def ask(number, frame):
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set          # signals reach the main thread only
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Clock:
-    """Seconds and losses of an epoch; `outside_network` is the share of time not spent in the network.
-
-    On an accelerator the network runs on while the loop goes ahead, so that the share is meaningful on a CPU only.
-    """
-
-    def __init__(self):
-        self._saved = self._begun = time.monotonic()
-        self._pause_s = SAVE_EVERY_S
-        self._network_s, self._sums, self._count = 0.0, {}, 0
-
-    @contextmanager
-    def network(self) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self._network_s += time.monotonic() - begun
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for key, value in losses.items():
-            self._sums[key] = self._sums.get(key, 0) + value.detach()
-        self._count += 1
-
-    def epoch_means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses over the epoch's steps and all processes, and this process's seconds."""
-        seconds = time.monotonic() - self._begun
-        means = {key: float(accelerator.reduce(value / self._count, "mean")) for key, value in self._sums.items()}
-        return means | {"seconds": round(seconds, 3), "outside_network": round(1 - self._network_s / seconds, 4)}
-
-    def restart(self) -> None:
-        self._begun, self._network_s, self._sums, self._count = time.monotonic(), 0.0, {}, 0
-
-    def save_is_due(self) -> bool:
-        return time.monotonic() - self._saved > self._pause_s
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """The next save is due the later, the longer this one takes."""
-        begun = time.monotonic()
-        yield
-        self._saved = time.monotonic()
-        self._pause_s = SAVE_EVERY_S * max(1.0, (self._saved - begun) / LONG_SAVE_S)

@@ -25,8 +25,8 @@ from dbad.diffmaps import central_window, pixel_map
 from dbad.files import atomic_write
 from dbad.normalise import Normalisation, fit
 from dbad.pseudo import make_all
+from dbad.run_files import TUNING, TUNING_PLOT
 
-TUNED = "tuned.json"                                # in the run folder: the settings chosen, and for which weights
 NUM_PSEUDO = 80                                     # pseudo-anomalies, about
 STARTS = (50, 100, 150, 200, 250, 300, 400)         # timesteps, as far as the network was trained for them
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -206,14 +206,14 @@ def normalisation_of(maps: MapSettings, reference: Differences) -> Normalisation
 def write_trials(folder: Path, trials: Sequence[Trial], best: Trial) -> None:
     """Write tuning.csv, a row per trial, and tuning.png, what the ways to reconstruct reached."""
     names = [NAMES.get(field.name, field.name) for kind in (Conditioning, MapSettings) for field in fields(kind)]
-    with atomic_write(folder / "tuning.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(folder / TUNING) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*names, "aupro", "image_auroc", "merit", "chosen"])
         for trial in trials:
             values = trial.settings()
             writer.writerow([*(" ".join(map(str, v)) if isinstance(v := values[name], tuple) else v for name in names),
                              trial.aupro, trial.auroc, trial.merit, int(trial is best)])
-    _plot(folder / "tuning.png", trials, best)
+    _plot(folder / TUNING_PLOT, trials, best)
 
 
 def _plot(path: Path, trials: Sequence[Trial], best: Trial) -> None:

@@ -15,7 +15,6 @@ from dbad import autoencoder
 from dbad.autoencoder import (
     PUBLISHED_SCALE,
     SIZES,
-    WEIGHTS,
     BalancedImages,
     Size,
     build_autoencoder,
@@ -28,9 +27,10 @@ from dbad.autoencoder import (
     save_autoencoder,
     to_imagenet,
 )
-from dbad.checkpoints import MODEL_CONFIG, model_config
+from dbad.checkpoints import model_config
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
+from dbad.run_files import AUTOENCODER, MODEL_CONFIG
 from dbad.training import StepBatches
 
 SMALL = Size((8, 8, 16, 16), 1, 4)
@@ -129,9 +129,9 @@ def test_a_saved_auto_encoder_is_loaded_as_it_was(tmp_path):
     images = random_images(2, 32)
     assert torch.equal(reconstruct(loaded, images, "fp32"), reconstruct(model.eval(), images, "fp32"))
     assert loaded.config.scaling_factor == 0.7 and not loaded.training
-    assert load_file(tmp_path / WEIGHTS).keys() == model.state_dict().keys()
+    assert load_file(tmp_path / AUTOENCODER).keys() == model.state_dict().keys()
     assert load_start(tmp_path)[1] == "tiny"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, MODEL_CONFIG]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [AUTOENCODER, MODEL_CONFIG]
 
 
 def spoil_config(folder):
@@ -143,13 +143,13 @@ def spoil_size(folder):
 
 
 def truncate(folder):
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[:len(content) // 2])
+    content = (folder / AUTOENCODER).read_bytes()
+    (folder / AUTOENCODER).write_bytes(content[:len(content) // 2])
 
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda folder: (folder / MODEL_CONFIG).unlink(), "no trained auto-encoder; train it first"),
-    (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: no such checkpoint"),
+    (lambda folder: (folder / AUTOENCODER).unlink(), f"{AUTOENCODER}: no such checkpoint"),
     (spoil_config, f"{MODEL_CONFIG}: does not describe an AutoencoderKL"),
     (spoil_size, "weights of another architecture"), (truncate, "not a safetensors file, or a truncated one")])
 def test_a_folder_without_a_whole_auto_encoder_is_refused(spoil, says, tmp_path):

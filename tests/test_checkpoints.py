@@ -13,8 +13,6 @@ import torch
 from helpers import one_line, random_images, tiny_unet
 
 from dbad.checkpoints import (
-    LOG,
-    MODEL_CONFIG,
     build_unet,
     load_pickle,
     load_unet,
@@ -28,6 +26,7 @@ from dbad.config import plain, resolve
 from dbad.errors import UserError
 from dbad.files import atomic_write, ensure_folders, read_json, write_json, write_text
 from dbad.results import results_folder
+from dbad.run_files import LOG, MODEL_CONFIG
 from inference_ddim import Options
 
 # Files
@@ -254,7 +253,7 @@ def test_a_file_that_holds_no_state_dict_is_refused(content, tmp_path):
 
 
 def test_a_run_that_was_not_trained_says_so(tmp_path):
-    with pytest.raises(UserError, match="no such run folder; train it first.*--run_id bolt") as error:
+    with pytest.raises(UserError, match="no such run folder.*train it first.*--run_id bolt") as error:
         load_unet(tmp_path / "bolt", "final.pt")
     one_line(error)
 

@@ -20,23 +20,12 @@ import train_extractor
 import train_lafite
 import train_tune_eval
 from dbad.checks import check
-from dbad.config import (
-    TRAIN_OPTIONS,
-    announce,
-    changed,
-    main,
-    parse,
-    plain,
-    resolve,
-    run_folder,
-    run_name,
-    subset,
-    trained_options,
-)
+from dbad.config import announce, changed, main, parse, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.errors import UserError
 from dbad.files import write_json
 from dbad.inspecting import results_of
-from dbad.presets import PRESETS
+from dbad.presets import PRESETS, default_preset
+from dbad.run_files import TRAIN_OPTIONS
 from dbad.runtime import one_line_failures, pick_device, pick_precision
 
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,
@@ -208,10 +197,41 @@ def test_every_preset_has_a_value_for_every_option_that_asks_for_one():
 
 def test_the_preset_follows_from_the_data_unless_it_is_given():
     assert resolve(Train(item="bolt")).preset == "demo"
-    assert resolve(Train(item="bolt", dataset_path=Path("data"))).preset == "base"
+    assert resolve(Train(item="bolt", dataset_path=Path("data"), device="cpu")).preset == "small"
     assert resolve(Train(item="bolt", dataset_path=Path("data"), preset="small")).preset == "small"
     assert resolve(Inspect(item="bolt", dataset_path=Path("data")), {"preset": "small"}).preset == "small"
     assert resolve(Inspect(item="bolt", preset="demo"), {"preset": "small"}).preset == "demo"
+
+
+@pytest.mark.parametrize("device, method, expected", [
+    ("cpu", "ddim", "small"), ("cpu", "diad", "small"), ("cpu", "lafite", "small"), ("cpu", "knn", "small"),
+    ("cuda", "ddim", "base"), ("auto", "diad", "base"), ("cuda", "lafite", "small"), ("auto", "knn", "small")])
+def test_real_data_take_what_the_machine_can_train(device, method, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert default_preset(Path("data"), device, method) == expected
+    assert default_preset(None, device, method) == "demo"
+
+
+def test_the_smaller_preset_is_said_to_be_chosen_for_the_machine(capsys):
+    announce(resolve(Train(item="bolt", dataset_path=Path("data"), device="cpu")))
+    assert "; preset small (the default for real data without a CUDA GPU) with" in capsys.readouterr().out
+    for options in (Train(item="bolt"), Train(item="bolt", dataset_path=Path("data"), device="cpu", preset="base")):
+        announce(resolve(options))
+        assert "default" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, "base"), ({"resume": False}, "small"), ({"dataset_path": Path("other")}, "small"),
+    ({"preset": "demo"}, "demo")])
+def test_a_training_that_was_stopped_goes_on_with_its_preset(changes, expected, tmp_path):
+    """It may have been begun on a GPU, or when base was the default."""
+    options = Train(item="bolt", dataset_path=Path("data"), device="cpu", diffusion_checkpoint_dir=tmp_path)
+    before = plain(resolve(dataclasses.replace(options, preset="base")))
+    write_json(tmp_path / "bolt" / TRAIN_OPTIONS, before)
+    assert train_ddim.settled(options).preset == "small"        # nothing to go on from
+    (tmp_path / "bolt" / "last.pt").touch()
+    assert train_ddim.settled(dataclasses.replace(options, **changes)).preset == expected
 
 
 def test_what_is_given_comes_before_what_was_trained_and_that_before_the_preset():

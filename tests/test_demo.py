@@ -1,5 +1,7 @@
 """The built-in demo data: what is drawn, where the masks lie, and how the files get to the disk."""
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from dbad import demo
 from dbad.demo import CATEGORIES, draw, write_demo
 from dbad.errors import UserError
+from dbad.temporary import machine
 
 KINDS = [(category, defect) for category, defects in CATEGORIES.items() for defect in defects]
 TINY = dict(size=32, num_train=2, num_test_good=1, num_per_defect=1)
@@ -142,6 +145,24 @@ def test_an_interrupted_drawing_leaves_what_was_there(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_demo(tmp_path, [category], **TINY | dict(seed=9))
     assert contents(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["carpet"]
+
+
+def test_what_a_killed_drawing_left_goes_with_the_next_one(tmp_path):
+    left = tmp_path / f".hazelnut-{machine()}-{2 ** 22 + 1}-abcd1234"
+    (left / "new").mkdir(parents=True)
+    (tmp_path / ".hazelnut-mine").mkdir()
+    write_demo(tmp_path, ["pcb"], **TINY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hazelnut-mine", "pcb"]
+
+
+def test_a_full_disk_names_the_folder_that_is_drawn_into(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))      # as writing says it: without a name
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=f"{tmp_path}/pcb: cannot be written .{os.strerror(errno.ENOSPC)}"):
+        write_demo(tmp_path, ["pcb"], **TINY)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_was_not_drawn_here_is_never_touched(tmp_path):

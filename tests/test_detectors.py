@@ -11,13 +11,14 @@ from PIL import Image
 
 import dbad
 from dbad.calibration import Calibration, conformal_threshold
-from dbad.checkpoints import CALIBRATION, MODEL_CONFIG, model_config, save_weights
-from dbad.config import TRAIN_OPTIONS, MapOptions, ReconstructionOptions
+from dbad.checkpoints import model_config, save_weights
+from dbad.config import MapOptions, ReconstructionOptions
 from dbad.detectors import MapSettings, digests, load_detector
 from dbad.diffmaps import blur
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, save_extractor
 from dbad.files import write_json
+from dbad.run_files import CALIBRATION, MODEL_CONFIG, TRAIN_OPTIONS
 
 
 @pytest.fixture(scope="module")

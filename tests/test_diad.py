@@ -8,7 +8,6 @@ from helpers import one_line, random_images, streams
 from torch.nn import functional as F
 
 from dbad import diad
-from dbad.checkpoints import MODEL_CONFIG
 from dbad.denoising import visited_timesteps
 from dbad.diad import (
     SIZES,
@@ -27,6 +26,7 @@ from dbad.diffmaps import blur
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.files import read_json, write_json
+from dbad.run_files import MODEL_CONFIG
 
 SMALL = Size(128, (32, 32, 64, 64), 32, "tiny", (16, 16, 32, 32))       # latents 16x16, the deepest level 2x2
 

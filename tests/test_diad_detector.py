@@ -8,7 +8,6 @@ from helpers import CPU, one_line, random_images, streams
 from torch.nn import functional as F
 
 from dbad.calibration import Calibration, load_calibration
-from dbad.config import TRAIN_OPTIONS
 from dbad.detectors import calibration_file, digests, load_detector
 from dbad.diad import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, extractor_settings
@@ -18,6 +17,7 @@ from dbad.extractors import build_extractor
 from dbad.files import read_json, write_json
 from dbad.latents import LatentImages, encode_all, latent_loss
 from dbad.noise import image_stream
+from dbad.run_files import TRAIN_OPTIONS
 
 SMALL = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
 SETTINGS = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0)

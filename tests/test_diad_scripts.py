@@ -302,6 +302,12 @@ MISTAKES = {
     "an option of another method": ("train_tune_eval.py", "--method diad --recon_weight 3",
                                     "--recon_weight: not an option of --method diad"),
     "an option of this method alone": ("train_tune_eval.py", "--size tiny", "--size: not an option of --method ddim"),
+    "a promise that cannot be made": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --false_alarm_rate 0.1",
+                                      "held-out good images of bolt can promise no less than"),
+    "an extractor that is none": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --extractor nosuchnet",
+                                  "--extractor nosuchnet: neither"),
+    "a check of new images that are none": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --drift_check "
+                                            "--dry_run", "--drift_check: counts only with --images"),
     "no Stable Diffusion": ("train_tune_eval.py", "--method diad --size sd15 --run_id new",
                             "--size sd15: expected --stable_diffusion with sd15"),
     "a model that was built otherwise": ("train_tune_eval.py", f"{' '.join(CHAIN)} --autoencoder_steps 2",

@@ -13,18 +13,8 @@ import dbad
 from dbad import feature_detector
 from dbad.bank import Bank, build_bank
 from dbad.calibration import Calibration
-from dbad.checkpoints import (
-    BANK,
-    CALIBRATION,
-    MODEL_CONFIG,
-    SPACE,
-    build_unet,
-    load_pickle,
-    model_config,
-    save_pickle,
-    save_weights,
-)
-from dbad.config import TRAIN_OPTIONS, FeatureMapOptions
+from dbad.checkpoints import build_unet, load_pickle, model_config, save_pickle, save_weights
+from dbad.config import FeatureMapOptions
 from dbad.detectors import build_detector, calibration_file, digests, load_detector
 from dbad.diffmaps import blur
 from dbad.discriminator import Discriminator, num_planes
@@ -45,6 +35,7 @@ from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
 from dbad.files import write_json
 from dbad.lafite import Components, denoise, feature_schedule, upsampled
 from dbad.noise import image_stream
+from dbad.run_files import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
 
 SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}

@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dbad import import_weights
-from dbad.checkpoints import MODEL_CONFIG, load_unet, model_config, save_weights
-from dbad.config import TRAIN_OPTIONS, resolve
+from dbad.checkpoints import load_unet, model_config, save_weights
+from dbad.config import resolve
 from dbad.ddad_weights import convert
 from dbad.errors import UserError
 from dbad.extractors import build_extractor, load_extractor, save_extractor
 from dbad.files import read_json, write_json
 from dbad.import_weights import BACKBONES, Found, main, recognise, run
+from dbad.run_files import MODEL_CONFIG, TRAIN_OPTIONS
 from evaluation import Options
 
 # DDAD's U-Net as its code computes it, under its names: what the converted one is held against

@@ -15,13 +15,15 @@ from helpers import CPU, complaint, everything, json_of, make_category, rows_of,
 from PIL import Image
 
 import train_lafite
-from dbad import bank, feature_teaching, feature_tuning, lafite, training, tuning
+from dbad import bank, feature_teaching, feature_tuning, lafite, progress, tuning
+from dbad.calibration import Calibration
 from dbad.checkpoints import load_pickle, save_pickle
 from dbad.data import open_category, read_items, split_holdout
 from dbad.data import test_images as images_to_test
 from dbad.detectors import load_detector
 from dbad.errors import UserError
 from dbad.feature_detector import build_feature_detector
+from dbad.run_files import is_declared
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 TINY = ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 --bank_mb 0.008 --components 8 "
@@ -61,7 +63,7 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert load_pickle(RUN / "features_last.pt")["step"] == 6
     last = json.loads((RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "features" and last["step"] == 6 and np.isfinite([last["loss"], last["val_loss"]]).all()
-    assert list(Path("logs/both").glob("events.out.tfevents.*"))
+    assert list(Path("logs/both/features").glob("events.out.tfevents.*"))
     assert len(list(Path("cache").glob("*.npy"))) == 4           # train and held out, of two categories
 
 
@@ -130,9 +132,85 @@ def test_a_run_is_finished_for_the_same_options_and_images_wherever_and_however_
 
 
 def test_a_run_of_fewer_categories_leaves_no_thresholds_of_the_others_behind(both, script):
+    mine = [RUN / name for name in ("calibration-mine.json", "discriminator-mine.pt", "tuning-mine.csv")]
+    for path in [*mine, RUN / "discriminator-bolt.pt"]:
+        path.write_text("of a run before, or of a user")
     script("train_lafite.py", "--item", "bolt", "--run_id", "both", "--method", "knn", *TINY)
-    assert sorted(path.name for path in RUN.glob("calibration*")) == ["calibration.json"]
+    assert sorted(path.name for path in RUN.glob("calibration*")) == ["calibration-mine.json", "calibration.json"]
+    assert sorted(path.name for path in RUN.glob("discriminator*")) == ["discriminator-mine.pt"]
+    assert all(path.read_text() == "of a run before, or of a user" for path in mine)
     assert load_detector(RUN, "cpu").bank.counts.keys() == {"bolt"}
+
+
+def test_files_of_two_runs_are_never_taken_for_one(both, script, capsys, monkeypatch):
+    """Stopped between the thresholds of two categories, a folder has those of two runs of the same weights."""
+    saved, save = [], Calibration.save
+
+    def stopped(self, path):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(self, path))
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(Calibration, "save", stopped)
+        script("train_lafite.py", *BOTH, *TINY, "--false_alarm_rate", 0.5)
+    assert stop.value.code == 130
+    rates = {json_of(RUN / f"calibration-{name}.json")["false_alarm_rate"] for name in ("bolt", "hazelnut")}
+    assert len(rates) == 2
+    line = complaint(capsys, script, "inference_lafite.py", "--item", "bolt", "--run_id", "both", *MACHINE)
+    assert line == ("checkpoints/both: train_lafite.py was stopped while it wrote the files of this run; give its "
+                    "command again")
+    with pytest.raises(UserError, match="its training was stopped"):
+        load_detector(RUN, "cpu")
+    script("train_lafite.py", *BOTH, *TINY, "--false_alarm_rate", 0.5)
+    assert json_of(RUN / "calibration-bolt.json")["false_alarm_rate"] == 0.5
+    assert load_detector(RUN, "cpu").calibration.false_alarm_rate == 0.5
+
+
+def test_until_a_run_is_finished_the_one_before_serves(both, script, capsys, monkeypatch):
+    """A training of other weights, with another network, that is stopped before it has thresholds changes nothing."""
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    (RUN / "log.jsonl").unlink()        # it is that of the training that has begun
+    before = stamps(RUN)
+    monkeypatch.setattr(lafite, "feature_loss", stopped)
+    with pytest.raises(SystemExit):
+        script("train_lafite.py", *BOTH, *TINY, "--seed", 1, "--no_resume")
+    assert stamps(RUN) == before
+    script("inference_lafite.py", "--item", "bolt", "--run_id", "both", *MACHINE)
+
+
+@pytest.mark.parametrize("where, flags", [
+    (".lock", ("train_lafite.py", "--item", "bolt", "hazelnut", "--run_id", "both", "--no_resume")),
+    ("../../results/.both-bolt.lock", ("inference_lafite.py", "--item", "bolt", "--run_id", "both")),
+    ("../../results/.both-bolt-images.lock", ("inference_lafite.py", "--item", "bolt", "--run_id", "both", "--images",
+                                              "data/bolt/test/good"))])
+def test_a_second_command_in_one_folder_is_refused_and_leaves_all_as_it_was(both, script, capsys, where, flags):
+    fcntl = pytest.importorskip("fcntl")
+    with open(RUN / where, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = everything()
+        words = TINY if flags[0].startswith("train") else MACHINE
+        assert "another process is writing there; wait" in complaint(capsys, script, *flags, *words)
+        assert everything() == before
+    (RUN / where).unlink()
+    if flags[0].startswith("inference"):
+        script(*flags, *words)
+
+
+def test_a_run_is_inspected_without_permission_to_write_in_its_folder(both, script):
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
+        pytest.skip("permissions do not bind the superuser")
+    RUN.chmod(0o500)
+    try:
+        script("inference_lafite.py", "--item", "bolt", "--run_id", "both", *MACHINE)
+    finally:
+        RUN.chmod(0o700)
+
+
+def test_whatever_lies_in_the_run_folder_is_on_the_list_of_names(both):
+    assert {path.name for path in RUN.iterdir() if not is_declared(path.name)} == {"final.pt"}
 
 
 def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one(both, script, capsys):
@@ -146,7 +224,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lafite, "feature_loss", interrupting)
-        patch.setattr(training, "SAVE_EVERY_S", 0)
+        patch.setattr(progress, "SAVE_EVERY_S", 0)
         with pytest.raises(SystemExit) as stop:
             script("train_lafite.py", *BOTH, *TINY)
     assert stop.value.code == 130 and "stopped; what is finished is kept" in capsys.readouterr().err
@@ -317,6 +395,15 @@ def test_every_seed_has_a_model_of_its_own(both, script):
     ("train_lafite.py", "--run_id new --feature_channels 30", "--feature_channels 30"),
     ("train_lafite.py", "--item bolt hazelnut --run_id both --steps_features 7", "--steps_features 6, now it is 7"),
     ("train_lafite.py", "--recon_weight 3", "--recon_weight: no such option"),
+    ("train_lafite.py", "--run_id new --diffusion_checkpoint_name discriminator.pt", "discriminator.pt: the run"),
+    ("train_lafite.py", "--run_id new --method knn --diffusion_checkpoint_name calibration-bolt.json",
+     "calibration-bolt.json: the run folder"),
+    ("train_lafite.py", "--run_id new --false_alarm_rate 0.1", "2 held-out good images of bolt can promise no less"),
+    ("train_lafite.py", "--run_id new --false_alarm_rate 0.1 --dry_run", "2 held-out good images of bolt can promise"),
+    ("train_tune_eval.py", "--method lafite --run_id new --drift_check", "--drift_check: counts only with --images"),
+    ("train_tune_eval.py", "--method knn --run_id new --recursive --dry_run", "--recursive: counts only with --images"),
+    ("inference_lafite.py", "--run_id both --diffusion_checkpoint_name bank.pt", "bank.pt: checkpoints/both/calib"),
+    ("inference_lafite.py", "--run_id bolt-knn --img_dir checkpoints", "--img_dir checkpoints: the results would lie"),
     ("inference_lafite.py", "--run_id both --blur_sigma 3", "--blur_sigma 3.0: checkpoints/both/calibration.json"),
     ("inference_lafite.py", "--run_id both --patching", "--patching"),
     ("inference_lafite.py", "--run_id nothing", "checkpoints/nothing: no run of train_lafite.py"),

@@ -19,10 +19,11 @@ import train_tune_eval
 from dbad import objectives, training
 from dbad.config import parse
 from dbad.denoising import Conditioning, reconstruct_all, schedule
+from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.extractors import build_extractor, load_extractor
 from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, distillation_loss, held_out_losses, network_and_loss
-from dbad.training import Best, Plan, fit
+from dbad.training import Plan, fit
 
 ABAR = schedule(1000, "linear")
 RUN = Path("checkpoints/hazelnut")

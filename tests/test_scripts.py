@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_tune_eval
-from dbad import demo, metrics, training
+from dbad import demo, metrics, progress, report
 from dbad.config import parse
 from dbad.detectors import load_detector
+from dbad.temporary import machine
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_ddim.py", "train_extractor.py", "evaluation.py", "inference_ddim.py", "train_lafite.py",
@@ -64,7 +66,8 @@ def test_the_run_folder_holds_every_promised_file(finished):
     for picture in run.glob("samples/*.png"):
         assert Image.open(picture).size == (3 * 16, 2 * 16)         # three held-out images above their reconstructions
     assert len(list(run.glob("samples/*.png"))) == len(list(run.glob("epoch_*.pt"))) == 2
-    assert list((finished / "logs" / "hazelnut").glob("events.out.tfevents.*"))
+    assert all(list((finished / "logs/hazelnut" / phase).glob("events.out.tfevents.*"))
+               for phase in ("diffusion", "extractor"))
 
 
 def test_the_results_folder_holds_every_promised_file(finished):
@@ -328,8 +331,8 @@ def test_the_extractor_can_learn_from_reconstructions(trained, script, tiny):
 
 
 def test_a_checkpoint_called_safetensors_is_one(workplace, finished, script, tiny):
-    script("train_tune_eval.py", *tiny, "--epochs_extractor", 0, "--diffusion_checkpoint_name", "unet.safetensors")
-    weights = load_file(RUN / "unet.safetensors")
+    script("train_tune_eval.py", *tiny, "--epochs_extractor", 0, "--diffusion_checkpoint_name", "weights.safetensors")
+    weights = load_file(RUN / "weights.safetensors")
     expected = torch.load(finished / RUN / "final.pt", weights_only=True)
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(rows_of(RESULTS)) == 7
@@ -404,7 +407,7 @@ def interrupted_at(step: int, with_signal: int, monkeypatch=None) -> None:
 
     patch = monkeypatch.setattr if monkeypatch else setattr
     patch(diffusion, "denoising_loss", interrupting)
-    patch(training, "SAVE_EVERY_S", 0)
+    patch(progress, "SAVE_EVERY_S", 0)
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(workplace, finished, script, tiny_flags):
@@ -416,11 +419,16 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(workplace, finished, sc
                           timeout=120, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert torch.load(RUN / "last.pt", weights_only=True)["step"] == 4 and not (RUN / "final.pt").exists()
-    (RUN / ".last-killed.pt").write_bytes(b"half of a sta")     # as a kill in the middle of saving leaves it
+    left = RUN / f".last-{machine()}-{2 ** 22 + 1}-abcd1234.pt"
+    left.write_bytes(b"half of a sta")          # as a kill in the middle of saving leaves it
     script("train_ddim.py", *tiny_flags("train_ddim.py"))
     assert_same_weights(RUN / "final.pt", finished / RUN / "final.pt")
-    steps = [json.loads(line)["step"] for line in (RUN / "log.jsonl").read_text().splitlines()]
-    assert steps == [3, 6]
+    resumed, unbroken = (
+        [[line[name] for name in ("epoch", "step", "loss", "val_loss", "learning_rate")] for line in map(
+            json.loads, (folder / RUN / "log.jsonl").read_text().splitlines()) if line["phase"] == "diffusion"]
+        for folder in (Path(), finished))
+    assert resumed == unbroken and len(resumed) == 2
+    assert not [path for path in RUN.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -436,6 +444,45 @@ def test_a_stopped_training_ends_with_one_line_and_goes_on(workplace, finished, 
     assert torch.load(RUN / "last.pt", weights_only=True)["step"] == 4 and not (RUN / "final.pt").exists()
     script("train_ddim.py", *tiny_flags("train_ddim.py"))
     assert_same_weights(RUN / "final.pt", finished / RUN / "final.pt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_inspection_that_is_stopped_at_its_report_ends_like_a_training_and_keeps_the_scores(trained, script, capsys,
+                                                                                             monkeypatch, number):
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(report, "write_report", stopped)
+    with pytest.raises(SystemExit) as stop:
+        script("inference_ddim.py", "--item", "hazelnut", "--precision", "fp32", "--device", "cpu", "--images",
+               "data/hazelnut/test/crack")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("inference_ddim.py: stopped; what is finished is kept")
+    assert len(rows_of(Path("results/hazelnut-images"))) == 3
+    assert not list(Path().rglob(".*"))
+
+
+def test_a_calibration_of_before_the_training_was_noted_still_counts(trained, finished, script):
+    path = RUN / "calibration.json"
+    calibration = json_of(path)
+    assert calibration["digests"].pop("training")
+    path.write_text(json.dumps(calibration))
+    script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device",
+           "cpu")
+    assert (RESULTS / "scores.csv").read_bytes() == (finished / RESULTS / "scores.csv").read_bytes()
+
+
+def test_settings_that_were_chosen_before_the_training_was_noted_still_count(trained, script, tiny_flags, capsys):
+    flags = tiny_flags("evaluation.py")
+    flags.remove("--no_tune")
+    calibration = json_of(RUN / "calibration.json")
+    digests = {name: value for name, value in calibration["digests"].items() if name != "training"}
+    tuned = {"settings": calibration["settings"] | {"recon_weight": 5.0}}
+    for known, weight in (({}, 2.0), (digests | {"unet": "another"}, 2.0), (digests, 5.0)):
+        (RUN / "tuned.json").write_text(json.dumps(tuned | {"digests": known}))
+        script("evaluation.py", *flags)
+        assert json_of(RUN / "calibration.json")["settings"]["recon_weight"] == weight
 
 
 def test_no_resume_begins_again(workplace, finished, script, tiny_flags):

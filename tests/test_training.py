@@ -4,10 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +19,13 @@ from helpers import CPU, one_line, random_images, tiny_unet
 from torch import nn
 from torch.nn import functional as F
 
-from dbad import training
-from dbad.checkpoints import LAST, LOG
+from dbad import progress
 from dbad.denoising import schedule
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
 from dbad.noise import draw, stream
-from dbad.training import Plan, StepBatches, fit, stop_signals
+from dbad.run_files import LAST, LOG
+from dbad.training import Plan, StepBatches, fit
 
 ABAR = schedule(1000, "linear")
 NUM_STEPS = 11
@@ -84,6 +84,12 @@ def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
+def logged(folder: Path) -> list[dict]:
+    """The log but for times, which no two runs have in common."""
+    return [{key: value for key, value in line.items() if key not in ("seconds", "outside_network")}
+            for line in log(folder)]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
@@ -98,7 +104,7 @@ def test_the_same_training_ends_with_the_same_weights(unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
-def test_stopped_at_any_step_and_gone_on_with_it_ends_with_the_weights_of_an_unbroken_run(step, unbroken, tmp_path):
+def test_stopped_at_any_step_and_gone_on_with_it_ends_as_an_unbroken_run(step, unbroken, tmp_path):
     """Ctrl-C: the step in progress is finished and saved."""
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, failing_at(step, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -106,17 +112,16 @@ def test_stopped_at_any_step_and_gone_on_with_it_ends_with_the_weights_of_an_unb
     seen = []
     resumed = train(tmp_path, lambda model, batch: seen.append(int(batch["step"][0])) or loss_of(model, batch))
     assert seen == list(range(step, NUM_STEPS))
-    assert same(resumed, unbroken[0])
-    assert [line["step"] for line in log(tmp_path)] == [3, 6, 9, 11]
+    assert same(resumed, unbroken[0]) and logged(tmp_path) == logged(unbroken[1])
 
 
 @pytest.mark.parametrize("step, saved", [(2, 1), (6, 5), (7, 6), (11, 10)])
 def test_broken_off_within_a_step_it_goes_on_from_the_last_save(step, saved, unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, failing_at(step, raise_interrupt))
     assert torch.load(tmp_path / LAST, weights_only=True)["step"] == saved
-    assert same(train(tmp_path), unbroken[0])
+    assert same(train(tmp_path), unbroken[0]) and logged(tmp_path) == logged(unbroken[1])
 
 
 def test_broken_off_before_anything_was_saved_it_begins_again(unbroken, tmp_path):
@@ -124,53 +129,60 @@ def test_broken_off_before_anything_was_saved_it_begins_again(unbroken, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, failing_at(8, raise_interrupt))
     assert not (tmp_path / LAST).exists() and [line["step"] for line in log(tmp_path)] == [3, 6]
-    assert same(train(tmp_path), unbroken[0])
-    assert [line["step"] for line in log(tmp_path)] == [3, 6, 9, 11]
+    assert same(train(tmp_path), unbroken[0]) and logged(tmp_path) == logged(unbroken[1])
 
 
-def test_broken_off_and_gone_on_with_many_times_the_weights_are_still_the_same(unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+def test_broken_off_and_gone_on_with_many_times_nothing_is_different(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     for step in (2, 3, 4, 7, 10):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, failing_at(step, raise_interrupt))
+    assert same(train(tmp_path), unbroken[0]) and logged(tmp_path) == logged(unbroken[1])
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import test_training
+from dbad import progress
+progress.SAVE_EVERY_S = 0
+test_training.train(Path(sys.argv[1]), test_training.failing_at(5, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+def test_after_kill_9_in_the_middle_of_an_epoch_it_goes_on_from_the_last_save(unbroken, tmp_path):
+    """The mean loss of the epoch is that over all of its steps, also those before the kill."""
+    here = Path(__file__).parent
+    code = CHILD.format(paths=[str(here), str(here.parent)])
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == 4      # the second of the three of an epoch
+    assert same(train(tmp_path), unbroken[0]) and logged(tmp_path) == logged(unbroken[1])
+
+
+def test_a_state_of_before_the_epoch_s_losses_were_kept_is_gone_on_with(unbroken, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(5, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    del state["epoch"]
+    torch.save(state, tmp_path / LAST)
     assert same(train(tmp_path), unbroken[0])
     assert [line["step"] for line in log(tmp_path)] == [3, 6, 9, 11]
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = {paths!r}
-import test_training
-from dbad import training
-training.SAVE_EVERY_S = 0
-
-def slow(model, batch):
-    if int(batch["step"][0]) >= 5:
-        time.sleep(60)
-    return test_training.loss_of(model, batch)
-
-test_training.train(Path(sys.argv[1]), slow)
-"""
-
-
-def test_after_kill_9_it_goes_on_from_the_last_save(unbroken, tmp_path):
-    here = Path(__file__).parent
-    code = CHILD.format(paths=[str(here), str(here.parent)])
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / LAST).exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-    finally:
-        child.kill()
-    errors = child.communicate()[1].decode()
-    assert child.returncode == -signal.SIGKILL, errors
-    assert 1 <= torch.load(tmp_path / LAST, weights_only=True)["step"] <= 5
-    assert same(train(tmp_path), unbroken[0])
-    steps = [line["step"] for line in log(tmp_path)]
-    assert steps == [3, 6, 9, 11]
+def test_a_damaged_state_is_told_and_left_alone(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(5, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    weight = torch.load(tmp_path / LAST, weights_only=True)["model"]["0.weight"].numpy().tobytes()
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[content.index(weight) + 7] ^= 1
+    (tmp_path / LAST).write_bytes(content)
+    with pytest.raises(UserError, match="last.pt: damaged .*; move it away, or give --no_resume, to begin again"
+                       ) as error:
+        train(tmp_path)
+    one_line(error)
+    assert (tmp_path / LAST).read_bytes() == content
 
 
 def test_an_unfinished_line_of_the_log_does_not_keep_a_run_from_going_on(unbroken, tmp_path):
@@ -325,8 +337,30 @@ def test_the_log_has_the_mean_loss_of_each_epoch(tmp_path):
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4] and lines[-1]["learning_rate"] == 0
 
 
-def test_events_for_tensorboard_are_written(unbroken):
-    assert list((unbroken[1] / "events").glob("events.out.tfevents.*"))
+def events(folder: Path) -> dict[str, list[int]]:
+    """The steps of every curve that TensorBoard shows of a phase."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    found = EventAccumulator(str(folder / "events/diffusion")).Reload()
+    return {tag: [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_how_long_it_takes_is_said_once_and_of_a_resumed_run_what_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "MEASURED_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    for left in (NUM_STEPS - 4, NUM_STEPS - 6 - 4):         # three steps are not counted, and one is measured
+        said = [line for line in capsys.readouterr().out.splitlines() if "s/step" in line]
+        assert len(said) == 1 and re.fullmatch(rf"training diffusion: about \S+ seconds \(\S+ s/step, {left} steps\)",
+                                               said[0])
+        train(tmp_path)
+
+
+def test_tensorboard_shows_every_epoch_once_also_of_a_run_that_was_broken_off(unbroken, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(8, raise_interrupt))         # nothing saved: two epochs are trained again
+    train(tmp_path)
+    assert events(tmp_path) == events(unbroken[1]) != {}
+    assert set(map(tuple, events(tmp_path).values())) == {(3, 6, 9, 11)}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -342,7 +376,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_what_to_try(value
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
     with pytest.raises(UserError):
         train(tmp_path, lambda model, batch: {"loss": loss_of(model, batch)["loss"]
                                               * (math.nan if int(batch["step"][0]) == 4 else 1)})
@@ -378,21 +412,6 @@ def test_frozen_parameters_stay_as_they_are(tmp_path):
     before = model[0].weight.clone()
     train(tmp_path, model=model)
     assert torch.equal(model[0].weight, before) and not torch.equal(model[2].weight, network()[2].weight)
-
-
-# Signals
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_first_signal_asks_and_a_second_one_stops(number):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt):
-        with stop_signals() as stopped:
-            assert not stopped()
-            os.kill(os.getpid(), number)
-            assert stopped()
-            os.kill(os.getpid(), number)
-            raise AssertionError("the second signal was not heard")
-    assert signal.getsignal(number) is before
 
 
 # Batches

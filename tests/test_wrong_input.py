@@ -71,6 +71,16 @@ def emptied(folder: Path) -> None:
     folder.mkdir()
 
 
+def with_a_wrong_bit(path: Path) -> None:
+    """In the middle of the largest part."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+        data = archive.read(largest)
+    content = bytearray(path.read_bytes())
+    content[content.index(data) + len(data) // 2] ^= 1
+    replaced(path, content)
+
+
 def edited(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -147,6 +157,9 @@ UNTRAINED = {
         ("--diffusion_checkpoint_name", "model_config.json")),
     "weights called like the extractor": Mistake(
         "train_ddim.py", "--diffusion_checkpoint_name extractor.pt", ("--diffusion_checkpoint_name", "extractor.pt")),
+    "weights called like those of an epoch before": Mistake(
+        "train_ddim.py", "--checkpoint_name epoch_1.pt", ("--diffusion_checkpoint_name epoch_1.pt", "epoch 1 of 2")),
+    "a run called like the summary": Mistake("train_ddim.py", "--run_id Summary.CSV", ("--run_id Summary.CSV",)),
     "a share of all": Mistake("train_ddim.py", "--holdout 1", ("--holdout 1",)),
     "a folder as run's name": Mistake("train_ddim.py", "--run_id ../x", ("--run_id '../x'", "plain name")),
     "a choice that is none": Mistake("train_ddim.py", "--noise_kind pink", ("--noise_kind", "pink", "simplex")),
@@ -158,6 +171,14 @@ UNTRAINED = {
                                          ("--extractor wide_resnet_50",)),
     "a layer that is not there": Mistake("train_extractor.py", "--extractor_layers 1 9",
                                          ("--extractor_layers 9", "efficientnet_lite0")),
+    "an extractor called like the training state": Mistake(
+        "train_extractor.py", f"--extractor_path {RUN}/last.pt", (f"--extractor_path {RUN}/last.pt", "extractor.pt")),
+    "an extractor called like the weights": Mistake(
+        "train_extractor.py", f"--save_to {RUN}/final.pt", (f"--extractor_path {RUN}/final.pt", "diffusion model")),
+    "an extractor in place of an image": Mistake(
+        "train_extractor.py", f"--extractor_path {FIRST_GOOD}", (f"--extractor_path {FIRST_GOOD}", "no extractor")),
+    "an extractor in place of a folder": Mistake(
+        "train_extractor.py", "--extractor_path data", ("--extractor_path data: a folder",)),
     "reconstructions of an untrained run": Mistake("train_extractor.py", "--extractor_use_diff",
                                                    (f"{RUN}: no such run folder", "train_ddim.py")),
     # places
@@ -177,6 +198,8 @@ UNTRAINED = {
     "inspection before training": Mistake("inference_ddim.py", "", (str(RUN), "evaluation.py")),
     "inspection by given thresholds before training": Mistake(
         "inference_ddim.py", "--pxl_threshold 1 --feature_threshold 1", (f"{RUN}: no such run folder",)),
+    "results among the runs": Mistake("inference_ddim.py", "--img_dir checkpoints --pxl_threshold 1 --fl_threshold 1",
+                                      ("--img_dir checkpoints", str(RUN), "run folder")),
     "skipped training that never was": Mistake("train_tune_eval.py", "--skip_train --skip_extractor",
                                                (f"{RUN}: no such run folder",)),
 }
@@ -197,6 +220,49 @@ def test_a_mistake_before_training_is_told_in_one_line_and_leaves_nothing(workpl
         place = base.index("--steps_diffusion")
         base = base[:place] + base[place + 2:]
     assert_refused(capsys, script, mistake, [*base, *flags])
+
+
+# What only a later phase reads, and what it would say after hours.
+LATE = {
+    "--false_alarm_rate 5": ("--false_alarm_rate 5.0", "between 0 and 1"),
+    "--false_alarm_rate 0.1": ("--false_alarm_rate 0.1", "3 held-out good images", "0.25"),
+    "--pixel_quantile 5": ("--pixel_quantile 5.0", "between 0 and 1"),
+    "--extractor nosuchnet": ("--extractor nosuchnet",),
+    "--extractor_layers 1 9": ("--extractor_layers 9",),
+    "--center_crop 500": ("--center_crop 500", "256"),
+    "--num_samples 0": ("--num_samples 0", "at least 1"),
+    "--layer_weights 1 2": ("--layer_weights 1.0 2.0", "3 layers"),
+    "--tune_minutes -1": ("--tune_minutes -1.0", "at least 0"),
+    "--map_norm location --patching": ("--map_norm location", "tiles"),
+    "--drift_check": ("--drift_check", "--images"),
+    "--images data/hazelnut/test --recursive --eval_resolution original": ("--eval_resolution", "--images"),
+    "--images nowhere": ("--images nowhere",),
+    "--skip_threshold --pxl_threshold 1": ("--feature_threshold: missing",),
+    "--start_at_timestep 300": ("--start_at_timestep 300", "--max_timestep"),
+    "--extractor_path checkpoints/hazelnut/log.jsonl": ("--extractor_path checkpoints/hazelnut/log.jsonl",),
+    "--skip_extractor": ("checkpoints/hazelnut/extractor.pt: no such checkpoint",),
+}
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])
+@pytest.mark.parametrize("flags", LATE)
+def test_what_a_late_phase_would_refuse_is_refused_before_the_first_one(workplace, script, tiny, capsys, flags,
+                                                                        dry_run):
+    if flags == "--skip_extractor" and dry_run:
+        pytest.skip("a dry run may come before the files are there")
+    assert_refused(capsys, script, Mistake("train_tune_eval.py", [], LATE[flags]), [*tiny, *flags.split(), *dry_run])
+
+
+def test_weights_of_an_extractor_that_cannot_be_had_are_missed_before_the_training(workplace, script, tiny, capsys,
+                                                                                  monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "cache")
+    monkeypatch.setattr(os, "makedirs", lambda *args, **kwargs: None)
+    assert_refused(capsys, script, Mistake("train_tune_eval.py", [], ("--extractor resnet18", "put the file there")),
+                   [*tiny, "--extractor", "resnet18"])
 
 
 def test_a_device_that_this_machine_lacks_is_refused(workplace, script, tiny_flags, capsys):
@@ -301,6 +367,16 @@ TRAINED = {
     "only the feature threshold": Mistake("inference_ddim.py", "--fl_threshold 0.1", ("--pxl_threshold: missing",)),
     "a threshold of nothing": Mistake("inference_ddim.py", "--pxl_threshold 0 --feature_threshold 1",
                                       ("--pxl_threshold 0",)),
+    "another noise than calibrated": Mistake(
+        "inference_ddim.py", "", (f"{RUN}/train_arg_config.json", "another training", "evaluation.py"),
+        lambda: edited(RUN / "train_arg_config.json", noise_kind="simplex")),
+    "a network for another size than calibrated": Mistake(
+        "inference_ddim.py", "", (f"{RUN}/train_arg_config.json", "another training"),
+        lambda: edited(RUN / "model_config.json", sample_size=32)),
+    "a damaged extractor": Mistake("evaluation.py", "", (f"{RUN}/extractor.pt: damaged", "checksum"),
+                                   lambda: with_a_wrong_bit(RUN / "extractor.pt")),
+    "a damaged checkpoint": Mistake("evaluation.py", "", (f"{RUN}/final.pt: damaged", "checksum"),
+                                    lambda: with_a_wrong_bit(RUN / "final.pt")),
     # the test images
     "a defect that is not there": Mistake("inference_ddim.py", "--item_states good hole",
                                           ("--item_states hole", "all crack good")),

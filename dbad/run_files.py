@@ -1,0 +1,135 @@
+"""The name of every file and folder that the project writes into a run folder or a folder of results.
+
+Each is declared here by `run_file`, and the modules that write it take it from here: the list of them is whole, and a
+name that a user gives to a file (`check_names`) can be none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dbad.errors import UserError
+
+_DECLARED: list[re.Pattern[str]] = []
+
+
+def run_file(name: str) -> str:
+    """Declare a name, and return it; {} in it stands for a text that is filled in later, {n} for a number."""
+    pattern = re.escape(name.casefold()).replace(r"\{n\}", r"\d+").replace(r"\{\}", ".*")
+    _DECLARED.append(re.compile(pattern, re.DOTALL))
+    return name
+
+
+def is_declared(name: str) -> bool:
+    """Whether the project may call a file so; without regard to case, as file systems are that have none."""
+    return any(pattern.fullmatch(name.casefold()) for pattern in _DECLARED)
+
+
+# Of every run.
+MODEL_CONFIG = run_file("model_config.json")            # what builds the network
+TRAIN_OPTIONS = run_file("train_arg_config.json")       # the options of the training
+CALIBRATION = run_file("calibration.json")              # scales, thresholds, settings they belong to
+LAST = run_file("last.pt")                              # everything that resuming a training needs
+PHASE_LAST = run_file("{}_last.pt")                     # the same of another phase than the diffusion model's
+LOG = run_file("log.jsonl")                             # one line per epoch
+SAMPLES = run_file("samples")                           # pictures of what a training has learnt so far
+UNFINISHED = "unfinished"       # true in TRAIN_OPTIONS while the files of another run may be among this one's
+TUNING, TUNING_PLOT = run_file("tuning.csv"), run_file("tuning.png")        # settings that were tried
+
+# Of the ddim family.
+EPOCH = run_file("epoch_{n}{}")                         # weights after an epoch, with the ending of the final ones
+EXTRACTOR = run_file("extractor.pt")                    # the adapted feature extractor
+NORMALISATION = run_file("normalisation.safetensors")   # what good images show at every place
+TUNED = run_file("tuned.json")                          # the settings chosen, and for which weights
+
+# Of the lafite family.
+SPACE, BANK = run_file("features.pt"), run_file("bank.pt")
+DISCRIMINATOR = run_file("discriminator.pt")
+
+# Of one category of a model for several.
+CATEGORY_CALIBRATION = run_file("calibration-{}.json")
+CATEGORY_DISCRIMINATOR = run_file("discriminator-{}.pt")
+CATEGORY_TUNING = run_file("tuning-{}.csv")
+
+# Of the diad family and its auto-encoder.
+NETWORKS = ("autoencoder", "unet", "guide")
+DIAD_FILES = (*(run_file(f"{name}.safetensors") for name in NETWORKS), run_file("prompt.safetensors"))
+AUTOENCODER = DIAD_FILES[0]                             # called so in a run folder of its own too
+BUILD_OPTIONS = run_file("build_arg_config.json")       # what a model was put together from
+REPORT = run_file("report.json")                        # how well an auto-encoder reconstructs
+
+# Of results, which may be told to lie with the runs.
+OPTIONS, FINISHED = run_file("options.json"), run_file("finished.json")
+SCORES, UNREADABLE = run_file("scores.csv"), run_file("unreadable.csv")
+METRICS, METRICS_TABLE = run_file("metrics.json"), run_file("metrics.csv")
+DRIFT = run_file("drift.json")
+PAGE, OVERVIEW, CURVES = run_file("report.html"), run_file("overview.png"), run_file("curves.png")
+PANELS, OVERLAYS = run_file("images"), run_file("overlays")
+ANOMALY_MAPS, LOG_IMAGE = run_file("anomaly_maps"), run_file("log_image")
+ANOMALY_IMAGES, THRESHOLDED_IMAGES = run_file("anomaly_images"), run_file("anomaly_images_thresholded")
+
+# Of several runs, beside their folders of results.
+SUMMARY_TABLE, SUMMARY_TEXT, SUMMARY_PAGE = (
+    run_file("summary.csv"), run_file("summary.md"), run_file("index.html"))
+SUMMARY = (SUMMARY_TABLE, SUMMARY_TEXT, SUMMARY_PAGE)
+
+
+def epoch_file(epoch: int, name: str) -> str:
+    """What the weights after an epoch are called where the final ones are called `name`."""
+    return EPOCH.format(Path(name).suffix, n=epoch)
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch whose weights would be called so, None for another name."""
+    found = re.fullmatch(r"epoch_(\d+)(\..*)?", name.casefold(), re.DOTALL)
+    return int(found[1]) if found else None
+
+
+def last_file(phase: str) -> str:
+    """Where the state of a phase is kept that it goes on from; that of the diffusion model has the plain name."""
+    return LAST if phase == "diffusion" else PHASE_LAST.format(phase)
+
+
+# ------------------------------------------------------------------------------------------ names that a user gives
+
+def check_names(options: Any, trained: Mapping[str, Any] | None = None) -> None:
+    """Raise `UserError` for a file or a run that is called as the project calls another of its own.
+
+    `trained` are the options of the training that a later script builds on, None for a training: weights that it has
+    written can be read. Names of epochs are left to the training that writes them.
+    """
+    name = options.diffusion_checkpoint_name
+    free = epoch_of(name) is not None or (trained or {}).get("diffusion_checkpoint_name") == name
+    if not free and (is_declared(name) or name.startswith(".")):
+        raise UserError(f"--diffusion_checkpoint_name {name}: the run folder has, or may get, another file of this "
+                        "name; expected a name such as final.pt")
+    run_id = getattr(options, "run_id", None)
+    if run_id is not None and run_id.casefold() in SUMMARY:
+        raise UserError(f"--run_id {run_id}: the summary of several runs has a file of this name beside the results of "
+                        "each; expected another name")
+    if not isinstance(options.item, str):
+        check_categories(options.item)
+
+
+def check_categories(names: Iterable[str]) -> None:
+    """Raise `UserError` for categories whose files would be one on a file system without upper and lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(f"--item {other} {name}: differ in upper and lower case only, and so would the files that "
+                            "one model keeps for each; expected other names, or a model for each")
+
+
+def check_written(option: str, path: Path, name: str) -> None:
+    """Raise `UserError` where `path`, a file that an option names and a script writes, would replace another file.
+
+    `name` is what it is called by default; anywhere, it may have no other name of this project.
+    """
+    if path.is_dir():
+        raise UserError(f"--{option} {path}: a folder; expected a file such as {path / name}")
+    if path.name.casefold() != name and (is_declared(path.name) or path.name.startswith(".")):
+        raise UserError(f"--{option} {path}: another file of a run is called so; expected a name such as {name}")
