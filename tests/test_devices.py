@@ -36,9 +36,9 @@ from dbad.extractors import EMBEDDED, build_extractor
 from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace
 from dbad.feature_teaching import Good
 from dbad.features import PatchExtractor, Standardisation
-from dbad.layouts import Sample
 from dbad.normalise import fit
 from dbad.presets import PRESETS
+from dbad.records import Sample
 from dbad.training import Best
 
 SIZE, GRID = 32, 4

@@ -53,6 +53,7 @@ def test_a_link_to_an_image_is_an_image(tmp_path):
     assert open_picture(tmp_path / "b.png").size == picture_size(tmp_path / "b.png") == (8, 8)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("reader", READERS)
 def test_a_picture_beyond_the_limit_says_so_and_how_to_move_it(reader, tmp_path, monkeypatch):
     path = tmp_path / "large.png"
