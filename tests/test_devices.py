@@ -130,7 +130,6 @@ def test_lafite_learns_from_damage_searches_and_calibrates_on_one_device(device,
     monkeypatch.setattr(feature_teaching, "train_discriminator", partial(feature_teaching.train_discriminator, steps=1))
     for module, name in ((train_lafite, "NUM_TAUGHT"), (train_lafite, "NUM_PSEUDO")):
         monkeypatch.setattr(module, name, 4)
-    monkeypatch.setattr(feature_teaching, "save_discriminator", lambda judge, path: None)
     for name in ("NEIGHBOURS", "STARTS", "STEPS", "WEIGHTS", "POWERS", "BLURS", "SHARES"):
         monkeypatch.setattr(feature_tuning, name, getattr(feature_tuning, name)[-2:])
     detector = feature_detector(device, extractor)
@@ -140,7 +139,7 @@ def test_lafite_learns_from_damage_searches_and_calibrates_on_one_device(device,
     good = {"bolt": Good(named, named[:2], images, extracted, extracted[:2])}
     options = train_lafite.Options(item=("bolt",), run_id="bolt", method="lafite", tune=True, bank_mb=0.05, seed=0,
                                    discriminator_contrib=1.0, diffusion_checkpoint_dir=tmp_path, tune_minutes=1.0)
-    prepare = train_lafite.learn_from_damage(detector, good, options, [])
+    _, prepare = train_lafite.learn_from_damage(detector, good, options, [])
     prepare(None)
     calibrate(detector.combine, [detector.parts(torch.zeros(1, 3, SIZE, SIZE))[0]], 0.999, 0.6)
 
