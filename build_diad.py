@@ -23,6 +23,7 @@ from dbad.diad import FAMILY, SIZES, build_unet, compose, save_diad
 from dbad.diad_weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
+from dbad.intensity import UNKNOWN, with_intensity
 from dbad.locks import writing_out
 from dbad.presets import PRESETS, default_preset
 from dbad.run_files import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
@@ -90,11 +91,18 @@ def build(options: Options) -> None:
     # Assemble and save.
     model = compose(autoencoder, unet, size.hint_channels, resolution, prompt, FORMATS[options.weights],
                     zero_fusion=options.paper_exact)
-    write_json(options.out / BUILD_OPTIONS, plain(options))
+    write_json(options.out / BUILD_OPTIONS, plain(options) | autoencoders_intensity(options.autoencoder))
     save_diad(model, options.out)
     counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) / 1e6
               for name in ("autoencoder", "unet", "guide")}
     print(", ".join(f"{name} {count:.1f} M" for name, count in counts.items()), "parameters;", resolution, "px")
+
+
+def autoencoders_intensity(autoencoder: Path | None) -> dict[str, Any]:
+    """How the auto-encoder's training brought images to 8 bits, which the model's has to agree in; None of others'."""
+    trained = autoencoder / TRAIN_OPTIONS if autoencoder else None
+    known = with_intensity(read_json(trained)) if trained and trained.is_file() else {}
+    return {name: known.get(name) for name in UNKNOWN.settings()}
 
 
 def check(options: Options) -> None:
@@ -146,8 +154,8 @@ def planned(options: Any) -> tuple[finetune_autoencoder.Options, Options]:
     steps = options.autoencoder_steps or next(values["autoencoder_steps"] for values in PRESETS.values()
                                               if values["size"] == size)
     shared = {name: getattr(options, name) for name in (
-        "item", "dataset_path", "layout", "diffusion_checkpoint_dir", "log_dir", "resume", "gradient_checkpointing",
-        "device", "precision", "num_workers", "dry_run")}
+        "item", "dataset_path", "layout", "intensity", "diffusion_checkpoint_dir", "log_dir", "resume",
+        "gradient_checkpointing", "device", "precision", "num_workers", "dry_run")}
     encoder = finetune_autoencoder.Options(
         **shared, run_id=f"{options.run_id}-autoencoder", size="kl-f8" if size == "sd15" else size, num_steps=steps,
         start=options.autoencoder_start, resolution=SIZES[size].resolution, seed=options.seed or 0,
@@ -162,11 +170,13 @@ def is_built(build: Options, encoder: finetune_autoencoder.Options, resume: bool
     """Whether the model is there; one that was built otherwise, or is to be made anew, is a `UserError`."""
     if not (build.out / MODEL_CONFIG).is_file():
         return False
-    same = resume and read_json(build.out / BUILD_OPTIONS) == plain(build)
+    built = read_json(build.out / BUILD_OPTIONS)
+    same = resume and built | plain(build) == built
     if same and build.autoencoder == run_folder(encoder):
         how = PLACED | {"precision", "gradient_checkpointing"}
         known, wanted = ({name: value for name, value in values.items() if name not in how} for values in (
-            read_json(run_folder(encoder) / TRAIN_OPTIONS), plain(finetune_autoencoder.settle(encoder)[1])))
+            with_intensity(read_json(run_folder(encoder) / TRAIN_OPTIONS)),
+            plain(finetune_autoencoder.settle(encoder)[1])))
         same = known == wanted
     if not same:
         raise UserError(f"{build.out}: was built with other options, or is to be built anew, and nothing is written "

@@ -29,6 +29,7 @@ from dbad.config import (
     trained_options,
 )
 from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
+from dbad.depth import run_intensity
 from dbad.detectors import DdimDetector, build_ddim, detector_settings, digests
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
@@ -85,12 +86,14 @@ def measure(options: Options, folder: Path, given: set[str]) -> Calibration:
     # Build the detector; choose its settings, if that is asked for.
     device = pick_device(options.device)
     extractor = options.extractor_path or folder / EXTRACTOR
-    settings = detector_settings(options, extractor)
+    category = open_category(options)
+    intensity = run_intensity(options, trained_options(options), category.good)
+    settings = detector_settings(options, extractor, intensity)
     if options.tune is None:
         settings |= tuned_before(folder, settings, given)
     detector = build_ddim(folder, options.diffusion_checkpoint_name, settings, device,
                           pick_precision(options.precision, device), options.batch_size)
-    train, held_out = split_category(open_category(options), options.holdout)
+    train, held_out = split_category(category, options.holdout)
     if options.tune:
         settings |= tune(detector, train, options, given)
         write_json(folder / TUNED, {"settings": settings, "digests": digests(folder, settings | {"map_norm": "none"})})
@@ -141,12 +144,12 @@ def tuned_before(folder: Path, settings: dict[str, Any], given: set[str]) -> dic
         return {}
     print(f"settings as chosen before ({folder / TUNED}); --tune chooses again, --no_tune takes the preset's")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in known["settings"].items()
-            if name not in given and name in settings and name != "extractor_path"}
+            if name in SETTING_NAMES - given - {"extractor_path"}}
 
 
 def network_images(detector: DdimDetector, samples: Sequence[Sample]) -> Tensor:
     """The images at the network's size, (N, 3, S, S) in [-1, 1]; where it works in tiles, a random crop of each."""
-    pixels = read_images(samples, None if detector.patching else detector.size)
+    pixels = read_images(samples, None if detector.patching else detector.size, intensity=detector.intensity)
     if not detector.patching:
         return to_float(torch.stack(pixels))
     return to_float(random_crops(pixels, detector.size, [stream(0, "tuning", s.path.name) for s in samples]))

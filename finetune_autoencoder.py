@@ -36,10 +36,12 @@ from dbad.autoencoder import (
 )
 from dbad.config import check, data_of, main, opt, plain, run_folder
 from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.depth import begun_with, keep_intensity, run_intensity
 from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED
 from dbad.files import read_json, write_json
+from dbad.intensity import INTENSITY
 from dbad.locks import writing_run
 from dbad.presets import PRESETS, default_preset
 from dbad.run_files import AUTOENCODER, LOG, MODEL_CONFIG, REPORT, SAMPLES, TRAIN_OPTIONS
@@ -82,6 +84,7 @@ class Options:
         "kl-f8 on a GPU)", None)
     start: Path | None = opt("what to begin with: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
                              "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (random weights)", None)
+    intensity: str | None = opt(f"{INTENSITY} (auto)", None)
     resolution: int | None = by_size("side to which images are resized, in px", "resolution")
     holdout: float = opt("share of train/good kept out of training, which says when to stop; a data set with "
                          "validation/good has its own", 0.1)
@@ -132,10 +135,12 @@ def train(options: Options, start: AutoencoderKL | None) -> None:
     precision = pick_precision(options.precision, device)
 
     # Read the good images; a share of each category is never trained on.
+    categories = {name: open_category(replace(options, item=name)) for name in options.item}
+    intensity = run_intensity(options, begun(options), [s for each in categories.values() for s in each.good])
     good, held_out = {}, {}
-    for name in options.item:
-        parts = split_category(open_category(replace(options, item=name)), options.holdout)
-        good[name], held_out[name] = (read_images(part, options.resolution, options.num_workers) for part in parts)
+    for name, category in categories.items():
+        good[name], held_out[name] = (read_images(part, options.resolution, options.num_workers, intensity)
+                                      for part in split_category(category, options.holdout))
     data = BalancedImages(list(good.values()), options.batch_size, options.accumulate, options.seed)
 
     # Build the networks.
@@ -167,7 +172,8 @@ def train(options: Options, start: AutoencoderKL | None) -> None:
             plan_of(options, good, held_out), batch_size=options.batch_size, folder=folder, phase="autoencoder",
             log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
             num_workers=options.num_workers if device.type == "cuda" else 0,
-            on_begin=lambda: write_json(folder / TRAIN_OPTIONS, plain(options)), on_report=report, best=best)
+            on_begin=lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings()),
+            on_report=report, best=best)
 
     # Write the best weights, the scale of their latents, and how well they reconstruct.
     model.eval()
@@ -192,7 +198,11 @@ def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
     if options.size not in (None, size):
         raise UserError(f"--size {options.size}: --start {options.start} is {size}; expected the same, or no --size")
     size = size or default_size(options.dataset_path, options.device)
-    values = DEFAULTS[size] | {"perceptual_weight": PERCEPTUAL_WEIGHTS[options.perceptual]}
+    folder = run_folder(options)
+    if (folder / TRAIN_OPTIONS).is_file() and "discriminator_start" not in read_json(folder / TRAIN_OPTIONS):
+        raise UserError(f"--run_id {options.run_id}: {folder} is the run of another script; expected a new name")
+    options = keep_intensity(options, begun(options))
+    values = DEFAULTS[size] | {"perceptual_weight": PERCEPTUAL_WEIGHTS[options.perceptual], "intensity": "auto"}
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
     options = replace(options, size=size, item=chosen_items(options), **missing)
     check(replace(options, item=None))
@@ -203,10 +213,12 @@ def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
             raise UserError(f"--{name} {getattr(options, name)}: expected at least {lowest}")
     if options.resolution % 8 or options.resolution < 32:
         raise UserError(f"--resolution {options.resolution}: expected a multiple of 8, at least 32")
-    folder = run_folder(options)
-    if (folder / TRAIN_OPTIONS).is_file() and "discriminator_start" not in read_json(folder / TRAIN_OPTIONS):
-        raise UserError(f"--run_id {options.run_id}: {folder} is the run of another script; expected a new name")
     return start, options
+
+
+def begun(options: Options) -> dict[str, Any]:
+    """The --intensity of the run that is gone on with, see `begun_with`."""
+    return begun_with(options, "finetune_autoencoder.py", "autoencoder")
 
 
 def default_size(dataset_path: Path | None, device: str) -> str:
@@ -228,7 +240,7 @@ def announce(options: Options, folder: Path) -> bool:
 def plan_of(options: Options, *images: dict[str, list[Tensor]]) -> Plan:
     """The length and speed of the training; options that only say where and how fast do not bind a resumed run."""
     free = ("dataset_path", "layout", "run_id", "diffusion_checkpoint_dir", "log_dir", "resume", "device", "precision",
-            "gradient_checkpointing", "num_workers", "dry_run")
+            "gradient_checkpointing", "num_workers", "dry_run", "intensity")     # which the images' fingerprint tells
     settings = {name: value for name, value in plain(options).items() if name not in free}
     settings[IMAGES] = fingerprint(image for part in images for category in part.values() for image in category)
     return Plan(options.num_steps, options.epoch_steps, 1, options.learning_rate, warmup_steps=50, seed=options.seed,

@@ -24,7 +24,7 @@ from PIL import Image
 
 from dbad import figures, summary
 from dbad.calibration import Calibration
-from dbad.config import DiadMapOptions, RunOptions, main, opt, run_name
+from dbad.config import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
 from dbad.data import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
 from dbad.diad_detector import DiadDetector, check_foreign
 from dbad.errors import UserError
@@ -40,6 +40,7 @@ from dbad.inspecting import (
     results_of,
 )
 from dbad.inspection import Inspection
+from dbad.intensity import Intensity
 from dbad.locks import writing_results
 from dbad.results import set_summary
 from dbad.run_files import LOG_IMAGE
@@ -84,9 +85,10 @@ def inspect_categories(options: Options) -> list[Run]:
     if options.images and len(names) > 1:
         raise UserError(f"--images: expected one --item with it, found {len(names)}")
     check_folders(img_dir=options.img_dir)
-    for name in names if not options.images and not options.dry_run else ():
+    trained = trained_options(options, TRAINED_BY)
+    for name in names if trained and not options.images and not options.dry_run else ():
         category = open_category(replace(options, item=name), options.item_states)
-        check_readable(test_images(category, options.masks), options.num_workers)
+        check_readable(test_images(category, options.masks), options.num_workers, Intensity.of(trained))
 
     for name in names:
         begun, each = time.monotonic(), replace(options, item=name)

@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DModel
@@ -28,6 +28,7 @@ from dbad.config import (
 )
 from dbad.data import fingerprint, open_category, read_images, split_category, to_pixels
 from dbad.denoising import Conditioning, reconstruct, schedule
+from dbad.depth import begun_with, keep_intensity, run_intensity
 from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
 from dbad.errors import UserError
 from dbad.files import atomic_write, write_json
@@ -88,10 +89,15 @@ def settled(options: Options) -> Options:
     if options.resume and before.get("dataset_path") == plain(options)["dataset_path"] and (
             run_folder(options) / LAST).is_file():
         options = replace(options, preset=options.preset or before.get("preset"))
-    options = resolve(options)
+    options = resolve(keep_intensity(options, begun(options)))
     with torch.device("meta"):
         new_network(options)        # refuses channels and sizes that do not fit
     return options
+
+
+def begun(options: Options) -> dict[str, Any]:
+    """The --intensity of the run that is gone on with, see `begun_with`."""
+    return begun_with(options, "train_ddim.py", "diffusion")
 
 
 def new_network(options: Options) -> UNet2DModel:
@@ -109,13 +115,15 @@ def train(options: Options, folder: Path) -> None:
     # Read the good images; a share of them is never trained on.
     category = open_category(options)
     good, held_out = split_category(category, options.holdout)
+    intensity = run_intensity(options, begun(options), category.good)
     size = None if options.patching else options.resolution
     noised = dict(seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
                   num_timesteps=options.max_timestep or options.train_steps,
                   crop_px=options.resolution if options.patching else None)
-    data = NoisedImages(read_images(good, size, options.num_workers), purpose="train", flip=options.flip,
+    data = NoisedImages(read_images(good, size, options.num_workers, intensity), purpose="train", flip=options.flip,
                         rotate=options.rotate, color_jitter=options.color_jitter, **noised)
-    validation = NoisedImages(read_images(held_out, size, options.num_workers), purpose="validation", **noised)
+    validation = NoisedImages(read_images(held_out, size, options.num_workers, intensity), purpose="validation",
+                              **noised)
     print(f"{len(good)} good images to train on, {len(held_out)} held out; "
           f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 
@@ -127,7 +135,7 @@ def train(options: Options, folder: Path) -> None:
     def begin() -> None:
         """What later scripts read instead of asking again."""
         write_json(folder / MODEL_CONFIG, model_config(unet))
-        write_json(folder / TRAIN_OPTIONS, plain(options))
+        write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings())
 
     def loss_of(model, batch) -> dict[str, Tensor]:
         return {"loss": denoising_loss(model, batch, abar, precision)}

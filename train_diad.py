@@ -31,6 +31,7 @@ from dbad.config import (
     trained_options,
 )
 from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.depth import begun_with, keep_intensity, run_intensity
 from dbad.detectors import digests
 from dbad.diad import FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
@@ -38,6 +39,7 @@ from dbad.diffusion import validation_loss
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, chosen_layers
 from dbad.files import read_json, write_json
+from dbad.intensity import AS_BEFORE, Intensity
 from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
 from dbad.locks import writing_run
 from dbad.noise import image_stream
@@ -114,6 +116,10 @@ def train(options: Options, folder: Path) -> None:
     precision = pick_precision(options.precision, device)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)
 
+    intensity = run_intensity(options, autoencoders(options.model) or begun(options),
+                              [sample for category in categories.values() for sample in category.good])
+    record |= intensity.settings()
+
     # The model, and the good images with their latents; a share of each category is never trained on.
     model = load_diad(options.model, torch.float32)
     model.to(device, memory_format=memory_format(device)).set_trainable(whole_unet=options.train_unet == "whole")
@@ -123,8 +129,8 @@ def train(options: Options, folder: Path) -> None:
     for name, category in categories.items():
         kept, held_out[name] = split_category(category, options.holdout)
         good[name], validation[name] = (
-            encode_all(model, read_images(each, model.resolution, options.num_workers), options.batch_size, device,
-                       precision) for each in (kept, held_out[name]))
+            encode_all(model, read_images(each, model.resolution, options.num_workers, intensity), options.batch_size,
+                       device, precision) for each in (kept, held_out[name]))
         say_sizes(name, category.good, model.resolution)
     print(f"{sum(len(part.images) for part in good.values())} good images to train on, "
           f"{sum(map(len, held_out.values()))} held out; {millions(model, True):.1f} M of {millions(model):.1f} M "
@@ -134,7 +140,7 @@ def train(options: Options, folder: Path) -> None:
     if options.steps_latent:
         with memory_advice(options, "latent_batch_size", "latent_accumulate",
                            otherwise="a model of a smaller resolution (build_diad.py)"):
-            train_latents(model, good, validation, options, device, precision)
+            train_latents(model, good, validation, options, intensity, device, precision)
     begin_files(folder, record, ())
     save_diad(model, folder)
     if (options.model / BUILD_OPTIONS).is_file():
@@ -142,9 +148,23 @@ def train(options: Options, folder: Path) -> None:
 
     # Thresholds, from held-out images.
     detector = DiadDetector(model, extractor, DiadSettings.of(vars(options)), seed=options.seed,
-                            batch_size=options.batch_size, device=device, precision=precision)
-    settings = vars(detector.settings) | extractor_settings(extractor) | {"method": FAMILY, "seed": options.seed}
+                            batch_size=options.batch_size, device=device, precision=precision, intensity=intensity)
+    settings = vars(detector.settings) | extractor_settings(extractor) | intensity.settings() | {
+        "method": FAMILY, "seed": options.seed}
     finish_files(folder, record, calibrate_all(detector, held_out, settings, options))
+
+
+def begun(options: Options) -> dict[str, Any]:
+    """The --intensity of the run that is gone on with, see `begun_with`."""
+    return begun_with(options, "train_diad.py", "diad")
+
+
+def autoencoders(model: Path) -> dict[str, Any]:
+    """The intensity that the auto-encoder of a built model was trained with; empty where it is not known."""
+    if not (model / BUILD_OPTIONS).is_file():
+        return {}
+    known = Intensity.of(AS_BEFORE.settings() | read_json(model / BUILD_OPTIONS))
+    return known.settings() if known.is_known else {}
 
 
 def settled(options: Options) -> Options:
@@ -164,8 +184,13 @@ def settled(options: Options) -> Options:
             raise UserError(f"--model {model}: its auto-encoder has random weights; expected one that was trained "
                             "(finetune_autoencoder.py), and the model built with it: build_diad.py --autoencoder")
         whole = whole or ("whole" if built.get("random") else "decoder")
-    options = resolve(replace(options, item=chosen_items(options), run_id=run_name(options, FAMILY), preset=preset,
-                              model=model, train_unet=whole))
+    options = replace(options, item=chosen_items(options), run_id=run_name(options, FAMILY), preset=preset,
+                      model=model, train_unet=whole)
+    encoder = autoencoders(model)
+    if options.intensity not in (None, encoder.get("intensity", options.intensity)):
+        raise UserError(f"--intensity {options.intensity}: the auto-encoder of {model} was trained with "
+                        f"{encoder['intensity']}; expected the same")
+    options = resolve(keep_intensity(options, encoder or begun(options)))
     trained_options(options, "train_diad.py")       # refuses a run of another script
     chosen_layers(options.extractor, options.extractor_layers)
     check_promises(options, options.item)
@@ -189,7 +214,7 @@ def millions(model: Diad, trained: bool = False) -> float:
 
 
 def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, Encoded], options: Options,
-                  device: torch.device, precision: str) -> None:
+                  intensity: Intensity, device: torch.device, precision: str) -> None:
     """Train the model, or load it where that is done; it ends with its EMA weights."""
     folder, batch_size = run_folder(options), options.latent_batch_size
     shared = dict(seed=options.seed, batch_size=batch_size, num_timesteps=options.latent_max_timestep)
@@ -212,6 +237,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
     shaping = ("item", "holdout", "seed", "train_unet", "steps_latent", "latent_batch_size", "latent_accumulate",
                "latent_learning_rate", "latent_schedule", "latent_max_timestep")
     settings: dict[str, Any] = {name: value for name, value in plain(options).items() if name in shaping}
+    settings |= intensity.binding()
     weights = " ".join(digests(options.model, {"method": FAMILY}).values())
     settings["model"] = hashlib.blake2b(weights.encode(), digest_size=8).hexdigest()
     settings[IMAGES] = fingerprint(image for part in (*train.values(), *validation.values()) for image in part.images)

@@ -31,6 +31,7 @@ from dbad.config import (
 )
 from dbad.data import fingerprint, open_category, random_crops, read_images, split_category, to_float
 from dbad.denoising import Conditioning, reconstruct_all, schedule
+from dbad.depth import run_intensity
 from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, chosen_layers, is_extractor, save_extractor
@@ -125,10 +126,12 @@ def adapt(options: Options, length_given: bool) -> None:
         # Read the good images, those held out apart, and make what each is paired with.
         counterparts = pairing(objective, folder, options, device, precision)
         train, held_out = split_category(category, options.holdout)
+        intensity = run_intensity(options, trained_options(options), category.good)
         size = None if options.patching else options.resolution
-        images = images_of(read_images(train, size, options.num_workers), "extractor crop", options)
+        images = images_of(read_images(train, size, options.num_workers, intensity), "extractor crop", options)
         data = Pairs(images, counterparts(images))
-        images = images_of(read_images(held_out, size, options.num_workers), "extractor validation crop", options)
+        images = images_of(read_images(held_out, size, options.num_workers, intensity), "extractor validation crop",
+                           options)
         validation = Pairs(images, counterparts(images))
         if not length_given:
             epochs = max(options.epochs_extractor, math.ceil(MIN_STEPS * options.batch_size / len(data)))

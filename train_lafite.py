@@ -44,6 +44,7 @@ from dbad.config import (
     trained_options,
 )
 from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.depth import begun_with, keep_intensity, run_intensity
 from dbad.diffusion import validation_loss
 from dbad.discriminator import Discriminator
 from dbad.errors import UserError
@@ -64,6 +65,7 @@ from dbad.feature_teaching import (
 )
 from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.files import cache_folder, write_json
+from dbad.intensity import Intensity
 from dbad.locks import writing_run
 from dbad.presets import default_preset
 from dbad.results import listing_digest
@@ -135,11 +137,13 @@ def train(options: Options, given: Sequence[str], folder: Path) -> None:
         return
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
+    intensity = run_intensity(options, begun(options), samples)
+    record |= intensity.settings()
 
     # Features of good images, once for all.
     layers = options.extractor_layers or default_layers(options.extractor)
     patches = PatchExtractor(build_extractor(options.extractor, layers, options.feature_resolution), options.grid)
-    good = {name: read_good(name, patches, options, device) for name in options.item}
+    good = {name: read_good(name, patches, options, device, intensity) for name in options.item}
     features = {name: part.train_features for name, part in good.items()}
     standardisation = Standardisation.fit(features.values())
     bank = build_bank(features, standardisation, options.bank_mb, options.seed, patches.description(), device,
@@ -152,16 +156,17 @@ def train(options: Options, given: Sequence[str], folder: Path) -> None:
     components = net = None
     if options.method == "lafite":
         components = lafite.Components.fit(features, standardisation, min(options.components, patches.channels))
-        net = train_denoiser(good, standardisation, components, options, device, precision)
+        net = train_denoiser(good, standardisation, components, options, intensity, device, precision)
     queries = [to_patches(next(standardisation.batches(part.held_out_features))) for part in good.values()]
     tau = bank.to(torch.device("cpu")).temperature(torch.cat(queries))
     space = FeatureSpace(patches, standardisation, tau, components, options.prediction, options.item)
 
     # Settings and thresholds; then all files, so that those of the run before serve until then.
     detector = FeatureDetector(space, bank, net, FeatureSettings.of(vars(options)), seed=options.seed,
-                               batch_size=options.batch_size, device=device, precision=precision)
+                               batch_size=options.batch_size, device=device, precision=precision, intensity=intensity)
     judges, prepare = learn_from_damage(detector, good, options, given)
     settings = {name: getattr(options, name) for name in ("method", "seed", "diffusion_checkpoint_name")}
+    settings |= intensity.settings()
     held_out = {name: part.held_out for name, part in good.items()}
     thresholds = calibrate_all(detector, held_out, settings, options, prepare)
     trials = [trials_file(name, options.item) for name in options.item] * options.tune
@@ -194,13 +199,18 @@ def settled(options: Options) -> Options:
         options = replace(options, **{name: value for name, value in plain_knn.items()
                                       if getattr(options, name) is None})
     tune = options.tune is not False
-    options = resolve(replace(options, item=items, run_id=run_name(options, method), preset=preset, tune=tune,
-                              method=method))
+    options = replace(options, item=items, run_id=run_name(options, method), preset=preset, tune=tune, method=method)
+    options = resolve(keep_intensity(options, begun(options)))
     trained_options(options, "train_lafite.py")     # refuses a run of another script
     check_promises(options, items)
     with torch.device("meta"):
         new_network(options, options.components)    # refuses channels and grids that do not fit
     return options
+
+
+def begun(options: Options) -> dict[str, Any]:
+    """The --intensity of the run that is gone on with, see `begun_with`."""
+    return begun_with(options, "train_lafite.py", "features")
 
 
 def new_network(options: Options, components: int) -> UNet2DModel:
@@ -214,18 +224,20 @@ def default_layers(extractor: str) -> list[int]:
     return [0] * (stages[0].stride == 2) + usual_layers(extractor, stages)
 
 
-def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device) -> Good:
+def read_good(name: str, patches: PatchExtractor, options: Options, device: torch.device,
+              intensity: Intensity) -> Good:
     """Read the good images of a category and extract their features, or find them extracted."""
     train, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
     cache = options.feature_cache or cache_folder("features")
-    pixels = [read_images(part, options.feature_resolution, options.num_workers) for part in (train, held_out)]
+    pixels = [read_images(part, options.feature_resolution, options.num_workers, intensity)
+              for part in (train, held_out)]
     features = [extract_features(patches, part, cache, batch_size=options.batch_size, device=device)
                 for part in pixels]
     return Good(train, held_out, pixels[0], *features)
 
 
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
-                   options: Options, device: torch.device, precision: str) -> torch.nn.Module:
+                   options: Options, intensity: Intensity, device: torch.device, precision: str) -> torch.nn.Module:
     """Train the U-Net on the components of good features, or load it where that is done; with its EMA weights."""
     folder, abar = run_folder(options), lafite.feature_schedule()
 
@@ -253,6 +265,7 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     shaping = ("item", "holdout", "seed", "extractor", "extractor_layers", "feature_resolution", "grid", "components",
                "prediction", "feature_channels", "steps_features", "feature_batch_size", "feature_learning_rate")
     settings: dict[str, Any] = {name: value for name, value in plain(options).items() if name in shaping}
+    settings |= intensity.binding()
     settings[IMAGES] = fingerprint([pixels for part in good.values() for pixels in part.pixels])
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import build_diad
 import evaluation
@@ -34,6 +34,7 @@ from dbad import summary
 from dbad.checkpoints import check_trained
 from dbad.config import main, opt, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.data import category_names, check_readable, chosen_items, named_items, open_category, test_images
+from dbad.depth import run_intensity
 from dbad.detectors import check_layer_weights
 from dbad.errors import UserError, printable
 from dbad.extractors import build_extractor, chosen_layers, load_extractor
@@ -133,11 +134,12 @@ def run_together(options: Options) -> Path:
     names, results = chosen_items(options), []
     if options.images and len(names) > 1:
         raise UserError(f"--images: expected one --item with it, found {len(names)}")
-    for name in names if not options.skip_evaluation else ():
-        check_inspected(replace(options, item=name))
-    for seed in dict.fromkeys(options.seeds or (options.seed,)):
-        name = run_name(options, options.method) + f"-seed{seed}" * bool(options.seeds)
-        each = replace(options, seed=seed, run_id=name)
+    run_id = run_name(options, options.method)
+    runs = [replace(options, seed=seed, run_id=run_id + f"-seed{seed}" * bool(options.seeds))
+            for seed in dict.fromkeys(options.seeds or (options.seed,))]
+    if not options.skip_evaluation:
+        check_inspected(runs[0], names)
+    for each in runs:
         if not options.skip_train and options.method == "diad":
             train_diad.run(subset(train_diad.Options, replace(each, model=build_model(each))))
         elif not options.skip_train:
@@ -198,7 +200,7 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
         category = open_category(options, options.item_states)
         files = [path for sample in category.good + category.test for path in sample.files]
         record = {"options": plain(options), "data": listing_digest(files)}
-        if options.resume and finished.is_file() and read_json(finished) == record:
+        if options.resume and finished.is_file() and given(read_json(finished)) == given(record):
             print("finished before")
             return replace(run, status="finished before")
         run_category(options)
@@ -213,15 +215,28 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
     return replace(run, status="done", seconds=time.monotonic() - begun)
 
 
-def check_inspected(options: CategoryOptions) -> None:
-    """Raise `UserError` for what the inspection would stumble over, before the long work; on --dry_run by options."""
+def given(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of what a run was made with, without the options that were not given: there may have been fewer."""
+    return record | {"options": {name: value for name, value in record.get("options", {}).items() if value is not None}}
+
+
+def check_inspected(options: CategoryOptions, names: Sequence[str]) -> None:
+    """Raise `UserError` for what the inspection of the categories would stumble over, before the long work.
+
+    On --dry_run only by options.
+    """
     check_new_images(options)
     if options.dry_run:
         return
     check_folders(img_dir=options.img_dir)
-    if not options.images:
-        samples = test_images(open_category(options, options.item_states), options.masks)
-        check_readable(samples, options.num_workers)
+    if options.images:
+        return
+    categories = [open_category(replace(options, item=name), options.item_states) for name in names]
+    samples = [sample for category in categories for sample in test_images(category, options.masks)]
+    by = {"lafite": train_lafite, "knn": train_lafite, "diad": train_diad}.get(options.method, train_ddim)
+    known = trained_options(options, f"{by.__name__}.py") if options.skip_train else by.begun(options)
+    good = [sample for category in categories for sample in category.good]
+    check_readable(samples, options.num_workers, run_intensity(options, known, good, quiet=True))
 
 
 def run_category(options: CategoryOptions) -> Path:
@@ -265,7 +280,7 @@ def check_phases(options: CategoryOptions) -> None:
         if layers:
             check_layer_weights(settings.layer_weights, len(layers), path)
     if not options.skip_evaluation:
-        check_inspected(options)
+        check_inspected(options, [options.item])
         given_thresholds(options)
         resolve(subset(inference_ddim.Options, options), trained)
 

@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             detector = load_detector(folder, category=item)
             chosen, judge = detector.settings, detector.judge
             category = open_category(replace(options, item=item))
-            items = read_items(test_images(category, "required"), detector.size)
+            items = read_items(test_images(category, "required"), detector.size, intensity=detector.intensity)
             _, held_out = split_category(category, 0.1)
             good, tested = (look_up(detector, torch.stack([each.image for each in part]))
-                            for part in (read_items(held_out, detector.size), items))
+                            for part in (read_items(held_out, detector.size, intensity=detector.intensity), items))
             rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)
                     or row[3] not in args.scores]
             for name in args.scores:

@@ -139,7 +139,7 @@ def mean_map(detector: DdimDetector, samples: Sequence[Sample]) -> np.ndarray:
     """Mean anomaly map (H, W) of images of one size."""
     total = 0.0
     for sample in samples:
-        image = read_items([sample], None)[0].image[None]
+        image = read_items([sample], None, intensity=detector.intensity)[0].image[None]
         found = detector.combine(detector.parts(image)[0], detector.calibration.scales)[0][0, 0].numpy()
         if np.ndim(total) and total.shape != found.shape:
             raise UserError(f"{sample.path}: of another size than the images before; a mean map needs images of one")

@@ -60,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = time.monotonic() - begun
         if detector is None:
             detector = detector_of(options, extractor_path)
-            items = read_items(test_images(category, "required"), detector.size)
-            good = torch.stack([item.image for item in read_items(held_out, detector.size)])
+            items, held = (read_items(samples, detector.size, intensity=detector.intensity)
+                           for samples in (test_images(category, "required"), held_out))
+            good = torch.stack([item.image for item in held])
         detector.extractor = load_extractor(extractor_path).to(detector.device).eval()
         rows.append([args.item, objective, epochs, *measured(detector, good, items)[:3], seconds])
         print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1]) + " |", flush=True)

@@ -26,6 +26,7 @@ from dbad.config import SETTING_NAMES, resolve, run_folder, trained_options
 from dbad.data import open_category, read_items, split_category, test_images
 from dbad.detectors import DdimDetector, build_ddim, detector_settings
 from dbad.files import atomic_write
+from dbad.intensity import Intensity
 from dbad.presets import PRESETS
 from dbad.runtime import pick_device, pick_precision
 
@@ -35,8 +36,9 @@ COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "
 
 def detector_of(options: evaluation.Options, extractor_path: Path) -> DdimDetector:
     """With the preset's settings, not calibrated."""
-    options = resolve(options, trained_options(options))
-    settings = detector_settings(options, extractor_path)
+    trained = trained_options(options)
+    options = resolve(options, trained)
+    settings = detector_settings(options, extractor_path, Intensity.of(trained))
     settings |= {name: value for name, value in PRESETS[options.preset].items() if name in SETTING_NAMES}
     device = pick_device("auto")
     return build_ddim(run_folder(options), options.diffusion_checkpoint_name, settings, device,
@@ -87,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     category = open_category(options)
     trained = resolve(options, trained_options(options))
     _, held_out = split_category(category, trained.holdout)
-    items = read_items(test_images(category, "required"), detector.size)
-    good = torch.stack([item.image for item in read_items(held_out, detector.size)])
+    items = read_items(test_images(category, "required"), detector.size, intensity=detector.intensity)
+    good = torch.stack([item.image for item in read_items(held_out, detector.size, intensity=detector.intensity)])
     path, rows = args.out / "sampling.csv", []
     if path.is_file():
         with open(path, encoding="utf-8", newline="") as file:

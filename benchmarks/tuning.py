@@ -56,7 +56,7 @@ def in_hindsight(options: CategoryOptions) -> dict:
     detector = load_detector(run_folder(options), options.device)
     category = open_category(options)
     train, _ = split_category(category, options.holdout or 0.1)
-    items = read_items(test_images(category, "required"), detector.size)
+    items = read_items(test_images(category, "required"), detector.size, intensity=detector.intensity)
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),

@@ -20,6 +20,7 @@ from dbad.detectors import Detector, calibration_file, check_digests, digests
 from dbad.errors import UserError
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
+from dbad.intensity import with_intensity
 from dbad.run_files import (
     CATEGORY_CALIBRATION,
     CATEGORY_DISCRIMINATOR,
@@ -30,7 +31,9 @@ from dbad.run_files import (
     UNFINISHED,
 )
 
-PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume"})
+# Options that say where and how, and not what; the bit depth follows from the images.
+PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",
+                    "intensity_bits"})
 
 
 def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
@@ -131,5 +134,5 @@ def is_whole(folder: Path, record: Mapping[str, Any], names: Iterable[str], plac
     except UserError:
         return False
     known, wanted = ({name: value for name, value in values.items() if name not in placed}
-                     for values in (read_json(folder / TRAIN_OPTIONS), record))
+                     for values in (with_intensity(read_json(folder / TRAIN_OPTIONS)), record))
     return known == wanted

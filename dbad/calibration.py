@@ -20,6 +20,7 @@ from dbad.config import setting_names
 from dbad.diffmaps import central_window
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
+from dbad.intensity import AS_BEFORE, Intensity
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def load_calibration(path: Path) -> Calibration:
         numbers = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
         scales = {name: float(scale) for name, scale in fields["scales"].items()}
         scores = tuple(float(score) for score in fields["scores"])
+        fields["settings"] = AS_BEFORE.settings() | fields["settings"]
+        Intensity.of(fields["settings"])
         if not min(scales.values()) > 0 or list(scores) != sorted(scores):
             raise ValueError("scales not positive, or scores not sorted")
         if missing := sorted(setting_names(fields["settings"].get("method", "ddim")) - fields["settings"].keys()):
@@ -93,7 +96,7 @@ def load_calibration(path: Path) -> Calibration:
         settings = {name: tuple(value) if isinstance(value, list) else value
                     for name, value in fields["settings"].items()}
         return Calibration(**fields | numbers | {"scales": scales, "scores": scores, "settings": settings})
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:
         script = calibrating_script(values.get("settings") if isinstance(values, dict) else {})
         raise UserError(f"{path}: not a calibration ({error}); run {script} again") from None
 

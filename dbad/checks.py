@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dbad.errors import UserError, printable
+from dbad.intensity import Intensity
 
 _AT_LEAST = {
     "batch_size": 1, "seed": 0, "num_workers": 0, "resolution": 8, "feature_resolution": 32, "epochs_diffusion": 0,
@@ -44,6 +45,8 @@ def check(options: Any) -> None:
             raise UserError(f"--{name} {values[name]}: expected a number above 0")
     if values.get("seed") is not None and values["seed"] >= 2 ** 63:
         raise UserError(f"--seed {values['seed']}: expected a number below 2^63")
+    if values.get("intensity") is not None:
+        Intensity(values["intensity"])
     betas = values.get("adam_betas")
     if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"--adam_betas {' '.join(map(str, betas))}: expected two numbers from 0 to below 1")

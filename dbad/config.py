@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from dbad.checks import check
 from dbad.errors import UserError, printable
 from dbad.files import read_json
+from dbad.intensity import INTENSITY, with_intensity
 from dbad.presets import PRESETS, default_preset
 from dbad.run_files import TRAIN_OPTIONS, check_names
 
@@ -50,6 +51,7 @@ class RunOptions:
     layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto"
     )
+    intensity: str = opt(INTENSITY, by_preset=True)
     run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
                              "-diad where the method is another than ddim)", None, aliases=["--run_name"])
     diffusion_checkpoint_dir: Path = opt(
@@ -166,7 +168,7 @@ class DiadMapOptions(CropOptions):
     map_sigma: float = opt("Gaussian blur of the map, in px of a 256 px image; scales with the image", by_preset=True)
 
 
-# What shapes a prediction beside the weights: the `settings` of calibration.json.
+# What shapes a prediction beside the weights: the `settings` of calibration.json, with those of `Intensity`.
 SETTING_NAMES = frozenset(field.name for group in (ReconstructionOptions, MapOptions)
                           for field in dataclasses.fields(group)) | {
     "seed", "patching", "diffusion_checkpoint_name", "extractor_path"}
@@ -192,11 +194,9 @@ def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
     preset = options.preset or trained.get("preset") or default_preset(options.dataset_path, options.device)
     length_given = any(getattr(options, name, None) is not None for name in _LENGTHS)
     changes: dict[str, Any] = {"preset": preset, "run_id": options.run_id or options.item}
+    check_bound(options, trained)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name in _BINDING and value is not None and value != trained.get(field.name, value):
-            raise UserError(f"--{field.name} {value}: the run {run_folder(options)} was trained with "
-                            f"{trained[field.name]}")
         if field.metadata["by_preset"] and value is None and not (length_given and field.name in _LENGTHS):
             value = trained.get(field.name, PRESETS[preset][field.name])
             changes[field.name] = tuple(value) if isinstance(value, list) else value
@@ -207,7 +207,15 @@ def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
 
 
 _LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
-_BINDING = ("item", "holdout", "patching", "resolution")  # what later scripts cannot change
+_BINDING = ("item", "holdout", "patching", "resolution", "intensity")  # what later scripts cannot change
+
+
+def check_bound(options: RunOptions, trained: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options that later scripts cannot change and that were given otherwise than in training."""
+    for name in _BINDING:
+        value = getattr(options, name, None)
+        if value is not None and value != trained.get(name, value):
+            raise UserError(f"--{name} {value}: the run {run_folder(options)} was trained with {trained[name]}")
 
 
 def run_folder(options: RunOptions) -> Path:
@@ -257,7 +265,7 @@ def trained_options(options: RunOptions, by: str = "train_ddim.py") -> dict[str,
     A run of another script is a `UserError`: its files have the same names and another meaning.
     """
     path = run_folder(options) / TRAIN_OPTIONS
-    trained = read_json(path) if path.is_file() else {}
+    trained = with_intensity(read_json(path)) if path.is_file() else {}
     for script, own in _TRAINED_BY.items():
         if script != by and own in trained:
             raise UserError(f"{run_folder(options)}: no run of {by} but one of {script}; expected another --run_id")

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from dbad import demo
 from dbad.config import RunOptions
 from dbad.errors import UserError
+from dbad.intensity import UNKNOWN, Intensity
 from dbad.layouts import LAYOUTS, describe, open_dataset
 from dbad.masks import read_mask
 from dbad.picture_files import open_picture
@@ -141,38 +142,33 @@ def some_of(things: Sequence[T], most: int = 40) -> Sequence[T]:
 
 # ------------------------------------------------------------------------------------------ reading files
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, intensity: Intensity = UNKNOWN) -> Image.Image:
     """Read an image of any size and mode as 8-bit RGB, turned upright as its EXIF data say.
 
-    16-bit images are scaled to 8 bits by their full range; transparency is dropped. A file that is not an image or is
-    truncated is a `UserError` that names it.
+    `intensity` says what becomes of more than 8 bits per channel; transparency is dropped. A file that is not an image,
+    is truncated, or is not covered by `intensity` is a `UserError` that names it.
     """
-    return to_rgb(open_picture(path), path)
+    return intensity.read(path)
 
 
-def to_rgb(image: Image.Image, name: object) -> Image.Image:
-    """An opened image as `read_image` gives it; `name` is what errors call it."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
-            raise UserError(f"{name}: floating-point pixels from {values.min():g} to {values.max():g}; expected 0 to 1")
-        scale = 255 if image.mode == "F" else 255 / 65535
-        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image in px, as `read_image` gives it."""
+    return ImageOps.exif_transpose(open_picture(path)).size
 
 
-def read_images(samples: Sequence[Sample], size: int | None, num_workers: int = 0) -> list[Tensor]:
+def read_images(samples: Sequence[Sample], size: int | None, num_workers: int = 0,
+                intensity: Intensity = UNKNOWN) -> list[Tensor]:
     """Decode every image, resize it to (3, size, size) (None: keep its size), and return uint8 tensors."""
     def one(sample: Sample) -> Tensor:
-        return to_uint8(_resized(read_image(sample.path), size, Image.Resampling.BILINEAR))
+        return to_uint8(_resized(read_image(sample.path, intensity), size, Image.Resampling.BILINEAR))
     return _map(one, samples, num_workers)
 
 
-def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0) -> list[Item]:
+def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0,
+               intensity: Intensity = UNKNOWN) -> list[Item]:
     """Decode images with their masks; masks are resized with nearest neighbour and stay binary."""
     def one(sample: Sample) -> Item:
-        image = read_image(sample.path)
+        image = read_image(sample.path, intensity)
         mask, cut = Image.new("L", image.size), False
         if sample.mask is not None:
             mask, cut = read_mask(sample.mask, image.size, sample.path)
@@ -183,10 +179,10 @@ def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0
     return _map(one, samples, num_workers)
 
 
-def check_readable(samples: Sequence[Sample], num_workers: int = 0) -> None:
+def check_readable(samples: Sequence[Sample], num_workers: int = 0, intensity: Intensity = UNKNOWN) -> None:
     """Read every image and mask once, so that a broken one is found before the long work and not after it."""
     def one(sample: Sample) -> None:
-        image = read_image(sample.path)
+        image = read_image(sample.path, intensity)
         if sample.mask is not None:
             read_mask(sample.mask, image.size, sample.path)
     _map(one, samples, num_workers)

@@ -27,6 +27,7 @@ from dbad.errors import UserError
 from dbad.extractors import Extractor, load_extractor
 from dbad.files import read_json
 from dbad.inputs import ImageLike, to_batch
+from dbad.intensity import UNKNOWN, Intensity
 from dbad.normalise import Normalisation, load_normalisation
 from dbad.run_files import (
     BANK,
@@ -84,6 +85,7 @@ class Detector(Protocol):
         patching      images come at their own size and are cut into tiles of that side
         batch_size    images or tiles that go through the networks at once
         counterpart   what is made beside the maps, as figures call it
+        intensity     how images of more than 8 bits are brought to it
         calibration   None until evaluation.py has run
     """
 
@@ -91,6 +93,7 @@ class Detector(Protocol):
     patching: bool
     batch_size: int
     counterpart: str
+    intensity: Intensity
     calibration: Calibration | None
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -108,16 +111,18 @@ class Calibrated:
     size: int
     patching: bool
     counterpart = "reconstruction"
+    intensity: Intensity
     calibration: Calibration | None
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
-        """Inspect one image or several: files, PIL images, (H, W[, 3]) uint8 arrays, or tensors in [-1, 1].
+        """Inspect one image or several: files, PIL images, (H, W[, 3]) uint8 or uint16 arrays, tensors in [-1, 1].
 
-        Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size.
+        Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size. Of more than
+        8 bits per channel black and white are those of the run; an image beyond them is a `UserError`.
         """
         if self.calibration is None:
             raise UserError("this detector is not calibrated; run evaluation.py for its run folder")
-        parts, reconstruction = self.parts(to_batch(images, None if self.patching else self.size))
+        parts, reconstruction = self.parts(to_batch(images, None if self.patching else self.size, self.intensity))
         anomaly_map, score = self.combine(parts, self.calibration.scales)
         p_values = [self.calibration.p_value(float(s)) for s in score]
         return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= self.calibration.image_threshold,
@@ -175,12 +180,13 @@ class DdimDetector(Calibrated):
 
     def __init__(self, unet: UNet2DModel, extractor: Extractor, abar: Tensor, how: Conditioning, maps: MapSettings, *,
                  noise_kind: str, seed: int, patching: bool, batch_size: int, device: torch.device, precision: str,
-                 calibration: Calibration | None = None, normalisation: Normalisation | None = None):
+                 calibration: Calibration | None = None, normalisation: Normalisation | None = None,
+                 intensity: Intensity = UNKNOWN):
         self.unet = unet.to(device, memory_format=memory_format(device)).eval()
         self.extractor = extractor.to(device).eval()
         self.abar, self.how, self.maps, self.noise_kind, self.seed = abar, how, maps, noise_kind, seed
         self.patching, self.batch_size, self.device, self.precision = patching, batch_size, device, precision
-        self.calibration, self.normalisation = calibration, normalisation
+        self.calibration, self.normalisation, self.intensity = calibration, normalisation, intensity
         self.size = int(unet.config.sample_size)
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -245,7 +251,8 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
         unet, extractor, schedule(trained["train_steps"], trained["beta_schedule"]), how, maps,
         noise_kind=trained["noise_kind"], seed=settings["seed"], patching=settings["patching"],
         batch_size=batch_size, device=device, precision=precision, calibration=calibration,
-        normalisation=load_normalisation(folder / NORMALISATION) if normalised else None)
+        normalisation=load_normalisation(folder / NORMALISATION) if normalised else None,
+        intensity=Intensity.of(settings))
 
 
 def check_layer_weights(weights: Sequence[float], num_layers: int, extractor: Path) -> None:
@@ -301,13 +308,13 @@ def calibration_file(folder: Path, category: str | None, learnt: Collection[str]
     return folder / (CATEGORY_CALIBRATION.format(category) if own else CALIBRATION)
 
 
-def detector_settings(options: Any, extractor_path: Path) -> dict[str, Any]:
+def detector_settings(options: Any, extractor_path: Path, intensity: Intensity) -> dict[str, Any]:
     """What shapes a prediction beside the weights, as plain values: the `settings` of calibration.json.
 
     The extractor's path is kept relative to the run folder, so that both can be moved together.
     """
     names = sorted(SETTING_NAMES - {"extractor_path"})
-    return {name: getattr(options, name) for name in names} | {
+    return {name: getattr(options, name) for name in names} | intensity.settings() | {
         "extractor_path": os.path.relpath(extractor_path, run_folder(options))}
 
 

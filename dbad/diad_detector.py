@@ -17,6 +17,7 @@ from dbad.diad import Diad, anomaly_map, image_score, load_diad, reconstruct
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor
 from dbad.features import weights_digest
+from dbad.intensity import UNKNOWN, Intensity
 from dbad.noise import image_stream
 from dbad.packing import ready
 from dbad.runtime import autocast
@@ -44,11 +45,12 @@ class DiadDetector(Calibrated):
     patching = False
 
     def __init__(self, model: Diad, extractor: Extractor, settings: DiadSettings, *, seed: int, batch_size: int,
-                 device: torch.device, precision: str, calibration: Calibration | None = None):
+                 device: torch.device, precision: str, calibration: Calibration | None = None,
+                 intensity: Intensity = UNKNOWN):
         self.model = ready(model, device, precision)
         self.extractor, self.settings, self.seed = extractor.to(device).eval(), settings, seed
         self.batch_size, self.device, self.precision, self.calibration = batch_size, device, precision, calibration
-        self.size = model.resolution
+        self.size, self.intensity = model.resolution, intensity
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """See `Detector.parts`; the reconstruction is the sample. The noise of an image follows from its pixels."""
@@ -101,4 +103,4 @@ def build_diad_detector(folder: Path, settings: dict[str, Any], device: torch.de
         raise UserError(f"{folder}: was calibrated with other weights of {extractor.name} than are installed; run "
                         "train_diad.py again")
     return DiadDetector(model, extractor, DiadSettings.of(settings), seed=settings["seed"], batch_size=batch_size,
-                        device=device, precision=precision, calibration=calibration)
+                        device=device, precision=precision, calibration=calibration, intensity=Intensity.of(settings))

@@ -32,7 +32,7 @@ def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, descri
     size = None if detector.patching else detector.size
     step = 1 if detector.patching else detector.batch_size
     for first in tqdm(range(0, len(samples), step), desc=description, unit="batch"):
-        items = read_items(samples[first:first + step], size, num_workers)
+        items = read_items(samples[first:first + step], size, num_workers, detector.intensity)
         parts, reconstructions = detector.parts(torch.stack([item.image for item in items]))
         for i, item in enumerate(items):
             yield item, {name: part[i:i + 1] for name, part in parts.items()}, (

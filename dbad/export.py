@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dbad.data import read_image
+from dbad.data import upright_size
 from dbad.files import atomic_write
 from dbad.inspection import Inspection
 from dbad.protocol import resized_map
@@ -33,7 +33,7 @@ def export_maps(folder: Path, category: Category, inspections: Sequence[Inspecti
     Maps of MVTec AD 2 are as its server reads them, those of any other data set as the program of MVTec AD does.
     """
     for inspection, sample, place in zip(inspections, category.test, _places(category), strict=True):
-        width, height = read_image(sample.path).size
+        width, height = upright_size(sample.path)
         values = resized_map(inspection.anomaly_map, (height, width))
         if category.layout != "mvtec_ad_2":
             with atomic_write(folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:

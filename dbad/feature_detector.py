@@ -24,6 +24,7 @@ from dbad.discriminator import Discriminator, evidence
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
+from dbad.intensity import UNKNOWN, Intensity
 from dbad.lafite import (
     HIDDEN,
     Components,
@@ -117,7 +118,8 @@ class FeatureDetector(Calibrated):
 
     def __init__(self, space: FeatureSpace, bank: Bank, net: UNet2DModel | None, settings: FeatureSettings, *,
                  seed: int, batch_size: int, device: torch.device, precision: str,
-                 calibration: Calibration | None = None, judge: Discriminator | None = None):
+                 calibration: Calibration | None = None, judge: Discriminator | None = None,
+                 intensity: Intensity = UNKNOWN):
         if net is None and (DIFFUSED & settings.contributions.keys() or settings.context_power):
             raise UserError("--discriminator_contrib, --denoise_contrib, --inversion_contrib and --context_power: this "
                             "run has a memory bank and no denoiser; expected 0, or a run of train_lafite.py --method "
@@ -126,7 +128,7 @@ class FeatureDetector(Calibrated):
         self.patches, self.standardisation = space.patches.to(device, **order).eval(), space.standardisation.to(device)
         self.net = None if net is None else net.to(device, **order).eval()
         self.settings, self.seed, self.batch_size = settings, seed, batch_size
-        self.device, self.precision, self.calibration = device, precision, calibration
+        self.device, self.precision, self.calibration, self.intensity = device, precision, calibration, intensity
         self.size, self.abar = space.patches.extractor.resolution, feature_schedule()
         self.space, self.bank, self.judge = space, bank, judge
 
@@ -313,4 +315,4 @@ def build_feature_detector(folder: Path, checkpoint_name: str, settings: dict[st
     judge = load_discriminator(folder / settings["discriminator"], layers) if settings["discriminator"] else None
     return FeatureDetector(space, bank, net, FeatureSettings.of(settings), seed=settings["seed"],
                            batch_size=batch_size, device=device, precision=precision, calibration=calibration,
-                           judge=judge)
+                           judge=judge, intensity=Intensity.of(settings))

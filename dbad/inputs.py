@@ -10,25 +10,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dbad.data import read_image, to_float, to_pixels, to_rgb, to_uint8
+from dbad.data import read_image, to_float, to_pixels, to_uint8
 from dbad.errors import UserError
+from dbad.full_depth import Deep
+from dbad.intensity import UNKNOWN, Intensity
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
-def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None) -> Tensor:
-    """Files, PIL images, (H, W[, 3]) uint8 arrays or tensors in [-1, 1], one or several -> (N, 3, H, W) in [-1, 1].
+def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:
+    """Files, PIL images, (H, W[, 3]) uint8 or uint16 arrays or tensors, one or several -> (N, 3, H, W) in [-1, 1].
 
-    Images are brought to `size` px each way; None leaves them as they are, and they have to be of one size.
+    Tensors are in [-1, 1] already; `intensity` brings more than 8 bits per channel there. Images are brought to `size`
+    px each way; None leaves them as they are, and they have to be of one size.
     """
     batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
-    tensors = [to_tensor(image, size) for image in (images if batch else [images])]
+    tensors = [to_tensor(image, size, intensity) for image in (images if batch else [images])]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise UserError("images of several sizes cannot be tiled together; give them one at a time")
     return torch.stack(tensors)
 
 
-def to_tensor(image: ImageLike, size: int | None) -> Tensor:
+def to_tensor(image: ImageLike, size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:
     """One image as (3, H, W) float32 in [-1, 1] on the CPU, see `to_batch`."""
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
@@ -38,11 +41,14 @@ def to_tensor(image: ImageLike, size: int | None) -> Tensor:
             return image.float().cpu()
         image = to_pixels(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
-            raise UserError(f"array of {image.dtype} and shape {image.shape}: expected uint8 pixels (H, W) or "
-                            "(H, W, 3)")
-        image = Image.fromarray(image)
-    image = to_rgb(image, "the image") if isinstance(image, Image.Image) else read_image(Path(image))
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
+        if image.dtype not in (np.uint8, np.uint16) or not image.size or not (
+                image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
+            raise UserError(f"array of {image.dtype} and shape {image.shape}: expected uint8 or uint16 pixels (H, W) "
+                            "or (H, W, 3)")
+        image = Image.fromarray(image) if image.dtype == np.uint8 else Deep(image, 65535.0)
+    image = intensity.to_rgb(image, "the image") if isinstance(image, (Image.Image, Deep)) else (
+        read_image(Path(image), intensity))
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return to_float(to_uint8(image))

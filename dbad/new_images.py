@@ -37,6 +37,7 @@ from dbad.errors import UserError, printable
 from dbad.files import atomic_write
 from dbad.finding import files_below
 from dbad.inspection import Inspection
+from dbad.intensity import Intensity
 from dbad.picture_files import special_kind
 from dbad.run_files import OVERLAYS, SCORES, UNREADABLE
 
@@ -195,10 +196,10 @@ def _batches(paths: Sequence[Path], detector: Detector, pool: Executor
     """
     size, step = (None, 1) if detector.patching else (detector.size, detector.batch_size)
     todo, batch, broken = iter(paths), [], []
-    waiting = deque(pool.submit(_decode, path, size) for path in islice(todo, step))
+    waiting = deque(pool.submit(_decode, path, size, detector.intensity) for path in islice(todo, step))
     while waiting:
         image = waiting.popleft().result()
-        waiting.extend(pool.submit(_decode, path, size) for path in islice(todo, 1))
+        waiting.extend(pool.submit(_decode, path, size, detector.intensity) for path in islice(todo, 1))
         if isinstance(image, Decoded):
             batch.append(image)
         else:
@@ -209,10 +210,10 @@ def _batches(paths: Sequence[Path], detector: Detector, pool: Executor
             batch, broken = [], []
 
 
-def _decode(path: Path, size: int | None) -> Decoded | tuple[Path, str]:
+def _decode(path: Path, size: int | None, intensity: Intensity) -> Decoded | tuple[Path, str]:
     """The image, resized to `size` for the detector (None: its own size); the path and the reason if it is none."""
     try:
-        original = read_image(path)
+        original = read_image(path, intensity)
     except Exception as error:      # decoders fail in many ways on broken files, and one file must not end the run
         reason = " ".join(str(error).removeprefix(printable(f"{path}: ")).split())
         return path, reason or type(error).__name__

@@ -56,7 +56,7 @@ def picture_file(path: Path) -> Iterator[Image.Image]:
         found = re.search(r"\d{4,}", str(error))
         raise UserError(f"{path}: {f'{int(found[0]) / 1e6:.0f}' if found else 'too many'} megapixels; at most "
                         f"{megapixels:g} are read, unless the environment variable {LIMIT} allows more") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         raise UserError(f"{path}: truncated or broken image ({error})") from None

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _COMMON: dict[str, Any] = {
-    "holdout": 0.1, "patching": False, "seed": 0, "conditioning": "ddad", "eta": 0.0, "sampler": "ddim",
+    "holdout": 0.1, "patching": False, "intensity": "auto", "seed": 0,
+    "conditioning": "ddad", "eta": 0.0, "sampler": "ddim",
     "num_samples": 1, "pixel_difference": "max_square", "layer_weights": (1.0,), "map_norm": "none", "top_share": 0.0,
     "feature_smoothing_kernel": 3, "blur_sigma": 4.0, "tile_overlap": 0.25, "center_crop": 0, "pl_contrib": 0.7,
     "fl_contrib": 0.7,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dbad.data import read_image
+from dbad.data import upright_size
 from dbad.diffmaps import central_window
 from dbad.inspection import Inspection
 from dbad.masks import read_mask
@@ -51,7 +51,7 @@ class Protocol:
             if mask is None:
                 continue
             if self.resolution == "original":
-                size = read_image(sample.path).size
+                size = upright_size(sample.path)
                 values = resized_map(values, (size[1], size[0]))
                 mask = np.zeros(values.shape, bool)
                 if sample.mask is not None:

@@ -23,6 +23,7 @@ from dbad import damage
 from dbad.config import RunOptions
 from dbad.damage import Picture, Site
 from dbad.data import open_category, read_images, to_float, to_pixels
+from dbad.depth import run_intensity
 from dbad.errors import UserError
 from dbad.figures import MUTED, PAPER, font, outlined, tile
 from dbad.files import atomic_write
@@ -291,16 +292,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--item", required=True, help="category, of which only train/good is read")
     parser.add_argument("--out", type=Path, required=True, help="picture to write, such as sheet.png")
     parser.add_argument("--resolution", type=int, default=256, help="side of the images in pixels")
+    parser.add_argument("--intensity", default="auto", help="of images of more than 8 bits, as for the other scripts")
     parser.add_argument("--rows", type=int, default=6, help="good images to show")
     parser.add_argument("--seed", type=int, default=0, help="every anomaly follows from it")
     args = parser.parse_args(argv)
     with one_line_failures():
         if args.resolution < 16 or args.rows < 1:
             raise UserError(f"--resolution {args.resolution} --rows {args.rows}: expected at least 16 pixels and 1 row")
-        category = open_category(RunOptions(item=args.item, dataset_path=args.dataset_path))
+        options = RunOptions(item=args.item, dataset_path=args.dataset_path, intensity=args.intensity)
+        category = open_category(options)
         count = min(args.rows, len(category.train))
         samples = [category.train[i * len(category.train) // count] for i in range(count)]      # evenly over the files
-        images = [to_float(image) for image in read_images(samples, args.resolution)]
+        intensity = run_intensity(options, {}, category.train)
+        images = [to_float(image) for image in read_images(samples, args.resolution, intensity=intensity)]
         with atomic_write(args.out) as temporary:
             preview(images, [sample.path.name for sample in samples], args.seed).save(temporary, "PNG")
         print(f"The sheet is {args.out}")

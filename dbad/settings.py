@@ -7,9 +7,10 @@ import sys
 from typing import Any, TypeVar
 
 from dbad.calibration import Calibration, load_calibration
-from dbad.config import resolve, run_folder, trained_options
+from dbad.config import check_bound, resolve, run_folder, trained_options
 from dbad.detectors import calibration_file, check_digests, detector_settings
 from dbad.errors import UserError
+from dbad.intensity import Intensity
 from dbad.run_files import CALIBRATION, EXTRACTOR, UNFINISHED
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ def settle(options: T) -> tuple[Calibration | None, T]:
         return None, resolve(options, trained_options(options))
     if given:
         options = resolve(options, trained_options(options))
-        settings = detector_settings(options, options.extractor_path or run_folder(options) / EXTRACTOR)
+        intensity = Intensity.of({**trained_options(options), "intensity": options.intensity})
+        settings = detector_settings(options, options.extractor_path or run_folder(options) / EXTRACTOR, intensity)
         return Calibration(given, pixel_threshold=1.0, image_threshold=1.0, settings=settings), options
 
     folder = run_folder(options)
@@ -35,15 +37,16 @@ def settle(options: T) -> tuple[Calibration | None, T]:
         raise UserError(f"{folder}: no trained run; run train_ddim.py, train_extractor.py and evaluation.py first")
     calibration = load_calibration(folder / CALIBRATION)
     check_digests(calibration, folder)
+    check_bound(options, trained_options(options))
     for name, calibrated in calibration.settings.items():
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if name == "extractor_path":
             calibrated = folder / calibrated
             value = value and (calibrated if value.resolve() == calibrated.resolve() else value)
         if value is not None and value != calibrated:
             raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run "
                             f"evaluation.py with --{name} {value} first, or give both thresholds")
-        if name != "extractor_path":
+        if name != "extractor_path" and hasattr(options, name):
             options = dataclasses.replace(options, **{name: calibrated})
     return calibration, resolve(options, trained_options(options))
 
@@ -77,6 +80,7 @@ def settle_trained(options: T, script: str) -> tuple[Calibration | None, T]:
               "those of all of these together", file=sys.stderr)
     calibration = load_calibration(calibration_file(folder, options.item, trained["item"]))
     check_digests(calibration, folder)
+    check_bound(options, shared)
     for name, calibrated in calibration.settings.items():
         value = getattr(options, name, None)
         if value is not None and value != calibrated:

@@ -14,12 +14,13 @@ from dbad.calibration import Calibration, conformal_threshold, load_calibration,
 from dbad.calibration import main as calibration_module
 from dbad.config import SETTING_NAMES
 from dbad.errors import UserError
+from dbad.intensity import Intensity
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
 
-SETTINGS = dict.fromkeys(SETTING_NAMES, 0.5)
+SETTINGS = dict.fromkeys(SETTING_NAMES, 0.5) | Intensity("auto", 12).settings()
 
 
 def calibrated(scores, rate: float = 0.1) -> Calibration:
@@ -159,6 +160,8 @@ DAMAGES = {
     "scores text": lambda v: v.update(scores=["a", "b"]),
     "image threshold text": lambda v: v.update(image_threshold="high"),
     "pixel threshold null": lambda v: v.update(pixel_threshold=None),
+    "intensity a number": lambda v: v["settings"].update(intensity=5),
+    "a depth that is none": lambda v: v["settings"].update(intensity_bits=[11]),
     "everything missing": lambda v: v.clear(),
 }
 

@@ -24,6 +24,7 @@ from dbad.data import (
     to_uint8,
 )
 from dbad.errors import UserError
+from dbad.intensity import Intensity
 
 RGB = drawn(3, (12, 8))
 GREY = RGB[:, :, 0]
@@ -41,6 +42,7 @@ def with_transparency() -> Image.Image:
     return image
 
 
+FULL = Intensity("full")
 MODES = {
     "L.png": (Image.fromarray(GREY), as_rgb(GREY)),
     "RGB.png": (Image.fromarray(RGB), RGB),
@@ -62,15 +64,15 @@ MODES = {
 def test_an_image_of_any_mode_is_read_as_8_bit_rgb(name, tmp_path):
     image, expected = MODES[name]
     image.save(tmp_path / name)
-    read = read_image(tmp_path / name)
+    read = read_image(tmp_path / name, FULL)
     assert read.mode == "RGB"
     np.testing.assert_array_equal(np.array(read), expected)
 
 
-def test_16_bit_images_are_scaled_by_their_full_range_and_not_by_their_content(tmp_path):
+def test_16_bit_images_may_be_scaled_by_their_full_range_and_not_by_their_content(tmp_path):
     dark = np.full((4, 4), 257, np.uint16)
     Image.fromarray(dark).save(tmp_path / "dark.png")
-    assert (np.array(read_image(tmp_path / "dark.png")) == 1).all()
+    assert (np.array(read_image(tmp_path / "dark.png", FULL)) == 1).all()
 
 
 ORIENTATIONS = {1: lambda a: a, 3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: lambda a: np.rot90(a)}
@@ -84,7 +86,7 @@ def test_an_image_is_turned_upright_as_its_exif_data_say(orientation, bits, tmp_
     pixels = RGB if bits == 8 else GREY.astype(np.uint16) * 257
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     expected = ORIENTATIONS[orientation](RGB if bits == 8 else as_rgb(GREY))
-    np.testing.assert_array_equal(np.array(read_image(tmp_path / "turned.png")), expected)
+    np.testing.assert_array_equal(np.array(read_image(tmp_path / "turned.png", FULL)), expected)
 
 
 def test_floating_point_pixels_beyond_0_to_1_are_refused(tmp_path):

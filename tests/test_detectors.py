@@ -18,6 +18,7 @@ from dbad.diffmaps import blur
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, save_extractor
 from dbad.files import write_json
+from dbad.intensity import Intensity
 from dbad.run_files import CALIBRATION, MODEL_CONFIG, TRAIN_OPTIONS
 
 
@@ -134,7 +135,7 @@ def test_an_image_of_any_mode_has_the_same_score_opened_and_by_its_path(mode, ex
     image = Image.fromarray(drawn(1)[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else (
         Image.fromarray(drawn(1)).convert(mode))
     image.save(tmp_path / "a.png")
-    detector = tiny_detector(extractor)
+    detector = tiny_detector(extractor, intensity=Intensity("full"))
     assert torch.equal(detector(Image.open(tmp_path / "a.png")).score, detector(tmp_path / "a.png").score)
 
 
@@ -153,10 +154,10 @@ def test_a_grey_array_is_the_grey_picture(extractor):
 
 
 @pytest.mark.parametrize("shape, kind", [((16, 16, 3), np.float32), ((16, 16), bool), ((16, 16, 1), np.uint8),
-                                         ((16,), np.uint8)])
+                                         ((16,), np.uint8), ((16, 16), np.int16), ((0, 0), np.uint16)])
 def test_an_array_that_is_no_picture_is_refused(shape, kind, extractor):
     array = np.zeros(shape, kind)
-    with pytest.raises(UserError, match=r"expected uint8 pixels \(H, W\) or \(H, W, 3\)") as error:
+    with pytest.raises(UserError, match=r"expected uint8 or uint16 pixels \(H, W\) or \(H, W, 3\)") as error:
         tiny_detector(extractor)(array)
     one_line(error)
 

@@ -12,14 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deep_files import colours, deepen, forget_intensity, png
 from helpers import complaint, drawn, everything, json_of, make_category, rows_of
 from PIL import Image
 
+import train_diad
 from dbad import autoencoder as autoencoders
 from dbad import diad, training
-from dbad.checkpoints import load_pickle
+from dbad.checkpoints import DIAD_FILES, load_pickle
 from dbad.detectors import load_detector
 from dbad.diad import Diad, Size, load_part
+from dbad.intensity import AS_BEFORE
+from dbad.results import listing_digest
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 STEPS = ("--steps_latent 4 --latent_batch_size 2 --latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 "
@@ -42,10 +46,12 @@ def small_networks():
 def both(store, made_once, script):
     """To work in and to spoil: two categories, their model and its results, as train_tune_eval.py leaves them.
 
-    One of them has an image of another size.
+    One of them has images of 12 bits, the other one of another size.
     """
     def make():
         make_category(make_category(Path("data"), "bolt", 5, 32), "nut", 8, 32)
+        deepen(Path("data/bolt/train"))
+        deepen(Path("data/bolt/test"))
         Image.fromarray(drawn(7, (40, 48))).save("data/nut/train/good/007.png")
         with redirect_stdout(io.StringIO()) as said:
             script("train_tune_eval.py", *BOTH, *CHAIN)
@@ -76,6 +82,9 @@ def test_the_run_folder_holds_every_promised_file(both):
     options = json_of(RUN / "train_arg_config.json")
     assert (options["item"], options["method"], options["train_unet"]) == (["bolt", "nut"], "diad", "whole")
     assert (options["latent_max_timestep"], options["latent_start"]) == (200, 200)
+    for path in (RUN, MODEL, RUN.with_name("all-diad-autoencoder")):        # all see images in the same way
+        record = json_of(path / ("build_arg_config.json" if path == MODEL else "train_arg_config.json"))
+        assert (record["intensity"], record["intensity_bits"]) == ("auto", 12)
     last = json.loads((RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "diad" and last["step"] == 4 and 0 < last["val_loss"] < 10
     picture, = (RUN / "samples").iterdir()
@@ -162,6 +171,20 @@ def test_a_finished_run_is_not_repeated(both, script, capsys, monkeypatch):
     expected = (both / "results/all-diad-nut/scores.csv").read_bytes()
     script("inference_diad.py", "--item", "nut", "--resume_path", "checkpoints/all-diad/", *MACHINE)
     assert Path("results/all-diad-nut/scores.csv").read_bytes() == expected
+
+
+def test_a_run_from_before_there_was_an_intensity_is_finished_too(both, script, capsys):
+    """What it was built of had none either. Where the data lie is not what is asked here."""
+    forget_intensity(*Path("checkpoints").rglob("*arg_config.json"), *RUN.glob("calibration*.json"))
+    assert train_diad.autoencoders(MODEL) == AS_BEFORE.settings()
+    record = json_of(RUN / "train_arg_config.json")
+    good = [path for item in ("bolt", "nut") for path in sorted(Path("data", item, "train/good").iterdir())]
+    record["data"] = listing_digest([MODEL / name for name in (*DIAD_FILES, "model_config.json")] + good)
+    (RUN / "train_arg_config.json").write_text(json.dumps(record))
+    script("train_tune_eval.py", *BOTH, *CHAIN, "--skip_evaluation")
+    assert "checkpoints/all-diad is finished" in capsys.readouterr().out
+    (MODEL / "build_arg_config.json").unlink()
+    assert train_diad.autoencoders(MODEL) == {}
 
 
 DECODER = [*BOTH, *STEPS, "--model", MODEL, "--train_unet", "decoder", "--latent_batch_size", 1, "--latent_accumulate",
@@ -278,6 +301,18 @@ MISTAKES = {
     "more noise than was trained": ("train_diad.py",
                                     "--run_id new --model checkpoints/all-diad-model --latent_start 201",
                                     "--latent_start 201: beyond the 200 timesteps of --latent_max_timestep"),
+    "another intensity than the auto-encoder's": (
+        "train_diad.py", "--run_id new --model checkpoints/all-diad-model --intensity full",
+        "--intensity full: the auto-encoder of checkpoints/all-diad-model was trained with auto; expected the same"),
+    "an image beyond the auto-encoder's": (
+        "train_diad.py", "--run_id new --model checkpoints/all-diad-model",
+        "data/nut/train/good/000.png: largest value 16383, but the run is trained on images of 12 bits",
+        lambda: Path("data/nut/train/good/000.png").write_bytes(png(colours(14)))),
+    "another intensity than the run's": (
+        "inference_diad.py", "--intensity full", "--intensity full: the run checkpoints/all-diad was trained with"),
+    "an image beyond the run's": (
+        "inference_diad.py", "", "data/nut/test/good/000.png: largest value 16383, but the run is trained on images of",
+        lambda: Path("data/nut/test/good/000.png").write_bytes(png(colours(14)))),
     "tiles": ("train_diad.py", "--patching --model checkpoints/all-diad-model",
               "--patching: latents are those of whole"),
     "a name for weights": ("train_diad.py", "--diffusion_checkpoint_name a.pt", "--diffusion_checkpoint_name a.pt: a "

@@ -102,6 +102,7 @@ def test_the_run_folder_holds_every_promised_file(finished):
     assert options["item"] == ["bolt", "nut"] and options["perceptual_weight"] == 0 and options["size"] == "tiny"
     state = torch.load(folder / "autoencoder_last.pt", weights_only=True)
     assert state["step"] == 6 and state["settings"]["accumulate"] == 2
+    assert "intensity" not in state["settings"]     # the images tell it, also of a training from before the option
     for epoch in range(4):
         assert Image.open(folder / "samples" / f"epoch_{epoch}.png").height == 2 * 32
     model = load_autoencoder(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deep_files import deepen, forget_intensity
 from helpers import CPU, complaint, everything, json_of, make_category, rows_of, stamps
 from PIL import Image
 
@@ -37,9 +38,11 @@ RUN, ONE = Path("checkpoints/both"), Path("checkpoints/bolt-knn")
 @pytest.fixture
 def both(made_once, draw_category, script):
     """To work in and to spoil: a model of two categories and a bank of one, with results, as train_tune_eval.py leaves
-    them. Gives the folder they were made in."""
+    them. The images of one, bolt, have 12 bits. Gives the folder they were made in."""
     def make():
         make_category(draw_category(Path("data")), "bolt", num_train=8)
+        deepen(Path("data/bolt/train"))
+        deepen(Path("data/bolt/test"))
         script("train_tune_eval.py", "--method", "lafite", *BOTH, *TINY)
         script("train_tune_eval.py", "--method", "knn", "--item", "bolt", *TINY)
 
@@ -59,6 +62,9 @@ def test_the_run_folder_holds_every_promised_file(both):
     bank = load_pickle(RUN / "bank.pt")
     assert bank["vectors"].nbytes <= 8000 and bank["counts"] == {"bolt": 50, "hazelnut": 50}
     assert json_of(RUN / "train_arg_config.json")["item"] == ["bolt", "hazelnut"]
+    for path in (RUN, ONE):
+        for values in (json_of(path / "train_arg_config.json"), json_of(path / "calibration.json")["settings"]):
+            assert (values["intensity"], values["intensity_bits"]) == ("auto", 12)
     assert load_pickle(RUN / "features.pt")["categories"] == ["bolt", "hazelnut"]
     assert load_pickle(RUN / "features_last.pt")["step"] == 6
     last = json.loads((RUN / "log.jsonl").read_text().splitlines()[-1])
@@ -112,6 +118,9 @@ def test_a_finished_run_is_not_repeated_and_is_inspected_to_the_same_bytes(both,
     expected = (both / "results/both-bolt/scores.csv").read_bytes()
     script("inference_lafite.py", "--item", "bolt", "--run_id", "both", *MACHINE)
     assert Path("results/both-bolt/scores.csv").read_bytes() == expected
+    forget_intensity(*RUN.glob("calibration*.json"), RUN / "train_arg_config.json")     # from before there was one
+    script("train_lafite.py", *BOTH, *TINY)
+    assert "checkpoints/both is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["bank.pt", "features.pt", "final.pt", "calibration.json", "calibration-bolt.json",
@@ -301,7 +310,8 @@ def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, mo
     assert not torch.allclose(means[0], means[1]) and torch.allclose((2 * means[0] + 3 * means[1]) / 5, means[2])
     script("inference_lafite.py", *BOTH[:2], "--run_id", "both", *MACHINE)
     samples = images_to_test(open_category(train_lafite.Options(item="bolt", dataset_path=Path("data"))))
-    found = detectors["bolt"](torch.stack([item.image for item in read_items(samples, 32)]))
+    found = detectors["bolt"](torch.stack([item.image for item in read_items(
+        samples, 32, intensity=detectors["bolt"].intensity)]))
     assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
     assert found.maps.keys() == {"discriminator", "edit", "denoise"}
     record = json_of(RUN / "train_arg_config.json")
@@ -339,13 +349,13 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
         assert detector.settings.blur_sigma in chosen
         samples = [sample for each in ([name] if name else ["bolt", "hazelnut"]) for sample in split_holdout(
             open_category(train_lafite.Options(item=each, dataset_path=Path("data"))).train, 0.25)[1]]
-        images = torch.stack([item.image for item in read_items(samples, 32)])
+        images = torch.stack([item.image for item in read_items(samples, 32, intensity=detector.intensity)])
         found = detector.combine(detector.parts(images)[0], detector.calibration.scales)[1]
         assert sorted(found.tolist()) == pytest.approx(detector.calibration.scores, rel=1e-4)
     script("inference_lafite.py", *BOTH[:2], "--run_id", "both", *MACHINE)
     detector = load_detector(RUN, device="cpu", precision="fp32", category="bolt")
     samples = images_to_test(open_category(train_lafite.Options(item="bolt", dataset_path=Path("data"))))
-    found = detector(torch.stack([item.image for item in read_items(samples, 32)]))
+    found = detector(torch.stack([item.image for item in read_items(samples, 32, intensity=detector.intensity)]))
     assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
 
 

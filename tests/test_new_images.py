@@ -16,6 +16,7 @@ from dbad.calibration import Calibration
 from dbad.detectors import load_detector
 from dbad.errors import UserError
 from dbad.files import write_text
+from dbad.intensity import Intensity
 from dbad.new_images import KEPT_SIDE, Row, find_images, inspect_new, last_line, overlay_names
 from dbad.report import SCORE_COLUMNS
 
@@ -103,6 +104,7 @@ class Brightness:
     """A detector whose anomaly map is the brightness of the image in [0, 1]."""
 
     counterpart = "reconstruction"
+    intensity = Intensity("full")
 
     def __init__(self, size: int = 16, patching: bool = False, batch_size: int = 2):
         self.size, self.patching, self.batch_size, self.num_seen = size, patching, batch_size, 0
@@ -193,7 +195,7 @@ def test_large_tiled_images_are_kept_small_but_with_their_highest_value():
 def test_images_are_decoded_one_batch_ahead_at_most(monkeypatch):
     decoded, ahead = [], []
     read = new_images.read_image
-    monkeypatch.setattr(new_images, "read_image", lambda path: decoded.append(path) or read(path))
+    monkeypatch.setattr(new_images, "read_image", lambda path, intensity: decoded.append(path) or read(path, intensity))
 
     class Watched(Brightness):
         def parts(self, images):
@@ -262,10 +264,10 @@ def test_the_results_of_a_second_run_are_its_own():
 def test_whatever_a_decoder_fails_with_only_its_file_is_left_out(failure, monkeypatch):
     read = new_images.read_image
 
-    def fails(path):
+    def fails(path, intensity):
         if path.name == "a.png":
             raise failure
-        return read(path)
+        return read(path, intensity)
 
     monkeypatch.setattr(new_images, "read_image", fails)
     made("in/a.png", "in/b.png")

@@ -164,6 +164,8 @@ UNTRAINED = {
     "a folder as run's name": Mistake("train_ddim.py", "--run_id ../x", ("--run_id '../x'", "plain name")),
     "a choice that is none": Mistake("train_ddim.py", "--noise_kind pink", ("--noise_kind", "pink", "simplex")),
     "a device that is none": Mistake("train_ddim.py", "--device toaster", ("--device toaster", "cpu")),
+    "an intensity that is none": Mistake("train_ddim.py", "--intensity 12", ("--intensity 12", "window:LOW,HIGH")),
+    "an empty window": Mistake("train_lafite.py", "--intensity window:9,9", ("--intensity window:9,9", "0,4095")),
     "a misspelt flag": Mistake("train_ddim.py", "--resoluton 16", ("--resoluton", "did you mean --resolution?")),
     "a flag unlike all": Mistake("train_ddim.py", "--qqqq 16", ("--qqqq", "--help")),
     # the extractor
