@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import os
 import sys
 import warnings
 from collections.abc import Iterator
