@@ -7,6 +7,7 @@ import importlib
 import os
 import runpy
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -70,6 +71,14 @@ def _inside(folder: Path):
         yield folder
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard():
+    """Also where the tests run in the background, which Ctrl-C is kept from: else they, and what they start, ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

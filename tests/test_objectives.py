@@ -261,7 +261,7 @@ def test_each_term_of_the_loss_is_logged_in_training_and_held_out(objective, ada
         for p in ("", "val_"):
             assert line[f"{p}loss"] == pytest.approx(line[f"{p}similarity"] + 0.5 * (
                 line[f"{p}image_drift"] + line[f"{p}reconstruction_drift"]), rel=1e-4)
-    events = EventAccumulator("logs/hazelnut").Reload()
+    events = EventAccumulator("logs/hazelnut/extractor").Reload()
     for name in terms:
         assert [e.value for e in events.Scalars(f"extractor/{name}")] == pytest.approx([line[name] for line in lines])
 
