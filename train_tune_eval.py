@@ -37,7 +37,7 @@ from dbad.data import category_names, check_readable, chosen_items, named_items,
 from dbad.detectors import check_layer_weights
 from dbad.errors import UserError, printable
 from dbad.extractors import build_extractor, chosen_layers, load_extractor
-from dbad.files import check_folders, read_json, write_json
+from dbad.files import check_folders, known_json, write_json
 from dbad.inspecting import check_new_images
 from dbad.locks import writing_run
 from dbad.results import listing_digest, set_summary
@@ -198,7 +198,7 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
         category = open_category(options, options.item_states)
         files = [path for sample in category.good + category.test for path in sample.files]
         record = {"options": plain(options), "data": listing_digest(files)}
-        if options.resume and finished.is_file() and read_json(finished) == record:
+        if options.resume and known_json(finished) == record:
             print("finished before")
             return replace(run, status="finished before")
         run_category(options)
