@@ -29,8 +29,10 @@ from dbad.config import (
     trained_options,
 )
 from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
+from dbad.declared import check_declared, check_types
 from dbad.depth import run_intensity
-from dbad.detectors import DdimDetector, build_ddim, detector_settings, digests
+from dbad.detectors import DdimDetector, build_ddim, detector_settings
+from dbad.digests import digests
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
 from dbad.locks import writing_run
@@ -39,6 +41,8 @@ from dbad.normalise import save_normalisation
 from dbad.results import listed
 from dbad.run_files import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
 from dbad.runtime import pick_device, pick_precision
+from dbad.setting_types import setting_types
+from dbad.trained import trained_process
 from dbad.tuning import Search, normalisation_of, pseudo_validation, write_trials
 
 
@@ -102,10 +106,11 @@ def measure(options: Options, folder: Path, given: set[str]) -> Calibration:
     if detector.maps.map_norm != "none":
         reference = detector.differences(network_images(detector, some_of(train[1::2])))
         detector.normalisation = normalisation_of(detector.maps, reference)
-        save_normalisation(detector.normalisation, folder / NORMALISATION)
     parts = [parts for _, parts, _ in walk(detector, held_out, options.num_workers, "calibrating")]
     calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
-                            options.center_crop)
+                            options.center_crop, [sample.path for sample in held_out])
+    if detector.normalisation is not None:
+        save_normalisation(detector.normalisation, folder / NORMALISATION)
     print(f"{len(calibration.scores)} held-out good images: an image is called defective from a score of "
           f"{calibration.image_threshold:.4g}, which promises at most {calibration.false_alarm_rate:.1%} false alarms; "
           f"a pixel from {calibration.pixel_threshold:.4g}")
@@ -121,8 +126,7 @@ def tune(detector: DdimDetector, train: Sequence[Sample], options: Options, give
     good, reference = some_of(train[::2]), some_of(train[1::2])
     images = pseudo_validation(network_images(detector, good), [sample.path.name for sample in good],
                                network_images(detector, reference), options.seed)
-    trained = trained_options(options)
-    search = Search(detector, images, given, options.tune_minutes, trained.get("max_timestep") or options.train_steps)
+    search = Search(detector, images, given, options.tune_minutes, trained_process(run_folder(options)).reachable)
     best = search.run()
     write_trials(run_folder(options), search.trials, best)
     first = search.trials[0]
@@ -138,8 +142,10 @@ def tuned_before(folder: Path, settings: dict[str, Any], given: set[str]) -> dic
     if not (folder / TUNED).is_file():
         return {}
     known = read_json(folder / TUNED)
+    check_types(known, {"settings": dict[str, Any], "digests": dict[str, str]}, folder / TUNED, ("settings", "digests"))
+    check_declared(known["settings"], setting_types("ddim"), folder / TUNED)
     now = digests(folder, settings | {"map_norm": "none"})
-    if not known.get("digests") or {**now, **known["digests"]} != now:      # older ones have fewer
+    if not known["digests"] or {**now, **known["digests"]} != now:      # older ones have fewer
         print(f"{folder / TUNED} belongs to other weights; the preset's settings are taken")
         return {}
     print(f"settings as chosen before ({folder / TUNED}); --tune chooses again, --no_tune takes the preset's")

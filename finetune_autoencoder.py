@@ -206,11 +206,6 @@ def settle(options: Options) -> tuple[AutoencoderKL | None, Options]:
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
     options = replace(options, size=size, item=chosen_items(options), **missing)
     check(replace(options, item=None))
-    least = {"accumulate": 1, "num_steps": 1, "epoch_steps": 1, "patience": 0, "perceptual_weight": 0, "kl_weight": 0,
-             "discriminator_weight": 0, "discriminator_start": 0}
-    for name, lowest in least.items():
-        if getattr(options, name) < lowest:
-            raise UserError(f"--{name} {getattr(options, name)}: expected at least {lowest}")
     if options.resolution % 8 or options.resolution < 32:
         raise UserError(f"--resolution {options.resolution}: expected a multiple of 8, at least 32")
     return start, options

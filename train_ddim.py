@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -36,11 +36,12 @@ from dbad.locks import writing_run
 from dbad.noise import image_stream
 from dbad.run_files import LAST, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS, epoch_file, epoch_of
 from dbad.runtime import memory_format, pick_device, pick_precision
+from dbad.trained import ProcessOptions
 from dbad.training import IMAGES, Plan, fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionOptions:
+class DiffusionOptions(ProcessOptions):
     """Training of the diffusion model."""
 
     resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching",
@@ -54,11 +55,6 @@ class DiffusionOptions:
     adam_betas: tuple[float, ...] = opt("AdamW's decay rates of the mean gradient and of its square", by_preset=True)
     warmup_steps: int = opt("steps in which the learning rate rises, at most a tenth of all; then it falls as a cosine",
                             by_preset=True)
-    train_steps: int = opt("timesteps of the diffusion process", 1000)
-    max_timestep: int = opt("train on timesteps up to this one only, as inspection visits no others; 0 for all",
-                            by_preset=True)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
-    noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
     flip: bool = opt("mirror training images at random", False)
     rotate: float = opt("turn training images at random, up to so many degrees", 0.0)
     color_jitter: float = opt("change brightness, contrast and saturation at random, up to this share", 0.0)
@@ -118,7 +114,7 @@ def train(options: Options, folder: Path) -> None:
     intensity = run_intensity(options, begun(options), category.good)
     size = None if options.patching else options.resolution
     noised = dict(seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
-                  num_timesteps=options.max_timestep or options.train_steps,
+                  num_timesteps=options.reachable,
                   crop_px=options.resolution if options.patching else None)
     data = NoisedImages(read_images(good, size, options.num_workers, intensity), purpose="train", flip=options.flip,
                         rotate=options.rotate, color_jitter=options.color_jitter, **noised)

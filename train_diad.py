@@ -32,10 +32,11 @@ from dbad.config import (
 )
 from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.depth import begun_with, keep_intensity, run_intensity
-from dbad.detectors import digests
-from dbad.diad import FAMILY, SIZES, Diad, load_diad, read_diad_config, reconstruct, save_diad
+from dbad.diad import SIZES, Diad, load_diad, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
+from dbad.diad_files import FAMILY, read_built, read_diad_config
 from dbad.diffusion import validation_loss
+from dbad.digests import digests
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, chosen_layers
 from dbad.files import read_json, write_json
@@ -173,13 +174,13 @@ def settled(options: Options) -> Options:
     model = options.model or options.diffusion_checkpoint_dir / FAMILY
     preset, whole = options.preset, options.train_unet
     if (model / MODEL_CONFIG).is_file() or not options.dry_run:     # a dry run may come before the model
-        channels = tuple(read_diad_config(model)["unet"]["block_out_channels"])
+        channels = tuple(read_diad_config(model)["unet"].get("block_out_channels", ()))
         for name in DIAD_FILES:
             if not (model / name).is_file():
                 raise UserError(f"{model / name}: no such file; expected a whole model, as build_diad.py writes it")
         known = {SIZES[values["size"]].channels: name for name, values in PRESETS.items()}
         preset = preset or known.get(channels, "base")
-        built = read_json(model / BUILD_OPTIONS) if (model / BUILD_OPTIONS).is_file() else {}
+        built = read_built(model)
         if built and built["autoencoder"] is None:
             raise UserError(f"--model {model}: its auto-encoder has random weights; expected one that was trained "
                             "(finetune_autoencoder.py), and the model built with it: build_diad.py --autoencoder")

@@ -35,12 +35,12 @@ from dbad.depth import run_intensity
 from dbad.early_stopping import Best
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, chosen_layers, is_extractor, save_extractor
-from dbad.files import read_json
 from dbad.locks import writing_run
 from dbad.noise import stream
 from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, held_out_losses, network_and_loss
-from dbad.run_files import EXTRACTOR, TRAIN_OPTIONS, check_written
+from dbad.run_files import EXTRACTOR, check_written
 from dbad.runtime import memory_format, pick_device, pick_precision
+from dbad.trained import trained_process
 from dbad.training import IMAGES, Plan, fit
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
@@ -180,14 +180,14 @@ def pairing(objective: str, folder: Path, options: Options, device: torch.device
     if objective == "autoencoder":
         return lambda images: images
     unet = load_unet(folder, options.diffusion_checkpoint_name).to(device, memory_format=memory_format(device))
-    trained = read_json(folder / TRAIN_OPTIONS)
+    process = trained_process(folder)
     conditioning, weight, make = options.conditioning, options.recon_weight, reconstruct_all
     if objective == "ddad":
         conditioning, weight, make = "ddad", options.extractor_recon_weight, denoise_towards
     how = Conditioning(conditioning, weight, options.eta, options.start_at_timestep, options.steps_to_regenerate,
                        options.sampler)
-    return partial(make, unet, abar=schedule(trained["train_steps"], trained["beta_schedule"]), how=how,
-                   noise_kind=trained["noise_kind"], seed=options.seed, batch_size=options.batch_size, device=device,
+    return partial(make, unet, abar=schedule(process.train_steps, process.beta_schedule), how=how,
+                   noise_kind=process.noise_kind, seed=options.seed, batch_size=options.batch_size, device=device,
                    precision=precision)
 
 

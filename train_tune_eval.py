@@ -38,7 +38,7 @@ from dbad.depth import run_intensity
 from dbad.detectors import check_layer_weights
 from dbad.errors import UserError, printable
 from dbad.extractors import build_extractor, chosen_layers, load_extractor
-from dbad.files import check_folders, read_json, write_json
+from dbad.files import check_folders, known_json, write_json
 from dbad.inspecting import check_new_images
 from dbad.locks import writing_run
 from dbad.results import listing_digest, set_summary
@@ -200,7 +200,7 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
         category = open_category(options, options.item_states)
         files = [path for sample in category.good + category.test for path in sample.files]
         record = {"options": plain(options), "data": listing_digest(files)}
-        if options.resume and finished.is_file() and given(read_json(finished)) == given(record):
+        if options.resume and given(known_json(finished)) == given(record):
             print("finished before")
             return replace(run, status="finished before")
         run_category(options)
@@ -217,7 +217,9 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
 
 def given(record: dict[str, Any]) -> dict[str, Any]:
     """A record of what a run was made with, without the options that were not given: there may have been fewer."""
-    return record | {"options": {name: value for name, value in record.get("options", {}).items() if value is not None}}
+    options = record.get("options")
+    options = options if isinstance(options, dict) else {}      # a damaged file says anything
+    return record | {"options": {name: value for name, value in options.items() if value is not None}}
 
 
 def check_inspected(options: CategoryOptions, names: Sequence[str]) -> None:

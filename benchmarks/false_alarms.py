@@ -10,7 +10,6 @@ that splits.csv in --out has.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from dbad.data import open_category, split_category, to_float, to_uint8
 from dbad.detectors import DdimDetector, load_detector
 from dbad.evaluate import walk
 from dbad.files import atomic_write
+from dbad.tables import read_table, write_table
 
 RATES = (0.05, 0.1, 0.2)
 COLUMNS = ("category", "num_calibration", "num_new", "promised", "repeat", "false_alarms")
@@ -120,16 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path, rows = args.out / "splits.csv", []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [list(row.values()) for row in csv.DictReader(file) if row["category"] not in args.item]
+        rows = [list(row.values()) for row in read_table(path) if row["category"] not in args.item]
     for item in args.item:
         options = trained(item, args.dataset_path, args.out, args.seed)
         detector = load_detector(args.out / "checkpoints" / item, batch_size=16)
         parts, num_held_out = good_parts(options, detector, args.num_fresh)
         print(f"{item}: {len(parts)} good images that training has not seen, {num_held_out} of them held out")
         rows += splits(item, detector, parts, args.repeats, args.seed)
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+        write_table(path, COLUMNS, rows)
     records = [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows]
     draw(args.out / "false_alarms.png", records)
     print(table(records))

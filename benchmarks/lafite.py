@@ -9,7 +9,6 @@ discriminator that has been taught likewise, but is told nothing that the denois
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from dbad.discriminator import Discriminator, train_discriminator
 from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
 from dbad.feature_teaching import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
 from dbad.lafite import HIDDEN, Context
+from dbad.tables import read_table, write_table
 
 BLIND = "fused, discriminator without diffusion"
 NUM_TIMED = 32      # images
@@ -139,8 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path, rows = args.out / "lafite.csv", []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [list(row.values()) for row in csv.DictReader(file)]
+        rows = [list(row.values()) for row in read_table(path)]
     model = "-".join(args.item) + f", {args.prediction}" * bool(args.prediction)
     for seed in args.seeds:
         options = train_lafite.Options(
@@ -164,8 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     detector.judge = blind_judge(detector, item, options)
                 rows.append([item, model, seed, name, *measured(detector, good, tested, items)])
                 print(rows[-1], flush=True)
-            with open(path, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([COLUMNS, *rows])
+            write_table(path, COLUMNS, rows)
     print(table(rows))
 
 

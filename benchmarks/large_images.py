@@ -15,7 +15,6 @@ tiles do not fill the image). Every part adds its rows to a CSV file in --out an
 """
 
 import argparse
-import csv
 import multiprocessing
 import resource
 import sys
@@ -39,9 +38,10 @@ from dbad.denoising import Conditioning, schedule
 from dbad.detectors import DdimDetector, MapSettings, load_detector
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor
-from dbad.files import atomic_write, read_json
+from dbad.files import read_json
 from dbad.presets import PRESETS
 from dbad.runtime import one_line_failures, pick_device, pick_precision
+from dbad.tables import read_table, write_table
 from dbad.tiling import tile_places
 
 DEFECT_PX = 8.0
@@ -173,10 +173,9 @@ def record(path: Path, columns: Sequence[str], num_keys: int, rows: Sequence[Seq
     """Print rows and add them to a CSV file, in place of those whose first `num_keys` values are the same."""
     keys, kept = {tuple(map(str, row[:num_keys])) for row in rows}, []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            kept = [row for row in list(csv.reader(file))[1:] if tuple(row[:num_keys]) not in keys]
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *kept, *rows])
+        kept = [row for row in (list(found.values()) for found in read_table(path))
+                if tuple(row[:num_keys]) not in keys]
+    write_table(path, columns, [*kept, *rows])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         lines.append("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row) + " |")

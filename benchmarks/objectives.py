@@ -7,7 +7,6 @@ each extractor. Adds its rows to objectives.csv in --out and prints them.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmarks.sampling import detector_of, measured
 from dbad.config import resolve, trained_options
 from dbad.data import open_category, read_items, split_category, test_images
 from dbad.extractors import load_extractor
-from dbad.files import atomic_write
+from dbad.tables import read_table, write_table
 
 COLUMNS = ("category", "objective", "epochs", "image_auroc", "aupro", "pixel_ap", "seconds")
 
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _, held_out = split_category(category, resolve(options, trained_options(options)).holdout)
     path, rows = args.out / "objectives.csv", []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [list(row.values()) for row in csv.DictReader(file) if row["category"] != args.item]
+        rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     detector = items = good = None
     for objective, epochs in [("none", 0)] + [(name, epochs) for name in ("autoencoder", "reconstruction", "ddad")
                                               for epochs in args.epochs]:
@@ -66,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         detector.extractor = load_extractor(extractor_path).to(detector.device).eval()
         rows.append([args.item, objective, epochs, *measured(detector, good, items)[:3], seconds])
         print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1]) + " |", flush=True)
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+        write_table(path, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ sampling.png over all categories that it has.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from dbad.files import atomic_write
 from dbad.intensity import Intensity
 from dbad.presets import PRESETS
 from dbad.runtime import pick_device, pick_precision
+from dbad.tables import read_table, write_table
 
 CALLS = (1, 2, 3, 5, 10, 25)
 COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "ms_per_image")
@@ -93,15 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     good = torch.stack([item.image for item in read_items(held_out, detector.size, intensity=detector.intensity)])
     path, rows = args.out / "sampling.csv", []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [list(row.values()) for row in csv.DictReader(file) if row["category"] != args.item]
+        rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     for sampler in ("ddim", "dpm++"):
         for calls in CALLS if sampler == "ddim" else CALLS[2:]:     # with fewer, both are the same
             detector.how = replace(detector.how, num_steps=calls, sampler=sampler)
             rows.append([args.item, sampler, calls, *measured(detector, good, items)])
             print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1]) + " |")
-            with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([COLUMNS, *rows])
+            write_table(path, COLUMNS, rows)
     draw(args.out / "sampling.png", rows)
 
 

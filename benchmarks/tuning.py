@@ -9,7 +9,6 @@ promise. Adds its rows to results.csv in --out and prints them as a table.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,9 +24,9 @@ from dbad.config import SETTING_NAMES, run_folder, subset
 from dbad.data import open_category, read_items, some_of, split_category, test_images
 from dbad.detectors import load_detector
 from dbad.evaluate import inspect, measure
-from dbad.files import atomic_write
 from dbad.protocol import Protocol
 from dbad.run_files import CALIBRATION
+from dbad.tables import read_table, write_table
 from dbad.tuning import PseudoValidation, Search
 from train_tune_eval import CategoryOptions
 
@@ -90,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_extractor.run(subset(train_extractor.Options, options))
     path, rows = args.out / "results.csv", []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [list(row.values()) for row in csv.DictReader(file) if row["category"] != args.item]
+        rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     for name in ("fixed", "tuned", "in hindsight"):
         begun = time.monotonic()
         chosen = in_hindsight(options) if name == "in hindsight" else {}
@@ -99,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         calibrating = replace(subset(evaluation.Options, options), tune=name == "tuned", **changes)
         evaluation.run(calibrating)
         rows.append(measured(options, name, time.monotonic() - begun))
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+        write_table(path, COLUMNS, rows)
     print(table(rows))
 
 

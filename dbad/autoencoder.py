@@ -26,11 +26,11 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dbad.checkpoints import load_pickle, load_weights, model_config, save_weights
+from dbad.checkpoints import load_network, load_pickle, model_config, save_weights
 from dbad.data import to_float
 from dbad.diffusion import take_turns
 from dbad.errors import UserError
-from dbad.files import read_json, write_json
+from dbad.files import write_json
 from dbad.noise import draw, stream
 from dbad.run_files import AUTOENCODER, MODEL_CONFIG
 from dbad.runtime import autocast
@@ -99,13 +99,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     if not (folder / MODEL_CONFIG).is_file():
         raise UserError(f"{folder}: no trained auto-encoder; train it first: python finetune_autoencoder.py --item ... "
                         f"--run_id {folder.name}")
-    config = read_json(folder / MODEL_CONFIG)
-    try:
-        autoencoder = AutoencoderKL(**config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / MODEL_CONFIG}: does not describe an AutoencoderKL ({error})") from None
-    load_weights(autoencoder, folder / AUTOENCODER)
-    return autoencoder.eval()
+    return load_network(AutoencoderKL, folder, AUTOENCODER)
 
 
 def import_autoencoder(path: Path) -> AutoencoderKL:

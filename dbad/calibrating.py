@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dbad.calibration import Calibration, calibrate, check_promise, load_calibration
 from dbad.data import Sample, open_category, split_category
-from dbad.detectors import Detector, calibration_file, check_digests, digests
+from dbad.declared import check_declared
+from dbad.detectors import Detector, calibration_file
+from dbad.digests import check_digests, digests
 from dbad.errors import UserError
 from dbad.evaluate import walk
 from dbad.files import read_json, write_json
@@ -47,7 +49,7 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
                    returns them
     Their digests are missing; `finish_files` writes them.
     """
-    known: dict[str, list[dict[str, Tensor]]] = {}
+    known: dict[str, list[tuple[Path, dict[str, Tensor]]]] = {}
     found: dict[str | None, Calibration] = {}
     used: dict[str, Any] = {}
     for name in with_thresholds(held_out):
@@ -56,11 +58,12 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
             known.clear()
         for category in [name] if name else held_out:
             if category not in known:
-                known[category] = [parts for _, parts, _ in walk(
+                known[category] = [(item.path, parts) for item, parts, _ in walk(
                     detector, held_out[category], options.num_workers, f"calibrating {category}")]
-        images = known[name] if name else [parts for category in known.values() for parts in category]
-        calibration = calibrate(detector.combine, images, options.pixel_quantile, options.false_alarm_rate,
-                                used["center_crop"])
+        images = known[name] if name else [image for category in known.values() for image in category]
+        paths, parts = zip(*images, strict=True)
+        calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
+                                used["center_crop"], paths)
         found[name] = replace(calibration, settings=used)
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
@@ -77,6 +80,7 @@ def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str])
     """
     path = folder / TRAIN_OPTIONS
     before = read_json(path) if path.is_file() else {}
+    check_declared(before, {"item": str | tuple[str, ...]}, path)
     kept = {*names, *(calibration_file(folder, name, record["item"]).name for name in with_thresholds(record["item"]))}
     for name in sorted(_named_files(before) - kept):
         (folder / name).unlink(missing_ok=True)
@@ -130,7 +134,7 @@ def is_whole(folder: Path, record: Mapping[str, Any], names: Iterable[str], plac
     digests_of: dict[Path, str] = {}
     try:
         for path in thresholds:
-            check_digests(load_calibration(path), folder, digests_of)
+            check_digests(load_calibration(path), path, digests_of)
     except UserError:
         return False
     known, wanted = ({name: value for name, value in values.items() if name not in placed}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dbad.config import setting_names
+from dbad.checks import check
+from dbad.declared import check_declared, check_types, types_of
 from dbad.diffmaps import central_window
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
-from dbad.intensity import AS_BEFORE, Intensity
+from dbad.finite import NotFinite, check_finite, naming
+from dbad.intensity import Intensity
+from dbad.setting_types import setting_types, settings_before
+from dbad.trained import method_of, script_for
 
 
 @dataclass(frozen=True)
@@ -63,60 +67,81 @@ class Calibration:
         return score / (score + self.image_threshold) if score > 0 else 0.0
 
     def decide(self, score: float) -> int:
-        """1 where an image with this score is called anomalous."""
+        """1 where an image with this score is called anomalous; a score that is not finite is a `NotFinite`."""
+        if not math.isfinite(score):
+            raise NotFinite("score", 0)
         return int(score >= self.image_threshold)
 
     def save(self, path: Path) -> None:
         write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
 
 
-def calibrating_script(settings: Mapping[str, Any]) -> str:
-    """The script that measures the thresholds of such a run, from the settings in its calibration."""
-    method = settings.get("method") if isinstance(settings, Mapping) else None
-    return {"lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}.get(method, "evaluation.py")
-
-
 def load_calibration(path: Path) -> Calibration:
-    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it."""
+    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
+
+    A setting that came later than the file has the value of what was done before, see `config.opt`.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run evaluation.py first, or give --pxl_threshold and "
-                        "--feature_threshold")
+        method = method_of(path.parent)
+        raise UserError(f"{path}: no such file; run {script_for('calibration', method)} first"
+                        + ", or give --pxl_threshold and --feature_threshold" * (method == "ddim"))
     values = read_json(path)
+    settings = values.get("settings")
+    method = settings.get("method", "ddim") if isinstance(settings, dict) else method_of(path.parent)
     try:
-        fields = {f.name: values[f.name] for f in dataclasses.fields(Calibration)}
-        numbers = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
-        scales = {name: float(scale) for name, scale in fields["scales"].items()}
-        scores = tuple(float(score) for score in fields["scores"])
-        fields["settings"] = AS_BEFORE.settings() | fields["settings"]
-        Intensity.of(fields["settings"])
-        if not min(scales.values()) > 0 or list(scores) != sorted(scores):
-            raise ValueError("scales not positive, or scores not sorted")
-        if missing := sorted(setting_names(fields["settings"].get("method", "ddim")) - fields["settings"].keys()):
-            raise ValueError(f"its settings lack {missing[0]}")
-        settings = {name: tuple(value) if isinstance(value, list) else value
-                    for name, value in fields["settings"].items()}
-        return Calibration(**fields | numbers | {"scales": scales, "scores": scores, "settings": settings})
-    except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:
-        script = calibrating_script(values.get("settings") if isinstance(values, dict) else {})
-        raise UserError(f"{path}: not a calibration ({error}); run {script} again") from None
+        return _calibration(values, method)
+    except UserError as error:
+        raise UserError(f"{path}: not a calibration ({error}); run {script_for('calibration', method)} again"
+                        ) from None
+
+
+def _calibration(values: dict[str, Any], method: Any) -> Calibration:
+    """The calibration that the contents of a file say; what is wrong with them is a `UserError` without its name."""
+    declared = types_of(Calibration)
+    check_types(values, declared, "values", tuple(declared))
+    check({name: values[name] for name in ("pixel_quantile", "false_alarm_rate")})
+    method = method if isinstance(method, str) else "ddim"
+    types = setting_types(method)
+    settings = settings_before(method) | {name: tuple(value) if isinstance(value, list) else value
+                                          for name, value in values["settings"].items()}
+    check_declared(settings, types, "settings", tuple(types))
+    Intensity.of(settings)
+    if unknown := sorted(settings.keys() - types.keys()):
+        raise UserError(f"settings: {unknown[0]}: no setting of this method")
+    fields = {name: values[name] for name in declared}
+    scales = {name: float(scale) for name, scale in fields["scales"].items()}
+    thresholds = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
+    scores = tuple(float(score) for score in fields["scores"])
+    if not scales or not min(*scales.values(), *thresholds.values()) > 0:
+        raise UserError("scales and thresholds: expected numbers above 0")
+    if list(scores) != sorted(scores):
+        raise UserError("scores: expected them sorted")
+    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores, "settings": settings})
 
 
 def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],
               parts: Sequence[dict[str, Tensor]], pixel_quantile: float, false_alarm_rate: float | None = None,
-              center_crop: int = 0) -> Calibration:
+              center_crop: int = 0, names: Sequence[object] = ()) -> Calibration:
     """Measure scales and thresholds on good images, given their parts, each (1, 1, H, W).
 
         combine            `Detector.combine`
         pixel_quantile     share of good pixels below the scales and the pixel threshold
         false_alarm_rate   promised for images; None for 0.05, or for what so many images can promise
+        names              of the images, for the error where a map is not finite; their numbers without it
     Settings and digests are the caller's to add.
     """
     def inside(maps: Tensor) -> np.ndarray:
         return maps[(..., *central_window(tuple(maps.shape[-2:]), center_crop))].numpy()
 
     # Scales first, since the anomaly map is made with them; then the thresholds on that map.
+    for number, found in enumerate(parts):
+        with naming(names, number):
+            check_finite({f"{name} map": part for name, part in found.items()})
     scales = {name: map_quantile([inside(p[name]) for p in parts], pixel_quantile) for name in parts[0]}
-    combined = [combine(p, scales) for p in parts]
+    combined = []
+    for number, found in enumerate(parts):
+        with naming(names, number):
+            combined.append(combine(found, scales))
     maps, scores = [inside(m) for m, _ in combined], sorted(float(score[0]) for _, score in combined)
     rate = false_alarm_rate or max(0.05, smallest_rate(len(scores)))
     return Calibration(scales, map_quantile(maps, pixel_quantile), conformal_threshold(scores, rate), tuple(scores),

@@ -15,7 +15,6 @@ All names: `dbad.run_files`.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import struct
 import sys
@@ -26,12 +25,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from dbad.checksums import AGAIN, check_archive, read_tensors, write_tensors
 from dbad.errors import UserError
-from dbad.files import atomic_write, cannot_be_written, read_json, write_text
+from dbad.files import atomic_write, cannot_be_written, parse_json, read_json, write_text
+from dbad.networks import MOST_PARAMETERS, network_of, num_parameters, planned
 from dbad.run_files import LOG, MODEL_CONFIG, TRAIN_OPTIONS
 
 
@@ -54,34 +53,24 @@ def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int
         raise UserError(f"--attention_levels {' '.join(map(str, attention_levels))}: expected numbers from 0 to "
                         f"{levels[-1]}, the deepest level")
     kind = ["Attn" if level in attention_levels else "" for level in levels]
-    return UNet2DModel(
+    config = dict(
         sample_size=resolution, in_channels=image_channels, out_channels=image_channels,
         layers_per_block=layers_per_block,
         block_out_channels=tuple(channels), attention_head_dim=32, add_attention=bool(attention_levels),
         down_block_types=tuple(f"{k}DownBlock2D" for k in kind),
         up_block_types=tuple(f"{k}UpBlock2D" for k in reversed(kind)),
     )
+    with torch.device("meta"):
+        count = num_parameters(UNet2DModel(**config))
+    if count > MOST_PARAMETERS:
+        raise UserError(f"--{options[1]} {' '.join(map(str, channels))}: a network of {count:.3g} parameters; expected "
+                        f"at most {MOST_PARAMETERS:.3g}")
+    return UNet2DModel(**config)
 
 
 def model_config(unet: UNet2DModel) -> dict[str, Any]:
-    """What `load_unet` needs to build the network again, as plain values."""
+    """What `load_network` needs to build the network again, as plain values."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in unet.config.items() if not key.startswith("_")}
-
-
-def unet_of(config: dict[str, Any]) -> UNet2DModel:
-    """The network, with random weights, that the contents of model_config.json describe.
-
-    They are the arguments of a `UNet2DModel` and, for networks with the same number of heads in every attention layer,
-    which it cannot express, `attention_heads`.
-    """
-    heads = config.get("attention_heads")
-    unet = UNet2DModel(**{key: value for key, value in config.items() if key != "attention_heads"})
-    if heads is not None:
-        for module in unet.modules():
-            if isinstance(module, Attention):
-                module.heads, module.scale = heads, (module.inner_dim // heads) ** -0.5
-        unet.register_to_config(attention_heads=heads)      # for `model_config`
-    return unet
 
 
 def check_trained(folder: Path) -> None:
@@ -94,12 +83,21 @@ def check_trained(folder: Path) -> None:
 def load_unet(folder: Path, name: str) -> UNet2DModel:
     """The trained U-Net of a run folder, in eval mode."""
     check_trained(folder)
-    try:
-        unet = unet_of(read_json(folder / MODEL_CONFIG))
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / MODEL_CONFIG}: does not describe a UNet2DModel ({error})") from None
-    load_weights(unet, folder / name)
-    return unet.eval()
+    return load_network(UNet2DModel, folder, name)
+
+
+def load_network(cls: type[nn.Module], folder: Path, name: str) -> nn.Module:
+    """The network that model_config.json of a folder describes, with the weights in the file `name`, in eval mode.
+
+    Nothing larger than that file is made: the weights have to fit before there is room for them.
+    """
+    path = folder / MODEL_CONFIG
+    config = read_json(path)
+    plan, state = planned(cls, config, path), _read_state(folder / name)
+    _check_fits(plan, state, folder / name, path)
+    network = network_of(cls, config)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
@@ -122,23 +120,34 @@ def save_pickle(value: Any, path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it."""
+def load_weights(model: nn.Module, path: Path, description: object = None) -> None:
+    """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it.
+
+    `description` is what the model was made from, for that error (model_config.json beside the file).
+    """
+    state = _read_state(path)
+    _check_fits(model, state, path, description or path.parent / MODEL_CONFIG)
+    model.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors" and path.is_file():
         state, _ = read_tensors(path)
     else:
         state = load_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict (names and tensors), found something else")
+    return state
+
+
+def _check_fits(model: nn.Module, state: dict[str, Tensor], path: Path, description: object) -> None:
     own = model.state_dict()
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     if missing or unknown or wrong:
         example = sorted(missing or unknown or wrong)[0]
-        raise UserError(f"{path}: weights of another architecture than {path.parent / MODEL_CONFIG} describes "
-                        f"({len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape, "
-                        f"such as {example})")
-    model.load_state_dict(state)
+        raise UserError(f"{path}: weights of another architecture than {description} describes ({len(missing)} "
+                        f"missing, {len(unknown)} unknown, {len(wrong)} of another shape, such as {example})")
 
 
 def load_pickle(path: Path, if_damaged: str = AGAIN, peek: bool = False) -> Any:
@@ -173,13 +182,14 @@ def trim_log(folder: Path, phase: str, step: int) -> None:
     path = folder / LOG
     if path.is_file():
         kept = []
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for content in path.read_bytes().splitlines():
             try:
-                line = json.loads(text)
-            except ValueError:
-                continue        # the last line, cut off by a power cut
-            if line["phase"] != phase or line["step"] <= step:
-                kept.append(text + "\n")
+                text = content.decode("utf-8")
+                line = parse_json(text)
+                if line["phase"] != phase or line["step"] <= step:
+                    kept.append(text + "\n")
+            except (ValueError, TypeError, LookupError):
+                continue        # the last line, cut off by a power cut, or what nobody can read
         write_text(path, "".join(kept))
 
 

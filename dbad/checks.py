@@ -1,11 +1,11 @@
-"""Values of options that are refused before any file is read."""
+"""Ranges of options: values that are refused before any file is read, and where they are read from a file."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,51 @@ _AT_LEAST = {
     "discriminator_contrib": 0, "knn_contrib": 0, "edit_contrib": 0, "denoise_contrib": 0, "inversion_contrib": 0,
     "grid": 4, "components": 1, "steps_features": 1, "feature_batch_size": 1, "latent_start": 1,
     "latent_steps_back": 1, "map_sigma": 0, "steps_latent": 0, "latent_batch_size": 1, "latent_accumulate": 1,
-    "latent_max_timestep": 1, "autoencoder_steps": 1,
-    "tune_minutes": 0,
+    "latent_max_timestep": 1, "autoencoder_steps": 1, "tune_minutes": 0, "accumulate": 1, "num_steps": 1,
+    "epoch_steps": 1, "patience": 0, "perceptual_weight": 0, "kl_weight": 0, "discriminator_weight": 0,
+    "discriminator_start": 0,
 }
+# More would take the memory of any machine, or overflow; `MOST` for all others.
+MOST, SEEDS = 10 ** 9, 2 ** 63
+_AT_MOST = {
+    "batch_size": 65536, "feature_batch_size": 65536, "latent_batch_size": 65536, "num_workers": 1024,
+    "resolution": 4096, "feature_resolution": 4096, "grid": 512, "channels": 4096, "feature_channels": 4096,
+    "layers_per_block": 16, "components": 65536, "train_steps": 100_000, "blur_sigma": 256, "map_sigma": 256,
+    "feature_smoothing_kernel": 255, "rotate": 360, "color_jitter": 10, "context_power": 10, "bank_mb": 1_000_000,
+    "num_samples": 10_000, "seed": SEEDS - 1, "seeds": SEEDS - 1,
+}
+LEVELS = 10             # of a network, at most
 _BETWEEN = {"holdout": (0, 1), "pixel_quantile": (0, 1), "false_alarm_rate": (0, 1), "learning_rate": (0, 1),
             "extractor_learning_rate": (0, 1), "feature_learning_rate": (0, 1),
             "latent_learning_rate": (0, 1)}
 
 
 def check(options: Any) -> None:
-    """Raise `UserError` for a value outside its range; what depends on files is checked where they are read."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    """Raise `UserError` for a value outside its range; what depends on files is checked where they are read.
+
+    `options` are a dataclass, or values by name of the types that are declared for them; None counts as not given.
+    """
+    values = options if isinstance(options, Mapping) else {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} {value}: expected a finite number")
+        _check_alone(name, value if isinstance(value, (list, tuple)) else [value])
     for name, least in _AT_LEAST.items():
         if values.get(name) is not None and not values[name] >= least:  # `not >=` also refuses not-a-number
             raise UserError(f"--{name} {values[name]}: expected at least {least}")
     for name, (low, high) in _BETWEEN.items():
         if values.get(name) is not None and not low < values[name] < high:
             raise UserError(f"--{name} {values[name]}: expected a number between {low} and {high}")
-    for name in ("pxl_threshold", "feature_threshold"):
+    for name in ("pxl_threshold", "feature_threshold", "bank_mb"):
         if values.get(name) is not None and not values[name] > 0:
             raise UserError(f"--{name} {values[name]}: expected a number above 0")
-    if values.get("seed") is not None and values["seed"] >= 2 ** 63:
-        raise UserError(f"--seed {values['seed']}: expected a number below 2^63")
     if values.get("intensity") is not None:
         Intensity(values["intensity"])
+    for seed in values.get("seeds") or ():
+        if seed < 0:
+            raise UserError(f"--seeds {seed}: expected at least 0")
+    for name in ("channels", "feature_channels"):
+        if values.get(name) is not None and not 1 <= len(values[name]) <= LEVELS:
+            raise UserError(f"--{name} {_shown(values[name])}: expected 1 to {LEVELS} numbers, one for each level")
     betas = values.get("adam_betas")
     if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"--adam_betas {' '.join(map(str, betas))}: expected two numbers from 0 to below 1")
@@ -112,3 +130,23 @@ def check_plain_names(values: Mapping[str, Any]) -> None:
                 raise UserError(f"--{name} {text[:20]}...: expected a name of at most {LONGEST_NAME} bytes")
             if Path(text).name != text or text in ("", "..") or text != printable(text):
                 raise UserError(f"--{name} {text!r}: expected a plain name, without folders or line breaks")
+    folder = str(values.get("log_dir") or "")
+    if folder.encode("utf-8", "replace") != os.fsencode(folder):
+        raise UserError(f"--log_dir {folder}: expected a name in UTF-8, as TensorBoard does")
+
+
+def _check_alone(name: str, values: Sequence[Any]) -> None:
+    """Raise `UserError` for a number that no computation can take, or a text that no file can be called."""
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    most = _AT_MOST.get(name, MOST)
+    if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+        raise UserError(f"--{name} {_shown(values)}: expected a finite number")
+    if name not in _BETWEEN and not all(number <= most for number in numbers):
+        expected = "a number below 2^63" if most == SEEDS - 1 else f"at most {most}"
+        raise UserError(f"--{name} {_shown(values)}: expected {expected}")
+    if any("\0" in str(value) for value in values):
+        raise UserError(f"--{name} {_shown(values)}: expected a text without null characters")
+
+
+def _shown(values: Sequence[Any]) -> str:
+    return " ".join(map(str, values))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import sys
 import textwrap
 import types
@@ -18,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dbad.checks import check, check_plain_names
+from dbad import parsing
+from dbad.checks import check
+from dbad.declared import Types, check_declared, types_of
 from dbad.errors import UserError, printable
 from dbad.files import read_json
 from dbad.intensity import INTENSITY, with_intensity
@@ -29,14 +30,18 @@ T = TypeVar("T")
 
 _TRAINED_BY = {"train_ddim.py": "noise_kind", "train_lafite.py": "bank_mb", "train_diad.py": "steps_latent",
                "finetune_autoencoder.py": "discriminator_start"}        # an option that no other script has
+_TRAINED: Types = {"item": str | tuple[str, ...]}       # of one category or of several, whoever reads it
 
 
-def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False) -> Any:
+def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False,
+        before: Any = dataclasses.MISSING) -> Any:
     """A dataclass field with its help text and the other spellings of its flag.
 
-    `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`.
+    `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`. A setting of a detector
+    that came later than others says with `before` what was done without it: that is its value in the calibrations of
+    that time.
     """
-    metadata = {"help": help, "aliases": tuple(aliases), "by_preset": by_preset}
+    metadata = {"help": help, "aliases": tuple(aliases), "by_preset": by_preset, "before": before}
     return dataclasses.field(default=None if by_preset else default, metadata=metadata)
 
 
@@ -262,13 +267,15 @@ def data_of(options: RunOptions) -> str:
 def trained_options(options: RunOptions, by: str = "train_ddim.py") -> dict[str, Any]:
     """The options that the run was trained with `by` a script; empty if it was not trained yet.
 
-    A run of another script is a `UserError`: its files have the same names and another meaning.
+    A run of another script is a `UserError`: its files have the same names and another meaning. So is a value that is
+    not as it is declared for the `options` of the same name.
     """
     path = run_folder(options) / TRAIN_OPTIONS
     trained = with_intensity(read_json(path)) if path.is_file() else {}
     for script, own in _TRAINED_BY.items():
         if script != by and own in trained:
             raise UserError(f"{run_folder(options)}: no run of {by} but one of {script}; expected another --run_id")
+    check_declared(trained, types_of(type(options)) | _TRAINED, path)
     return trained
 
 
@@ -302,22 +309,10 @@ def changed(options: Any) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------- command line
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line and the nearest flag for a misspelt one."""
-
-    def error(self, message: str):
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            flag = unknown.split()[0].split("=")[0]
-            near = difflib.get_close_matches(flag, [f for a in self._actions for f in a.option_strings], 1)
-            message = f"{flag}: no such option" + (f"; did you mean {near[0]}?" if near else "; see --help")
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
     """Read the command line of the dataclass `cls`: one flag per field, `--a_b` or `--a-b`."""
-    parser = _Parser(description=description, usage="%(prog)s --item NAME [options]", allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parsing.Parser(description=description, usage="%(prog)s --item NAME [options]", allow_abbrev=False,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     groups: dict[str, Any] = {}
     for owner, field in _fields_by_owner(cls):
@@ -330,10 +325,12 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | No
 
 def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence[str] | None = None) -> None:
     """Parse, run, print what `run` returns; a user's mistake ends in one line and status 2."""
-    from dbad.runtime import one_line_failures
+    from dbad.runtime import one_line_failures, pick_device
     with one_line_failures():
         options = parse(cls, argv, description)
-        check_plain_names(vars(options))        # before any file is looked for under such a name
+        check(options)
+        if not options.dry_run and hasattr(options, "device"):
+            pick_device(options.device)         # one that is not there is found now, and not after the long work
         found = run(options)
         if not options.dry_run:
             print(found)
@@ -357,7 +354,7 @@ def _add_argument(group: Any, field: dataclasses.Field, hint: Any) -> None:
     if many:
         keywords["nargs"] = "+"
         keywords["action"] = _AsTuple
-    group.add_argument(*flags, type=kind, choices=choices, required=required,
+    group.add_argument(*flags, type=_CONVERTERS.get(kind, kind), choices=choices, required=required,
                        metavar=None if choices else _METAVARS.get(kind, "TEXT"), **keywords)
 
 
@@ -373,6 +370,7 @@ class _OnOff(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
+_CONVERTERS = {str: parsing.text, Path: parsing.path}
 _METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 

@@ -8,7 +8,6 @@ after that is float32 in [-1, 1].
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from dbad import demo
+from dbad import demo, parsing
 from dbad.config import RunOptions
 from dbad.errors import UserError
 from dbad.intensity import UNKNOWN, Intensity
@@ -268,12 +267,12 @@ def random_crops(images: Sequence[Tensor], size: int, streams: Sequence[torch.Ge
 # ------------------------------------------------------------------------------------- what is in a data set
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dbad.data",
-                                     description="Print how a data set is laid out and what is in it.")
-    parser.add_argument("dataset_path", type=Path, metavar="PATH", help="folder of the data set")
+    parser = parsing.Parser(prog="python -m dbad.data",
+                            description="Print how a data set is laid out and what is in it.")
+    parser.add_argument("dataset_path", type=parsing.path, metavar="PATH", help="folder of the data set")
     parser.add_argument("--layout", default="auto", help=f"{', '.join(LAYOUTS)} (default: auto)")
-    args = parser.parse_args(argv)
     with one_line_failures():
+        args = parser.parse_args(argv)
         print(describe(open_dataset(args.dataset_path, args.layout)))
 
 

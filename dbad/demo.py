@@ -4,7 +4,6 @@
 
 Each image follows from the seed, its category, split, defect and index alone, whatever else is drawn.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -15,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dbad import drawings
+from dbad import drawings, parsing
 from dbad.drawings import CATEGORIES
 from dbad.errors import UserError
-from dbad.files import cache_folder, cannot_be_written
+from dbad.files import cache_folder, cannot_be_written, known_json
 from dbad.temporary import remove_abandoned, temporary_folder
 
 VERSION = 2     # raise it with every change to the drawings, so that what was drawn before is drawn again
+LARGEST, MOST_IMAGES = 8192, 1_000_000        # px, and images of a kind
 PICTURES = {"hazelnut": drawings.hazelnut, "carpet": drawings.carpet, "pcb": drawings.pcb}
 
 
@@ -37,11 +37,13 @@ class Parameters:
 
     def check(self) -> None:
         """Raise UserError for a value that nothing can be drawn with."""
-        if self.size < 16:
-            raise UserError(f"size is {self.size}, expected at least 16 pixels")
+        if not 16 <= self.size <= LARGEST:
+            raise UserError(f"size is {self.size}, expected 16 to {LARGEST} pixels")
         for name in ("num_train", "num_test_good", "num_per_defect", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+            if name != "seed" and getattr(self, name) > MOST_IMAGES:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at most {MOST_IMAGES}")
         if self.defect_px is not None and not 2 <= self.defect_px <= self.size:
             raise UserError(f"defect_px is {self.defect_px}, expected between 2 and the image size {self.size}")
 
@@ -125,11 +127,7 @@ def write_demo(root, categories=tuple(CATEGORIES), size=Parameters.size, num_tra
 
 def is_complete(folder: Path, parameters: Parameters) -> bool:
     """Whether `folder` holds every image of its category, drawn with these parameters and this code."""
-    try:
-        recorded = json.loads((folder / "demo.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return recorded == parameters.record() and all(
+    return known_json(folder / "demo.json") == parameters.record() and all(
         path.is_file() for key in parameters.images(folder.name) for path in files(folder, *key))
 
 
@@ -180,8 +178,8 @@ def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_goo
 
 def main(argv=None) -> None:
     from dbad.runtime import one_line_failures  # it loads torch, which drawing does without
-    parser = argparse.ArgumentParser(prog="python -m dbad.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to draw the categories into")
+    parser = parsing.Parser(prog="python -m dbad.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=parsing.path, help="folder to draw the categories into")
     parser.add_argument("--category", action="append", choices=CATEGORIES, help="may be repeated; default: all")
     parser.add_argument("--size", type=int, default=Parameters.size, help="side of the images in pixels")
     parser.add_argument("--num_train", type=int, default=Parameters.num_train, help="images in train/good")
@@ -189,8 +187,8 @@ def main(argv=None) -> None:
     parser.add_argument("--num_per_defect", type=int, default=Parameters.num_per_defect, help="images of each defect")
     parser.add_argument("--seed", type=int, default=Parameters.seed, help="every image follows from it")
     parser.add_argument("--defect_px", type=float, help="diameter of the defects in pixels; default: natural")
-    args = parser.parse_args(argv)
     with one_line_failures():
+        args = parser.parse_args(argv)
         root = write_demo(args.out, args.category or tuple(CATEGORIES), args.size, args.num_train,
                           args.num_test_good, args.num_per_defect, args.seed, args.defect_px)
         print(f"The demo data is in {root}")

@@ -6,48 +6,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
 from dbad import diffmaps
-from dbad.calibration import Calibration, calibrating_script, load_calibration
+from dbad.calibration import Calibration, load_calibration
 from dbad.checkpoints import load_unet
+from dbad.combining import Settings
 from dbad.config import SETTING_NAMES, run_folder
 from dbad.denoising import Conditioning, reconstruct_all, schedule
+from dbad.digests import check_digests
 from dbad.errors import UserError
 from dbad.extractors import Extractor, load_extractor
 from dbad.files import read_json
-from dbad.inputs import ImageLike, to_batch
+from dbad.finite import naming
+from dbad.inputs import ImageLike, several, to_batch
 from dbad.intensity import UNKNOWN, Intensity
 from dbad.normalise import Normalisation, load_normalisation
-from dbad.run_files import (
-    BANK,
-    CALIBRATION,
-    CATEGORY_CALIBRATION,
-    DIAD_FILES,
-    MODEL_CONFIG,
-    NORMALISATION,
-    SPACE,
-    TRAIN_OPTIONS,
-    UNFINISHED,
-)
+from dbad.run_files import CALIBRATION, CATEGORY_CALIBRATION, NORMALISATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.runtime import autocast, memory_format, pick_device, pick_precision
 from dbad.tiling import stitch, tile_batches
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
-NOISE_OPTIONS = ("train_steps", "beta_schedule", "noise_kind")      # of the training, read by the ddim detector
+from dbad.trained import learnt_categories, script_for, trained_process
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,7 @@ class Detector(Protocol):
         batch_size    images or tiles that go through the networks at once
         counterpart   what is made beside the maps, as figures call it
         intensity     how images of more than 8 bits are brought to it
-        calibration   None until evaluation.py has run
+        calibration   None until it was measured
     """
 
     size: int
@@ -106,8 +92,12 @@ class Detector(Protocol):
 
 
 class Calibrated:
-    """What the families' detectors have in common: the way from any image to a prediction."""
+    """What the families' detectors have in common: the way from any image to a prediction.
 
+    `method` is that of the family, by which its scripts are known.
+    """
+
+    method: str
     size: int
     patching: bool
     counterpart = "reconstruction"
@@ -121,21 +111,14 @@ class Calibrated:
         8 bits per channel black and white are those of the run; an image beyond them is a `UserError`.
         """
         if self.calibration is None:
-            raise UserError("this detector is not calibrated; run evaluation.py for its run folder")
+            raise UserError("this detector is not calibrated; run "
+                            f"{script_for('calibration', self.method)} for its run folder")
         parts, reconstruction = self.parts(to_batch(images, None if self.patching else self.size, self.intensity))
-        anomaly_map, score = self.combine(parts, self.calibration.scales)
+        with naming([image if isinstance(image, (str, Path)) else None for image in several(images)]):
+            anomaly_map, score = self.combine(parts, self.calibration.scales)
         p_values = [self.calibration.p_value(float(s)) for s in score]
         return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= self.calibration.image_threshold,
                           None if None in p_values else torch.tensor(p_values, dtype=torch.float64))
-
-
-class Settings:
-    """What the families' settings, dataclasses each, have in common: they are picked out of those of a calibration."""
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Out of a larger set of settings."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -168,15 +151,20 @@ class MapSettings(Settings):
         feature = (differences.layers * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
         return {"pixel": differences.pixel, "feature": feature}
 
-    def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """See `Detector.combine`."""
-        weights = {"pixel": self.pl_contrib, "feature": self.fl_contrib}
-        anomaly_map = diffmaps.cropped(diffmaps.fuse(parts, scales, weights), self.center_crop)
-        return anomaly_map, diffmaps.image_score(anomaly_map, self.top_share)
+    @property
+    def contributions(self) -> dict[str, float]:
+        """Of the pixel and the feature map."""
+        return {"pixel": self.pl_contrib, "feature": self.fl_contrib}
+
+    def score(self, anomaly_map: Tensor) -> Tensor:
+        """See `Settings.score`."""
+        return diffmaps.image_score(anomaly_map, self.top_share)
 
 
 class DdimDetector(Calibrated):
     """Conditioned denoising with pixel and feature difference maps (arXiv:2305.15956)."""
+
+    method = "ddim"
 
     def __init__(self, unet: UNet2DModel, extractor: Extractor, abar: Tensor, how: Conditioning, maps: MapSettings, *,
                  noise_kind: str, seed: int, patching: bool, batch_size: int, device: torch.device, precision: str,
@@ -233,23 +221,19 @@ def build_ddim(folder: Path, checkpoint_name: str, settings: dict[str, Any], dev
                batch_size: int, calibration: Calibration | None = None) -> DdimDetector:
     """The detector of a trained run under `settings` (see `detector_settings`)."""
     unet = load_unet(folder, checkpoint_name)
-    trained = read_json(folder / TRAIN_OPTIONS)
-    for name in NOISE_OPTIONS:
-        if name not in trained:
-            raise UserError(f"{folder / TRAIN_OPTIONS}: lacks {name}; expected the options of train_ddim.py")
+    process = trained_process(folder)
     how = Conditioning(settings["conditioning"], settings["recon_weight"], settings["eta"],
                        settings["start_at_timestep"], settings["steps_to_regenerate"], settings["sampler"])
-    reachable = trained.get("max_timestep") or trained["train_steps"]
-    if how.start > reachable:
+    if how.start > process.reachable:
         raise UserError(f"--start_at_timestep {how.start}: the network in {folder} was trained for timesteps up to "
-                        f"{reachable}")
+                        f"{process.reachable}")
     maps = MapSettings.of(settings)
     extractor = load_extractor(folder / settings["extractor_path"])
     check_layer_weights(maps.layer_weights, len(extractor.layers), folder / settings["extractor_path"])
     normalised = maps.map_norm != "none" and calibration is not None    # evaluation.py has to measure it first
     return DdimDetector(
-        unet, extractor, schedule(trained["train_steps"], trained["beta_schedule"]), how, maps,
-        noise_kind=trained["noise_kind"], seed=settings["seed"], patching=settings["patching"],
+        unet, extractor, schedule(process.train_steps, process.beta_schedule), how, maps,
+        noise_kind=process.noise_kind, seed=settings["seed"], patching=settings["patching"],
         batch_size=batch_size, device=device, precision=precision, calibration=calibration,
         normalisation=load_normalisation(folder / NORMALISATION) if normalised else None,
         intensity=Intensity.of(settings))
@@ -271,18 +255,19 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
     """
     folder = Path(folder)
     path, trained = folder / CALIBRATION, folder / TRAIN_OPTIONS
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
     if trained.is_file() and read_json(trained).get(UNFINISHED):
         raise UserError(f"{folder}: its training was stopped while it wrote the files of this run; give its command "
                         "again")
     if category is not None:
-        learnt = read_json(trained)["item"]
-        learnt = [learnt] if isinstance(learnt, str) else learnt
+        learnt = learnt_categories(read_json(trained), folder)
         if category not in learnt:
             raise UserError(f"{folder}: has no thresholds of {category}; expected one of {', '.join(learnt)}, or none "
                             "for those of all together")
         path = calibration_file(folder, category, learnt)
     calibration = load_calibration(path)
-    check_digests(calibration, folder)
+    check_digests(calibration, path)
     where = pick_device(device)
     return build_detector(folder, calibration.settings, where, pick_precision(precision, where), batch_size,
                           calibration)
@@ -316,61 +301,3 @@ def detector_settings(options: Any, extractor_path: Path, intensity: Intensity) 
     names = sorted(SETTING_NAMES - {"extractor_path"})
     return {name: getattr(options, name) for name in names} | intensity.settings() | {
         "extractor_path": os.path.relpath(extractor_path, run_folder(options))}
-
-
-def digests(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Fingerprints of the files that a calibration belongs to and, of the ddim family, of how its network was trained.
-
-    A detector of that family reads its noise from the options of the training, which are written when it begins.
-    """
-    found = {name: _digest(path) for name, path in _files(folder, settings).items()}
-    if settings.get("method", "ddim") == "ddim":
-        found["training"] = _training_digest(folder)
-    return found
-
-
-def _training_digest(folder: Path) -> str:
-    trained = read_json(folder / TRAIN_OPTIONS)
-    facts = [read_json(folder / MODEL_CONFIG), *(trained.get(name) for name in NOISE_OPTIONS)]
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _files(folder: Path, settings: dict[str, Any]) -> dict[str, Path]:
-    if settings.get("method") == "diad":
-        return {name.removesuffix(".safetensors"): folder / name for name in DIAD_FILES}
-    unet = {"unet": folder / settings["diffusion_checkpoint_name"]}
-    if settings.get("method", "ddim") != "ddim":
-        files = {"features": folder / SPACE, "bank": folder / BANK} | (unet if settings["method"] == "lafite" else {})
-        judge = settings["discriminator"]
-        return files | ({"discriminator": folder / judge} if judge else {})
-    files = unet | {"extractor": folder / settings["extractor_path"]}
-    return files | ({"normalisation": folder / NORMALISATION} if settings["map_norm"] != "none" else {})
-
-
-def check_digests(calibration: Calibration, folder: Path, known: dict[Path, str] | None = None) -> None:
-    """Raise `UserError` where the files have changed since they were calibrated.
-
-    `known` remembers fingerprints from one calibration of a folder to the next.
-    """
-    known = {} if known is None else known
-    for name, path in _files(folder, calibration.settings).items():
-        if path not in known:
-            known[path] = _digest(path)
-        if name in calibration.digests and calibration.digests[name] != known[path]:
-            raise UserError(f"{path}: is not the file that {folder / CALIBRATION} was measured with; run "
-                            f"{calibrating_script(calibration.settings)} again")
-    training = calibration.digests.get("training")      # older ones have none
-    if training and training != _training_digest(folder):
-        raise UserError(f"{folder / TRAIN_OPTIONS}: is of another training than the one that {folder / CALIBRATION} "
-                        "was measured with; give the command of that training again, or run evaluation.py again")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb") as file:
-            while part := file.read(2 ** 24):       # weights may be larger than the memory
-                digest.update(part)
-        return digest.hexdigest()
-    except OSError:
-        raise UserError(f"{path}: no such file; train it first") from None

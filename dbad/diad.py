@@ -31,13 +31,14 @@ from dbad.autoencoder import build_autoencoder, from_imagenet, to_imagenet
 from dbad.checkpoints import model_config
 from dbad.checksums import read_tensors, write_tensors
 from dbad.denoising import conditioned_step, visited_timesteps
+from dbad.diad_files import FAMILY, read_diad_config
 from dbad.errors import UserError
 from dbad.extractors import Extractor
-from dbad.files import read_json, write_json
+from dbad.files import write_json
+from dbad.networks import first_line
 from dbad.run_files import MODEL_CONFIG, NETWORKS
 from dbad.runtime import autocast
 
-FAMILY = "diad"
 TRAIN_STEPS, PROMPT_TOKENS, HEADS = 1000, 77, 8         # Stable Diffusion's
 FIRST_FUSED, FIRST_INJECTED = 6, 9      # of the 12 skips: 6 to 8 are fused into 9 to 11, which alone are used
 
@@ -322,10 +323,11 @@ def load_diad(folder: Path, dtype: torch.dtype | None = None) -> Diad:
     try:
         with torch.device("meta"):
             model = diad_of(config)
-    except (UserError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: does not describe a model of the {FAMILY} family ({error})") from None
+    except Exception as error:      # diffusers has as many ways to fail as there are wrong values
+        raise UserError(f"{path}: does not describe a model of the {FAMILY} family ({first_line(error)})") from None
     for name in NETWORKS:
-        assign(getattr(model, name), load_part(folder / f"{name}.safetensors", dtype), folder / f"{name}.safetensors")
+        file = folder / f"{name}.safetensors"
+        assign(getattr(model, name), load_part(file, dtype), file, path)
     prompt = load_part(folder / "prompt.safetensors", dtype).get("prompt")
     if prompt is None or prompt.shape != model.prompt.shape:
         raise UserError(f"{folder / 'prompt.safetensors'}: expected a tensor prompt, {_shown(model.prompt.shape)}")
@@ -333,29 +335,21 @@ def load_diad(folder: Path, dtype: torch.dtype | None = None) -> Diad:
     return model
 
 
-def read_diad_config(folder: Path) -> dict[str, Any]:
-    """The contents of its model_config.json; a folder without a model of the family is a `UserError`."""
-    path = folder / MODEL_CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder}: has no {MODEL_CONFIG}; build a model there first: python build_diad.py --out "
-                        f"{folder} ...")
-    config = read_json(path)
-    if config.get("family") != FAMILY:
-        raise UserError(f"{path}: does not describe a model of the {FAMILY} family; expected what build_diad.py writes")
-    return config
-
-
 def load_part(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state dict in a safetensors file; a missing or broken one is a `UserError` that names it."""
     return {key: value.to(dtype or value.dtype) for key, value in read_tensors(path)[0].items()}
 
 
-def assign(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give `model` the tensors themselves, without a copy; other names or shapes than its own are a `UserError`."""
+def assign(model: nn.Module, state: Mapping[str, Tensor], path: Path, description: Path | None = None) -> None:
+    """Give `model` the tensors themselves, without a copy; other names or shapes than its own are a `UserError`.
+
+    `path` is where the tensors come from, `description` the file that says what the model is like.
+    """
     own, given = ({key: value.shape for key, value in tensors.items()} for tensors in (model.state_dict(), state))
     wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
     if wrong:
-        raise UserError(f"{path}: weights of another architecture ({len(own.keys() - given.keys())} missing, "
+        than = f" than {description} describes" if description else ""
+        raise UserError(f"{path}: weights of another architecture{than} ({len(own.keys() - given.keys())} missing, "
                         f"{len(given.keys() - own.keys())} unknown, such as {wrong[0]}: "
                         f"{_shown(given.get(wrong[0]))} instead of {_shown(own.get(wrong[0]))})")
     model.load_state_dict(state, assign=True)

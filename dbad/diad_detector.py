@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbad import diffmaps
 from dbad.calibration import Calibration
+from dbad.combining import Settings
 from dbad.config import RunOptions
-from dbad.detectors import Calibrated, Settings
+from dbad.detectors import Calibrated
 from dbad.diad import Diad, anomaly_map, image_score, load_diad, reconstruct
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor
@@ -35,6 +35,15 @@ class DiadSettings(Settings):
     map_sigma: float
     center_crop: int
 
+    @property
+    def contributions(self) -> dict[str, float]:
+        """Of the one map there is."""
+        return {PART: 1.0}
+
+    def score(self, anomaly_map: Tensor) -> Tensor:
+        """See `Settings.score`."""
+        return image_score(anomaly_map)
+
 
 class DiadDetector(Calibrated):
     """Reconstruction by latent diffusion, difference of pretrained features (arXiv:2312.06607).
@@ -42,6 +51,7 @@ class DiadDetector(Calibrated):
     The model becomes the detector's own, see `packing.ready`.
     """
 
+    method = "diad"
     patching = False
 
     def __init__(self, model: Diad, extractor: Extractor, settings: DiadSettings, *, seed: int, batch_size: int,
@@ -65,8 +75,7 @@ class DiadDetector(Calibrated):
 
     def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
         """See `Detector.combine`."""
-        anomaly_map = diffmaps.cropped(diffmaps.fuse(parts, scales, {PART: 1.0}), self.settings.center_crop)
-        return anomaly_map, image_score(anomaly_map)
+        return self.settings.combine(parts, scales)
 
     @torch.no_grad()
     def autoencoded(self, images: Tensor) -> Tensor:

@@ -35,9 +35,11 @@ from torch.nn import functional as F
 
 from dbad.autoencoder import PUBLISHED_SCALE, load_autoencoder
 from dbad.checkpoints import load_pickle
-from dbad.diad import FAMILY, PROMPT_TOKENS, Diad, SemanticGuide, assign, build_unet, load_part, save_diad
+from dbad.diad import PROMPT_TOKENS, Diad, SemanticGuide, assign, build_unet, load_part, save_diad
+from dbad.diad_files import FAMILY, read_diad_config
 from dbad.errors import UserError
 from dbad.files import read_json
+from dbad.networks import first_line
 from dbad.run_files import AUTOENCODER, MODEL_CONFIG
 
 _UNET, _GUIDE = "model.diffusion_model.", "control_model."
@@ -154,12 +156,12 @@ def read_autoencoder(path: Path) -> AutoencoderKL:
     if not path.is_dir():
         return _autoencoder(_existing(path), path)
     if (path / MODEL_CONFIG).is_file():
-        config, file = read_json(path / MODEL_CONFIG), path / AUTOENCODER
-        if config.get("family") != FAMILY:
+        if read_json(path / MODEL_CONFIG).get("family") != FAMILY:
             return load_autoencoder(path)
+        config, file = read_diad_config(path), path / AUTOENCODER
         with torch.device("meta"):
             autoencoder = AutoencoderKL(**config["autoencoder"])
-        assign(autoencoder, load_part(file), file)
+        assign(autoencoder, load_part(file), file, path / MODEL_CONFIG)
         return autoencoder.eval()
     folder = next((folder for folder in (path / "vae", path) if (folder / "config.json").is_file()), None)
     if folder is None:
@@ -213,8 +215,8 @@ def _from_diffusers(cls: type, folder: Path) -> Any:
     """A model that diffusers saved, from this machine alone."""
     try:
         return cls.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder}: not readable as {cls.__name__} ({str(error).splitlines()[0]})") from None
+    except Exception as error:      # diffusers has as many ways to fail as there are damaged folders
+        raise UserError(f"{folder}: not readable as {cls.__name__} ({first_line(error)})") from None
 
 
 # -------------------------------------------------------------------------------------------------- conversion

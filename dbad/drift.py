@@ -16,6 +16,7 @@ from scipy.stats import ks_2samp, norm
 
 from dbad.calibration import Calibration
 from dbad.errors import UserError
+from dbad.trained import script_for
 
 TOLERATED_SHARE = 0.1   # of the new images may be defective without being taken for drift
 
@@ -63,8 +64,9 @@ def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 
     """
     good, new = np.asarray(calibration.scores, np.float64), np.sort(np.asarray(new_scores, np.float64))
     if not len(good):
-        raise UserError("--drift_check: thresholds given by hand come without scores to compare; run evaluation.py and "
-                        "leave out --pxl_threshold and --feature_threshold")
+        script = script_for("calibration", calibration.settings.get("method", "ddim"))
+        raise UserError("--drift_check: the calibration has no scores to compare with, as thresholds that are given by "
+                        f"hand; run {script}, and leave such thresholds out")
     if not len(new):
         raise UserError("--drift_check: no new scores; expected at least one image")
     body = new[:len(new) - int(TOLERATED_SHARE * len(new))]

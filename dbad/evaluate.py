@@ -17,6 +17,7 @@ from dbad.calibration import Calibration
 from dbad.data import Item, read_items, to_pixels
 from dbad.detectors import Detector
 from dbad.errors import printable
+from dbad.finite import naming
 from dbad.inspection import Inspection
 from dbad.protocol import Protocol
 from dbad.records import Sample
@@ -47,13 +48,15 @@ def inspect(detector: Detector, calibration: Calibration, samples: Sequence[Samp
     """
     begun, result = time.monotonic(), []
     for item, parts, reconstruction in walk(detector, samples, num_workers, "inspecting"):
-        anomaly_map, score = detector.combine(parts, calibration.scales)
-        value = float(score[0])
+        with naming([item.path]):
+            anomaly_map, score = detector.combine(parts, calibration.scales)
+            value = float(score[0])
+            decision = calibration.decide(value)
         truth = samples[len(result)].mask is not None or item.label == 0
         result.append(Inspection(
             path=printable(item.path.relative_to(root).as_posix()), category=item.category, defect=item.defect,
             label=item.label, score=value, p_value=calibration.p_value(value), normalised=calibration.normalised(value),
-            decision=calibration.decide(value), image=to_pixels(item.image),
+            decision=decision, image=to_pixels(item.image),
             reconstruction=None if reconstruction is None else to_pixels(reconstruction),
             anomaly_map=anomaly_map[0, 0].numpy(), parts={name: part[0, 0].numpy() for name, part in parts.items()},
             mask=item.mask[0].bool().numpy() if truth else None, cut=item.cut, counterpart=detector.counterpart))

@@ -19,7 +19,8 @@ from dbad import diffmaps, discriminator
 from dbad.bank import Bank, load_bank, save_bank
 from dbad.calibration import Calibration
 from dbad.checkpoints import load_pickle, load_unet, load_weights, save_pickle, save_weights
-from dbad.detectors import Calibrated, Settings
+from dbad.combining import Settings
+from dbad.detectors import Calibrated
 from dbad.discriminator import Discriminator, evidence
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
@@ -85,10 +86,9 @@ class FeatureSettings(Settings):
         return {name: diffmaps.blur(upsampled(part, side), self.blur_sigma * side / 256)
                 for name, part in maps.items()}
 
-    def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """See `Detector.combine`."""
-        anomaly_map = diffmaps.cropped(diffmaps.fuse(parts, scales, self.contributions), self.center_crop)
-        return anomaly_map, diffmaps.image_score(anomaly_map, self.top_share)
+    def score(self, anomaly_map: Tensor) -> Tensor:
+        """See `Settings.score`."""
+        return diffmaps.image_score(anomaly_map, self.top_share)
 
 
 class FeatureSpace(NamedTuple):
@@ -113,6 +113,7 @@ class FeatureSpace(NamedTuple):
 class FeatureDetector(Calibrated):
     """LafitE, and with `net` None its memory bank alone."""
 
+    method = "lafite"
     patching = False
     counterpart = "nearest good patches"
 
@@ -301,7 +302,7 @@ def load_discriminator(path: Path, layers: int) -> Discriminator:
         raise UserError(f"{path}: a discriminator that judges by {len(state['mean'])} numbers per patch, expected "
                         f"{planes}; run train_lafite.py again, which keeps the denoiser")
     judge = Discriminator(planes)
-    load_weights(judge, path)
+    load_weights(judge, path, "train_lafite.py")
     return judge.eval().requires_grad_(False)
 
 

@@ -7,7 +7,6 @@ is computed once for every setting that it depends on.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,13 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbad import metrics
-from dbad.calibration import map_quantile
 from dbad.diffmaps import central_window
 from dbad.feature_detector import DIFFUSED, PARTS, FeatureDetector, FeatureSettings
 from dbad.features import to_patches
-from dbad.files import atomic_write
 from dbad.lafite import Context
-from dbad.tuning import PseudoValidation
+from dbad.tables import write_table
+from dbad.tuning import PseudoValidation, combined
 
 NEIGHBOURS = (1, 3, 5, 9)
 STARTS = (50, 150, 400, 800)
@@ -162,8 +160,7 @@ class FeatureSearch:
         parts = {name: settings.blurred(settings.relative(self._maps(known), self._context(known)), side)
                  for name, known in self.known.items()}
         window = (..., *central_window((side, side), settings.center_crop))
-        scales = {name: map_quantile([part[window].numpy()], 0.999) for name, part in parts["good"].items()}
-        (good, low), (pseudo, high) = (settings.combine(parts[name], scales) for name in ("good", "pseudo"))
+        (good, low), (pseudo, high) = combined(settings, parts, window)
         masks = torch.cat([torch.zeros_like(good), self.images.masks])[window].bool()
         stride = max(1, side // JUDGED_SIDE)
         masks, maps = (values[:, 0, ::stride, ::stride].numpy() for values in (
@@ -237,9 +234,6 @@ def changes(first: FeatureTrial, best: FeatureTrial) -> Mapping[str, object]:
 def write_feature_trials(path: Path, trials: Sequence[FeatureTrial], best: FeatureTrial) -> None:
     """Write tuning.csv, a row per trial."""
     names = [field.name for field in fields(FeatureSettings)]
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*names, "aupro", "image_auroc", "pixel_ap", "merit", "chosen"])
-        for trial in trials:
-            writer.writerow([*asdict(trial.settings).values(), trial.aupro, trial.auroc, trial.pixel_ap, trial.merit,
-                             int(trial is best)])
+    write_table(path, [*names, "aupro", "image_auroc", "pixel_ap", "merit", "chosen"], (
+        [*asdict(trial.settings).values(), trial.aupro, trial.auroc, trial.pixel_ap, trial.merit, int(trial is best)]
+        for trial in trials))

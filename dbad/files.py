@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from dbad.errors import UserError
 from dbad.temporary import temporary_file
@@ -15,6 +17,7 @@ from dbad.temporary import temporary_file
 _UMASK = os.umask(0)        # read once: it can only be read by setting it, and other threads would see that
 os.umask(_UMASK)
 _FILE_MODE = 0o666 & ~_UMASK
+DEEPEST = 20                # lists and objects within each other in a JSON file, at most
 
 
 @contextmanager
@@ -49,9 +52,9 @@ def cannot_be_written(path: Path | str) -> Iterator[None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically; bytes of file names that are none are written out, as JSON has them too."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -59,10 +62,14 @@ def write_json(path: Path | str, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> dict:
-    """Read a JSON object; a missing or broken file is a `UserError` that names it."""
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object; a missing or broken file is a `UserError` that names it.
+
+    Broken is also what Python's reader would let pass: not-a-number, numbers that no computation can hold, a name that
+    stands twice, and lists in lists beyond `DEEPEST`. The mark that some editors write at the beginning is skipped.
+    """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -70,6 +77,51 @@ def read_json(path: Path | str) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def known_json(path: Path | str) -> dict[str, Any]:
+    """What `read_json` reads; nothing where there is no such file, or a broken one."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for; a `ValueError` for what `read_json` calls broken."""
+    try:
+        value = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refused, parse_float=_finite,
+                           parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [entry for outer in level if isinstance(outer, (dict, list))
+                 for entry in (outer.values() if isinstance(outer, dict) else outer)]
+    if level:
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return found
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refused(text)
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= 20 else _refused(f"{text[:20]}...")
 
 
 def check_folders(**folders: Path) -> None:

@@ -26,9 +26,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad.checkpoints import load_pickle, load_weights, model_config, save_weights
+from dbad import parsing
+from dbad.checkpoints import load_network, load_pickle, model_config, save_weights
 from dbad.ddad_weights import HEADS, convert, is_ddad
-from dbad.denoising import schedule
+from dbad.declared import Types, check_declared, types_of
 from dbad.diad_weights import import_diad, is_diad_file
 from dbad.errors import UserError
 from dbad.extractors import Extractor, build_extractor, save_extractor
@@ -36,11 +37,17 @@ from dbad.files import read_json, write_json
 from dbad.locks import writing_out
 from dbad.run_files import EXTRACTOR, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.runtime import one_line_failures
+from dbad.trained import ProcessOptions
 
 DDAD, DIFFUSION_BASED_AD = "DDAD", "Diffusion-Based-AD"
 WEIGHTS = "final.pt"                # where the scripts look for them
 BACKBONES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
 COMPARED_LAYERS = (2, 3)        # strides 8 and 16, in both projects' maps; DDAD only adapts layer 1 with them
+
+# What Diffusion-Based-AD writes into its train_arg_config.json, as far as it is read.
+PUBLISHED_OPTIONS: Types = types_of(ProcessOptions) | {
+    "mvtec_item": str, "crop": bool | None, "epochs": int, "flip": bool | None, "rotate": float | None,
+    "color_jitter": float | None, "reconstruction_weight": float, "eta": float}
 
 # w of DDAD's published results. It was picked by hand on the test images of each category.
 PUBLISHED_W = {
@@ -70,13 +77,13 @@ class Network(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `run`."""
-    parser = argparse.ArgumentParser(prog="python -m dbad.checkpoints import", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("path", type=Path, metavar="PATH", help="published file, or the folder it is in")
-    parser.add_argument("--out", type=Path, required=True, help="run folder to write, such as checkpoints/screw")
-    given = parser.parse_args(argv)
+    parser = parsing.Parser(prog="python -m dbad.checkpoints import", description=__doc__, allow_abbrev=False,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=parsing.path, metavar="PATH", help="published file, or the folder it is in")
+    parser.add_argument("--out", type=parsing.path, required=True,
+                        help="run folder to write, such as checkpoints/screw")
     with one_line_failures():
+        given = parser.parse_args(argv)
         print(run(given.path, given.out))
 
 
@@ -103,7 +110,9 @@ def run(path: Path, out: Path) -> str:
         count = sum(value.numel() for value in network.weights.values()) / 1e6
         lines.append(f"found a U-Net of {found.project}, {resolution} px, {count:.2f} M parameters: {found.unet}")
     elif (out / MODEL_CONFIG).is_file():
-        resolution = read_json(out / MODEL_CONFIG).get("sample_size", resolution)
+        described = read_json(out / MODEL_CONFIG)
+        check_declared(described, {"sample_size": int}, out / MODEL_CONFIG, ("sample_size",))
+        resolution = described["sample_size"]
     if found.extractor:
         extractor = _extractor(found.extractor, resolution)
         lines.append(f"found a feature extractor of {found.project}, {extractor.name}: {found.extractor}")
@@ -253,26 +262,17 @@ def _diffusion_based_ad(path: Path) -> Network:
     if "mvtec_item" not in trained:
         raise UserError(f"{names[1]}: lacks mvtec_item, which {DIFFUSION_BASED_AD} writes (a run of this project needs "
                         "no conversion)")
-    try:
-        unet = UNet2DModel(**arguments)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{names[0]}: does not describe a UNet2DModel ({error})") from None
-    load_weights(unet, path)
-    try:
-        options = _options(unet.config["sample_size"], path) | {
-            "item": str(trained["mvtec_item"]), "patching": bool(trained.get("crop", False)),
-            "train_steps": int(trained.get("train_steps", 1000)),
-            "beta_schedule": trained.get("beta_schedule", "linear"),
-            "noise_kind": trained.get("noise_kind", "gaussian"), "learning_rate": 1e-4,
-            "epochs_diffusion": int(trained["epochs"]), "flip": bool(trained.get("flip", False)),
-            "rotate": float(trained.get("rotate", 0)), "color_jitter": float(trained.get("color_jitter", 0)),
-            "conditioning": "blend", "recon_weight": float(trained["reconstruction_weight"]),
-            "eta": float(trained["eta"]), "start_at_timestep": 250, "steps_to_regenerate": 25}
-        schedule(options["train_steps"], options["beta_schedule"])
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"{names[1]}: not the options of a training of {DIFFUSION_BASED_AD} ({error})") from None
-    if options["noise_kind"] not in ("gaussian", "simplex"):
-        raise UserError(f"{names[1]}: noise_kind {options['noise_kind']}: expected gaussian or simplex")
+    check_declared(trained, PUBLISHED_OPTIONS, names[1], ("epochs", "reconstruction_weight", "eta"))
+    unet = load_network(UNet2DModel, path.parent, path.name)
+    options = _options(unet.config["sample_size"], path) | {
+        "item": trained["mvtec_item"], "patching": trained.get("crop") or False,
+        "train_steps": trained.get("train_steps", 1000), "beta_schedule": trained.get("beta_schedule", "linear"),
+        "noise_kind": trained.get("noise_kind", "gaussian"), "learning_rate": 1e-4,
+        "epochs_diffusion": trained["epochs"], "flip": trained.get("flip") or False,
+        "rotate": float(trained.get("rotate") or 0), "color_jitter": float(trained.get("color_jitter") or 0),
+        "conditioning": "blend", "recon_weight": float(trained["reconstruction_weight"]),
+        "eta": float(trained["eta"]), "start_at_timestep": 250, "steps_to_regenerate": 25}
+    check_declared(options, dict.fromkeys(options, Any), names[1])
     remarks = [f"set blending with weight {options['recon_weight']:g} (--recon_weight), 25 steps from 250, eta "
                f"{options['eta']:g}"]
     if options["noise_kind"] == "simplex":

@@ -24,11 +24,16 @@ def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None, intensit
     Tensors are in [-1, 1] already; `intensity` brings more than 8 bits per channel there. Images are brought to `size`
     px each way; None leaves them as they are, and they have to be of one size.
     """
-    batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
-    tensors = [to_tensor(image, size, intensity) for image in (images if batch else [images])]
+    tensors = [to_tensor(image, size, intensity) for image in several(images)]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise UserError("images of several sizes cannot be tiled together; give them one at a time")
     return torch.stack(tensors)
+
+
+def several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    """What is several images already, or else the one image as several."""
+    batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
+    return images if batch else [images]
 
 
 def to_tensor(image: ImageLike, size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:

@@ -5,7 +5,6 @@ What is kept in memory does not grow with their number, but for one line each an
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
@@ -36,10 +35,12 @@ from dbad.detectors import Detector
 from dbad.errors import UserError, printable
 from dbad.files import atomic_write
 from dbad.finding import files_below
+from dbad.finite import naming
 from dbad.inspection import Inspection
 from dbad.intensity import Intensity
 from dbad.picture_files import special_kind
 from dbad.run_files import OVERLAYS, SCORES, UNREADABLE
+from dbad.tables import read_table, write_table
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows
 
@@ -227,12 +228,15 @@ def _inspect_batch(detector: Detector, calibration: Calibration, batch: Sequence
     if not batch:
         return []
     parts, reconstructions = detector.parts(torch.stack([image.pixels for image in batch]))
-    maps, scores = detector.combine(parts, calibration.scales)
+    names = [image.path for image in batch]
+    with naming(names):
+        maps, scores = detector.combine(parts, calibration.scales)
     found = []
     for i, image in enumerate(batch):
         score = float(scores[i])
-        row = Row(printable(image.path.as_posix()), category, None, None, score, calibration.p_value(score),
-                  calibration.normalised(score), calibration.decide(score))
+        with naming(names, i):
+            row = Row(printable(image.path.as_posix()), category, None, None, score, calibration.p_value(score),
+                      calibration.normalised(score), calibration.decide(score))
         found.append((row, maps[i, 0].numpy(), Inspection(
             **row._asdict(), image=to_pixels(_reduced(image.pixels)),
             reconstruction=None if reconstructions is None else to_pixels(_reduced(reconstructions[i])),
@@ -311,10 +315,8 @@ def _write_tables(folder: Path, rows: Sequence[Row], unreadable: Sequence[tuple[
     if not unreadable:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "reason"))
-        writer.writerows((printable(path.as_posix()), printable(reason)) for path, reason in unreadable)
+    write_table(path, ("path", "reason"), ((printable(path.as_posix()), printable(reason))
+                                           for path, reason in unreadable))
 
 
 def _refuse_results(paths: Sequence[Path], folder: Path) -> None:
@@ -334,7 +336,6 @@ def _inspected_before(folder: Path) -> list[Path]:
     """The images that a former run in the same place was given, as its tables tell."""
     paths: set[Path] = set()
     for name in (SCORES, UNREADABLE):
-        with suppress(OSError, ValueError, KeyError, TypeError), open(
-                Path(folder, name), newline="", encoding="utf-8") as file:
-            paths |= {Path(row["path"]) for row in csv.DictReader(file)}
+        with suppress(OSError, KeyError, UserError):
+            paths |= {Path(row["path"]) for row in read_table(Path(folder, name))}
     return sorted(paths)

@@ -7,10 +7,8 @@ draws a sheet of them to look at. `dbad.damage` holds the kinds of damage.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from dbad import damage
+from dbad import damage, parsing
+from dbad.checks import check
 from dbad.config import RunOptions
 from dbad.damage import Picture, Site
 from dbad.data import open_category, read_images, to_float, to_pixels
@@ -287,16 +286,18 @@ def preview(images: Sequence[Tensor], names: Sequence[str], seed: int = 0, side:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dbad.pseudo", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_path", type=Path, help="folder that holds the categories; default: the demo data")
-    parser.add_argument("--item", required=True, help="category, of which only train/good is read")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write, such as sheet.png")
+    parser = parsing.Parser(prog="python -m dbad.pseudo", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_path", type=parsing.path,
+                        help="folder that holds the categories; default: the demo data")
+    parser.add_argument("--item", type=parsing.text, required=True, help="category, of which only train/good is read")
+    parser.add_argument("--out", type=parsing.path, required=True, help="picture to write, such as sheet.png")
     parser.add_argument("--resolution", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--intensity", default="auto", help="of images of more than 8 bits, as for the other scripts")
     parser.add_argument("--rows", type=int, default=6, help="good images to show")
     parser.add_argument("--seed", type=int, default=0, help="every anomaly follows from it")
-    args = parser.parse_args(argv)
     with one_line_failures():
+        args = parser.parse_args(argv)
+        check(vars(args))
         if args.resolution < 16 or args.rows < 1:
             raise UserError(f"--resolution {args.resolution} --rows {args.rows}: expected at least 16 pixels and 1 row")
         options = RunOptions(item=args.item, dataset_path=args.dataset_path, intensity=args.intensity)

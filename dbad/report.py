@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from dbad import figures, verdicts
-from dbad.files import atomic_write, write_json, write_text
+from dbad.files import write_json, write_text
 from dbad.inspection import Inspection
 from dbad.run_files import METRICS, METRICS_TABLE
+from dbad.tables import write_table
 from dbad.verdicts import Curves, Thresholds
 
 SCORE_COLUMNS = ("path", "category", "defect", "label", "score", "p_value", "normalised", "decision")
@@ -29,13 +29,15 @@ PERCENTAGES = {"rate", "share", "accuracy", "precision", "recall"}
 
 
 def write_scores(path: Path | str, inspections: Sequence[Inspection]) -> Path:
-    """Write one line per image, in the order given. Numbers read back exactly; what is unknown is an empty field."""
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SCORE_COLUMNS)
-        for inspection in inspections:
-            writer.writerow(_field(getattr(inspection, name)) for name in SCORE_COLUMNS)
-    return Path(path)
+    """Write one line per image, in the order given, see `tables.write_table`.
+
+        path, category, defect    texts: one that a spreadsheet would take for a formula begins with a single quote
+        label, decision           1 defective, 0 good
+        score, p_value, normalised    numbers that read back exactly
+    What is unknown is an empty field.
+    """
+    return write_table(path, SCORE_COLUMNS, ([plain(getattr(inspection, name)) for name in SCORE_COLUMNS]
+                                             for inspection in inspections))
 
 
 def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -45,10 +47,7 @@ def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path,
     """
     json_path, csv_path = Path(folder, METRICS), Path(folder, METRICS_TABLE)
     write_json(json_path, plain(metrics))
-    with atomic_write(csv_path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("metric", "value"))
-        writer.writerows((".".join(name), _field(value)) for name, value in flatten(metrics).items())
+    write_table(csv_path, ("metric", "value"), ((".".join(name), value) for name, value in flatten(metrics).items()))
     return json_path, csv_path
 
 
@@ -72,14 +71,6 @@ def flatten(metrics: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tup
         value = {str(index): entry for index, entry in enumerate(value)} if isinstance(value, list) else value
         flat |= flatten(value, (*above, name)) if isinstance(value, Mapping) else {(*above, name): value}
     return flat
-
-
-def _field(value: Any) -> str:
-    """A CSV field: the shortest decimal that reads back as the same float; empty for None."""
-    value = plain(value)
-    if isinstance(value, float):
-        return repr(value)
-    return "" if value is None else str(value)
 
 
 def readable_name(name: tuple[str, ...]) -> str:

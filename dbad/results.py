@@ -17,7 +17,7 @@ from dbad import figures, report
 from dbad.calibration import Calibration
 from dbad.config import RunOptions, changed, data_of, plain
 from dbad.evaluate import measure
-from dbad.files import ensure_folders, read_json, write_json
+from dbad.files import ensure_folders, known_json, write_json
 from dbad.finding import counted
 from dbad.inspection import Inspection
 from dbad.protocol import Protocol
@@ -39,7 +39,8 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
     """
     record = {"options": plain(options)} | ({"inputs": inputs} if inputs else {})
     path = folder / OPTIONS
-    if path.is_file() and record != {name: read_json(path).get(name) for name in record}:
+    known = known_json(path)        # nothing if it is broken: the results may be anyone's then
+    if path.is_file() and record != {name: known.get(name) for name in record}:
         kept = folder.rename(numbered(folder))
         print(f"{folder} held results of other options{' or images' * bool(inputs)}; they are kept in {kept}")
     ensure_folders(img_dir=folder)
@@ -160,7 +161,8 @@ def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty"
 
 def set_summary(options: Any, runs: Sequence[Any]) -> dict[str, str]:
     """What the summary of several runs, `summary.Run` each, says of how they came about, as `run_summary` for one."""
-    presets = [read_json(path)["options"]["preset"] for run in runs if (path := run.folder / OPTIONS).is_file()]
+    known = [known_json(run.folder / OPTIONS).get("options") for run in runs]
+    presets = [str(each["preset"]) for each in known if isinstance(each, dict) and "preset" in each]
     different = {name: value for name, value in changed(options).items()
                  if name not in ("item", "seeds", "seed", "preset", "dataset_path", "run_id")}
     return {

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 
 from dbad.errors import UserError, printable
+from dbad.output import quiet_output
 from dbad.signals import STATUS, STOPPED, terminable
+
+# What a user's names, disks and limits can cause, beside what is found by looking first.
+_UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ETXTBSY)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE,
+             errno.ENFILE, errno.EIO, errno.ESTALE)
 
 
 def pick_device(name: str) -> torch.device:
@@ -95,21 +101,21 @@ def one_line_failures() -> Iterator[None]:
     logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with terminable():
+        with terminable(), quiet_output():
             yield
     except UserError as error:
         _exit(str(error), 2)
     except KeyboardInterrupt:
         _exit(STOPPED, STATUS)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            parts = str(error.filename).split(os.sep)
-            _exit(f"{os.sep.join(p if len(p) <= 40 else f'{p[:20]}...' for p in parts)}: {error.strerror}", 2)
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        if error.errno not in _UNWRITABLE + _UNUSABLE:
             raise
-        _exit(f"{error.filename or 'output'}: cannot be written ({error.strerror})", 2)
+        what = "written" if error.errno in _UNWRITABLE else "read or written"
+        _exit(f"{error.filename or 'output'}: cannot be {what} ({error.strerror})", 2)
 
 
 @contextlib.contextmanager
@@ -134,6 +140,11 @@ def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, 
 def say_once(line: str) -> None:
     """Print a line that several scripts in one process, or several looks at the same files, would repeat."""
     print(printable(line))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was missing: on a CPU torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _exit(message: str, status: int) -> None:

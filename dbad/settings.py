@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from typing import Any, TypeVar
 
 from dbad.calibration import Calibration, load_calibration
 from dbad.config import check_bound, resolve, run_folder, trained_options
-from dbad.detectors import calibration_file, check_digests, detector_settings
-from dbad.errors import UserError
+from dbad.detectors import calibration_file, detector_settings
+from dbad.digests import check_digests
+from dbad.errors import UserError, printable
 from dbad.intensity import Intensity
 from dbad.run_files import CALIBRATION, EXTRACTOR, UNFINISHED
+from dbad.trained import learnt_categories
 
 T = TypeVar("T")
 
@@ -35,17 +38,18 @@ def settle(options: T) -> tuple[Calibration | None, T]:
     folder = run_folder(options)
     if not trained_options(options):
         raise UserError(f"{folder}: no trained run; run train_ddim.py, train_extractor.py and evaluation.py first")
-    calibration = load_calibration(folder / CALIBRATION)
-    check_digests(calibration, folder)
+    path = folder / CALIBRATION
+    calibration = load_calibration(path)
+    check_digests(calibration, path)
     check_bound(options, trained_options(options))
     for name, calibrated in calibration.settings.items():
         value = getattr(options, name, None)
         if name == "extractor_path":
             calibrated = folder / calibrated
-            value = value and (calibrated if value.resolve() == calibrated.resolve() else value)
+            value = value and (calibrated if os.path.realpath(value) == os.path.realpath(calibrated) else value)
         if value is not None and value != calibrated:
-            raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run "
-                            f"evaluation.py with --{name} {value} first, or give both thresholds")
+            raise UserError(f"--{name} {value}: {path} was measured with {calibrated}; run evaluation.py with "
+                            f"--{name} {value} first, or give both thresholds")
         if name != "extractor_path" and hasattr(options, name):
             options = dataclasses.replace(options, **{name: calibrated})
     return calibration, resolve(options, trained_options(options))
@@ -75,17 +79,19 @@ def settle_trained(options: T, script: str) -> tuple[Calibration | None, T]:
         raise UserError(f"{folder}: no run of {script}; train it first: python {script} --item {options.item}")
     if trained.get(UNFINISHED):
         raise UserError(f"{folder}: {script} was stopped while it wrote the files of this run; give its command again")
-    if options.item not in trained["item"]:
-        print(f"warning: {folder} has not learnt {options.item}, only {', '.join(trained['item'])}; its thresholds are "
-              "those of all of these together", file=sys.stderr)
-    calibration = load_calibration(calibration_file(folder, options.item, trained["item"]))
-    check_digests(calibration, folder)
+    learnt = learnt_categories(trained, folder)
+    if options.item not in learnt:
+        print(printable(f"warning: {folder} has not learnt {options.item}, only {', '.join(learnt)}; its thresholds "
+                        "are those of all of these together"), file=sys.stderr)
+    path = calibration_file(folder, options.item, learnt)
+    calibration = load_calibration(path)
+    check_digests(calibration, path)
     check_bound(options, shared)
     for name, calibrated in calibration.settings.items():
         value = getattr(options, name, None)
         if value is not None and value != calibrated:
-            raise UserError(f"--{name} {value}: {folder / CALIBRATION} was measured with {calibrated}; run "
-                            f"{script} with --{name} {value} first")
+            raise UserError(f"--{name} {value}: {path} was measured with {calibrated}; run {script} with "
+                            f"--{name} {value} first")
         if hasattr(options, name):
             options = dataclasses.replace(options, **{name: calibrated})
     return calibration, resolve(options, shared)

@@ -7,20 +7,22 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 from urllib.parse import quote
 
+from dbad.declared import check_declared, check_types
 from dbad.errors import UserError
-from dbad.files import atomic_write, read_json, write_text
+from dbad.files import read_json, write_text
 from dbad.published import NAMES, PUBLISHED, Published
 from dbad.report import flatten, template
 from dbad.run_files import METRICS, OPTIONS, PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY_TEXT
+from dbad.tables import read_table, write_table
 
 FINISHED = ("done", "finished before")
 
@@ -166,12 +168,15 @@ def measured(run: Run) -> Measured:
     try:
         metrics = read_json(run.folder / METRICS)
         options = read_json(run.folder / OPTIONS)
+        numbers = {".".join(name): value for name, value in flatten(metrics).items() if not isinstance(value, str)}
+        check_types(metrics, {"protocol": str | dict[str, str], "reason": str | None}, run.folder / METRICS)
+        check_declared(numbers, dict.fromkeys(_names(), float | None), run.folder / METRICS)
+        check_types(options, {"commit": str | None}, run.folder / OPTIONS)
     except UserError as error:
         return Measured(trouble=str(error))
     protocol = metrics.get("protocol", "unknown")
     if isinstance(protocol, dict):
         protocol = "; ".join(f"{name}: {text}" for name, text in protocol.items())
-    numbers = {".".join(name): value for name, value in flatten(metrics).items() if not isinstance(value, str)}
     return Measured(numbers, protocol, metrics.get("reason"), options.get("commit"))
 
 
@@ -180,8 +185,8 @@ def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
     path = img_dir / SUMMARY_TABLE
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        if all((row.get("item"), row.get("seed")) in pairs for row in csv.DictReader(file)):
+    with suppress(UserError):       # a damaged one has other runs, for all that is known
+        if all((row.get("item"), row.get("seed")) in pairs for row in read_table(path)):
             return
 
     def numbered(number: int) -> list[Path]:
@@ -323,17 +328,22 @@ def _number(number: int, one: str, several: str) -> str:
 # Files
 
 
+def _names() -> list[str]:
+    """The metrics that are shown."""
+    return list(dict.fromkeys(name for column in COLUMNS for name in (column.name, column.rest) if name))
+
+
 def write_rows(path: Path, img_dir: Path, results: Results) -> None:
     """Write summary.csv: one row per run; numbers read back exactly, and what is unknown is an empty field."""
-    names = list(dict.fromkeys(name for column in COLUMNS for name in (column.name, column.rest) if name))
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("item", "seed", "status", "error", "num_images", *names, "run_seconds", "commit", "folder"))
-        for run, found in results.items():
-            numbers = (found.numbers.get(name) for name in ("num_images", *names))
-            error = found.trouble if run.status in FINISHED else run.error
-            writer.writerow((run.item, run.seed, run.status, error, *numbers, run.seconds, found.commit,
-                             Path(os.path.relpath(run.folder, img_dir)).as_posix()))
+    names = _names()
+    rows = []
+    for run, found in results.items():
+        numbers = (found.numbers.get(name) for name in ("num_images", *names))
+        error = found.trouble if run.status in FINISHED else run.error
+        rows.append((run.item, run.seed, run.status, error, *numbers, run.seconds, found.commit,
+                     Path(os.path.relpath(run.folder, img_dir)).as_posix()))
+    columns = ("item", "seed", "status", "error", "num_images", *names, "run_seconds", "commit", "folder")
+    write_table(path, columns, rows)
 
 
 def markdown(summary: Summary) -> str:

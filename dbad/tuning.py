@@ -6,9 +6,8 @@ The networks run once for every way to reconstruct (weight, start, number of ste
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ from tqdm import tqdm
 
 from dbad import metrics
 from dbad.calibration import map_quantile
+from dbad.combining import Settings
 from dbad.denoising import Conditioning
 from dbad.detectors import DdimDetector, Differences, MapSettings
 from dbad.diffmaps import central_window, pixel_map
 from dbad.files import atomic_write
+from dbad.finite import check_finite, naming
 from dbad.normalise import Normalisation, fit
 from dbad.pseudo import make_all
 from dbad.run_files import TUNING, TUNING_PLOT
+from dbad.tables import write_table
 
 NUM_PSEUDO = 80                                     # pseudo-anomalies, about
 STARTS = (50, 100, 150, 200, 250, 300, 400)         # timesteps, as far as the network was trained for them
@@ -182,8 +184,7 @@ class Search:
         normalisation = normalisation_of(maps, kept["reference"])
         parts = {name: maps.parts(kept[name], normalisation, self.detector.size) for name in ("good", "pseudo")}
         window = (..., *central_window((self.detector.size,) * 2, maps.center_crop))
-        scales = {name: map_quantile([values[window].numpy()], 0.999) for name, values in parts["good"].items()}
-        (good, low), (pseudo, high) = (maps.combine(parts[name], scales) for name in ("good", "pseudo"))
+        (good, low), (pseudo, high) = combined(maps, parts, window)
         masks = torch.cat([torch.zeros_like(good), self.images.masks])[window].bool().numpy()
         aupro = metrics.aupro(masks, torch.cat([good, pseudo])[window].numpy())
         labels = [0] * len(low) + [1] * len(high)
@@ -196,6 +197,23 @@ class Search:
         return found._replace(pixel=pixel_map(getattr(self.images, name), found.reconstruction, maps.pixel_difference))
 
 
+def combined(settings: Settings, parts: Mapping[str, dict[str, Tensor]], window: tuple) -> list[tuple[Tensor, Tensor]]:
+    """Anomaly maps (N, 1, H, W) and scores (N,) of the "good" images and of the "pseudo" ones, given their parts.
+
+    The scales are those of the good ones within the `window`.
+    """
+    names = {kind: [f"image {number + 1} of the {kind} ones that settings are chosen with" for number in range(
+        len(next(iter(found.values()))))] for kind, found in parts.items()}
+    with naming(names["good"]):
+        check_finite({f"{name} map": values for name, values in parts["good"].items()})
+    scales = {name: map_quantile([values[window].numpy()], 0.999) for name, values in parts["good"].items()}
+    found = []
+    for kind in ("good", "pseudo"):
+        with naming(names[kind]):
+            found.append(settings.combine(parts[kind], scales))
+    return found
+
+
 def normalisation_of(maps: MapSettings, reference: Differences) -> Normalisation | None:
     """The statistics of good images that `maps` asks for."""
     if maps.map_norm == "none":
@@ -206,13 +224,12 @@ def normalisation_of(maps: MapSettings, reference: Differences) -> Normalisation
 def write_trials(folder: Path, trials: Sequence[Trial], best: Trial) -> None:
     """Write tuning.csv, a row per trial, and tuning.png, what the ways to reconstruct reached."""
     names = [NAMES.get(field.name, field.name) for kind in (Conditioning, MapSettings) for field in fields(kind)]
-    with atomic_write(folder / TUNING) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*names, "aupro", "image_auroc", "merit", "chosen"])
-        for trial in trials:
-            values = trial.settings()
-            writer.writerow([*(" ".join(map(str, v)) if isinstance(v := values[name], tuple) else v for name in names),
-                             trial.aupro, trial.auroc, trial.merit, int(trial is best)])
+    rows = []
+    for trial in trials:
+        values = trial.settings()
+        rows.append([*(" ".join(map(str, v)) if isinstance(v := values[name], tuple) else v for name in names),
+                     trial.aupro, trial.auroc, trial.merit, int(trial is best)])
+    write_table(folder / TUNING, [*names, "aupro", "image_auroc", "merit", "chosen"], rows)
     _plot(folder / TUNING_PLOT, trials, best)
 
 

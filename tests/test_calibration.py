@@ -15,12 +15,14 @@ from dbad.calibration import main as calibration_module
 from dbad.config import SETTING_NAMES
 from dbad.errors import UserError
 from dbad.intensity import Intensity
+from dbad.presets import PRESETS
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
 
-SETTINGS = dict.fromkeys(SETTING_NAMES, 0.5) | Intensity("auto", 12).settings()
+SETTINGS = {name: PRESETS["demo"][name] for name in SETTING_NAMES & PRESETS["demo"].keys()} | {
+    "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"} | Intensity("auto", 12).settings()
 
 
 def calibrated(scores, rate: float = 0.1) -> Calibration:

@@ -4,13 +4,16 @@ import collections
 import dataclasses
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import one_line
 
+import build_diad
 import evaluation
+import finetune_autoencoder
 import inference_ddim
 import inference_diad
 import inference_lafite
@@ -313,11 +316,44 @@ def refused(options, changes) -> str:
     ("max_timestep", 249, 250), ("train_steps", 249, 250), ("run_id", "a/b", "a.b"), ("run_id", "..", "..."),
     ("run_id", "", "a"), ("run_id", ".", "a"), ("diffusion_checkpoint_name", "x/y.pt", "y.pt"),
     ("adam_betas", (0.9,), (0.9, 0.99)), ("adam_betas", (0.9, 1.0), (0.0, 0.5)),
-    ("adam_betas", (0.9, 0.9, 0.9), (0.5, 0.9)),
+    ("adam_betas", (0.9, 0.9, 0.9), (0.5, 0.9)), ("resolution", 4097, 4096), ("num_workers", 1025, 1024),
+    ("channels", (32,) * 11, (32,) * 10), ("channels", (), (32,)), ("blur_sigma", 257.0, 256.0), ("bank_mb", 0.0, 1.0),
+    ("tune_minutes", -1.0, 0.0), ("train_steps", 100_001, 100_000), ("layer_weights", (1.0, float("nan")), (1.0, 0.0)),
+    ("run_id", "x" * 201, "x" * 200), ("diffusion_checkpoint_name", "discriminator.pt", "my.pt"),
+    ("layers_per_block", 17, 16), ("log_dir", Path("\udcff"), Path("ü")), ("dataset_path", Path("a\0b"), Path("a")),
 ])
 def test_a_value_out_of_range_is_refused_in_one_line_that_names_its_option(name, bad, good, resolved):
     assert f"--{name} " in refused(resolved, {name: bad}) or name in ("train_steps", "max_timestep")
     check(dataclasses.replace(resolved, **{name: good}))
+
+
+def numeric_fields() -> list[tuple[object, str, bool]]:
+    """Every option of a number, or of several, with a script that has it."""
+    found = {}
+    for script in (*SCRIPTS, finetune_autoencoder, build_diad):
+        for name, hint in typing.get_type_hints(script.Options).items():
+            if "int" in str(hint) or "float" in str(hint):
+                found.setdefault(name, (script.Options, name, "tuple" in str(hint)))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("cls, name, several", numeric_fields(), ids=[name for _, name, _ in numeric_fields()])
+@pytest.mark.parametrize("value", [10 ** 400, 1e308, float("nan"), float("inf")], ids=str)
+def test_no_number_is_endless(cls, name, several, value):
+    """Whatever option comes, it has a bound: computing with more would end in an overflow or without memory."""
+    options = cls(**{"out": Path("x")} if cls is build_diad.Options else {"item": ("bolt",)})
+    assert f"--{name} " in refused(options, {name: (value, value) if several else value})
+
+
+def test_the_command_line_is_checked_before_anything_else(capsys):
+    """Of all phases at once: what only the last one needs is not found after the others' hours."""
+    def never(options):
+        raise AssertionError("the work began")
+    for words in (["--blur_sigma", "nan"], ["--seeds", "-1"], ["--device", "cuda:99"], ["--top_share", "2"]):
+        with pytest.raises(SystemExit) as ended:
+            main(Everything, never, "All.", ["--item", "bolt", *words])
+        line = capsys.readouterr().err
+        assert ended.value.code == 2 and words[0] in line and line.count("\n") == 1
 
 
 def test_a_solver_without_noise_refuses_fresh_noise(resolved):

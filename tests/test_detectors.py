@@ -13,8 +13,9 @@ import dbad
 from dbad.calibration import Calibration, conformal_threshold
 from dbad.checkpoints import model_config, save_weights
 from dbad.config import MapOptions, ReconstructionOptions
-from dbad.detectors import MapSettings, digests, load_detector
+from dbad.detectors import MapSettings, load_detector
 from dbad.diffmaps import blur
+from dbad.digests import digests
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor, save_extractor
 from dbad.files import write_json

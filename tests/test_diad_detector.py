@@ -8,10 +8,11 @@ from helpers import CPU, one_line, random_images, streams
 from torch.nn import functional as F
 
 from dbad.calibration import Calibration, load_calibration
-from dbad.detectors import calibration_file, digests, load_detector
+from dbad.detectors import calibration_file, load_detector
 from dbad.diad import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
 from dbad.diad_detector import DiadDetector, DiadSettings, extractor_settings
 from dbad.diffusion import validation_loss
+from dbad.digests import digests
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.files import read_json, write_json
@@ -139,7 +140,7 @@ def test_thresholds_of_which_a_setting_is_missing_are_refused(folder):
     content = read_json(folder / "calibration.json")
     del content["settings"]["latent_start"]
     write_json(folder / "calibration.json", content)
-    with pytest.raises(UserError, match=r"its settings lack latent_start\); run train_diad.py again") as error:
+    with pytest.raises(UserError, match=r"settings: lacks latent_start; .*run train_diad.py again") as error:
         load_calibration(folder / "calibration.json")
     one_line(error)
 

@@ -332,7 +332,7 @@ MISTAKES = {
     "no test images": ("inference_diad.py", "", "data/nut: no test images",
                        lambda: shutil.rmtree("data/nut/test")),
     "another blur than calibrated": ("inference_diad.py", "--map_sigma 3",
-                                     "checkpoints/all-diad/calibration.json was measured with 5.0; run train_diad.py"),
+                                     "all-diad/calibration-bolt.json was measured with 5.0; run train_diad.py"),
     "images of two categories": ("inference_diad.py", "--images data/nut/test/good", "--images: expected one --item"),
     "an option of another method": ("train_tune_eval.py", "--method diad --recon_weight 3",
                                     "--recon_weight: not an option of --method diad"),

@@ -15,8 +15,9 @@ from dbad.bank import Bank, build_bank
 from dbad.calibration import Calibration
 from dbad.checkpoints import build_unet, load_pickle, model_config, save_pickle, save_weights
 from dbad.config import FeatureMapOptions
-from dbad.detectors import build_detector, calibration_file, digests, load_detector
+from dbad.detectors import build_detector, calibration_file, load_detector
 from dbad.diffmaps import blur
+from dbad.digests import digests
 from dbad.discriminator import Discriminator, num_planes
 from dbad.errors import UserError
 from dbad.extractors import EMBEDDED, build_extractor

@@ -257,7 +257,7 @@ def test_its_simplex_noise_is_said_to_differ(tmp_path):
 
 @pytest.mark.parametrize(("change", "found"), [
     ({"beta_schedule": "sigmoid"}, "sigmoid"), ({"noise_kind": "perlin"}, "perlin"),
-    ({"eta": None}, "not the options of a training"), ({"preset": "base"}, "a run of this project"),
+    ({"eta": None}, "train_arg_config.json: eta null: expected"), ({"preset": "base"}, "a run of this project"),
     ({"checkpoint_name": "gone.pt"}, "has 2 U-Nets .epoch_1000.pt, epoch_950.pt.")])
 def test_a_run_that_cannot_be_taken_over_is_one_line(change, found, tmp_path):
     their_run(tmp_path / "h", **change)

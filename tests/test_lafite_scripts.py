@@ -414,7 +414,7 @@ def test_every_seed_has_a_model_of_its_own(both, script):
     ("train_tune_eval.py", "--method knn --run_id new --recursive --dry_run", "--recursive: counts only with --images"),
     ("inference_lafite.py", "--run_id both --diffusion_checkpoint_name bank.pt", "bank.pt: checkpoints/both/calib"),
     ("inference_lafite.py", "--run_id bolt-knn --img_dir checkpoints", "--img_dir checkpoints: the results would lie"),
-    ("inference_lafite.py", "--run_id both --blur_sigma 3", "--blur_sigma 3.0: checkpoints/both/calibration.json"),
+    ("inference_lafite.py", "--run_id both --blur_sigma 3", "--blur_sigma 3.0: checkpoints/both/calibration-bolt.json"),
     ("inference_lafite.py", "--run_id both --patching", "--patching"),
     ("inference_lafite.py", "--run_id nothing", "checkpoints/nothing: no run of train_lafite.py"),
     ("inference_ddim.py", "--run_id both", "checkpoints/both: no run of train_ddim.py"),

@@ -66,6 +66,13 @@ def with_code(path: Path) -> None:
     torch.save({"conv_in.weight": Evil()}, path)
 
 
+def spoilt(path: Path) -> None:
+    """One weight becomes a not-a-number."""
+    state = torch.load(path, weights_only=True)
+    state["conv_out.bias"][0] = float("nan")
+    torch.save(state, path)
+
+
 def emptied(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -128,6 +135,12 @@ UNTRAINED = {
     # the network and its training
     "a size that cannot be halved": Mistake("train_ddim.py", "--resolution 17", ("--resolution 17", "multiple of 2")),
     "channels that are no multiple": Mistake("train_ddim.py", "--channels 32 40", ("--channels 32 40", "32")),
+    "a network larger than any memory": Mistake(
+        "train_ddim.py", "--resolution 1024 --layers_per_block 16 --channels 4096 4096 4096 4096",
+        ("--channels 4096 4096 4096 4096", "e+10 parameters", "at most 3e+09")),
+    "images larger than any memory": Mistake("train_ddim.py", "--resolution 1000000", ("--resolution 1000000",
+                                                                                       "at most 4096")),
+    "a network of 40 levels": Mistake("train_ddim.py", ["--channels", *["32"] * 40], ("--channels", "1 to 10 numbers")),
     "attention on a level that is not there": Mistake("train_ddim.py", "--attention_levels 2", ("--attention_levels 2",
                                                                                               "0 to 1")),
     "negative epochs": Mistake("train_ddim.py", ["--epochs_diffusion", "-1"], ("--epochs_diffusion -1", "at least 0")),
@@ -335,6 +348,13 @@ TRAINED = {
     "a foreign extractor": Mistake("evaluation.py", "", (f"{RUN}/extractor.pt", "train_extractor.py"),
                                    lambda: shutil.copy(RUN / "final.pt", RUN / "extractor.pt")),
     "no extractor": Mistake("evaluation.py", "", (f"{RUN}/extractor.pt", "no such"), (RUN / "extractor.pt").unlink),
+    "a not-a-number among the weights, at the calibration": Mistake(
+        "evaluation.py", "", (f"{CATEGORY}/train/good/", "not finite", "weights"), lambda: spoilt(RUN / "final.pt")),
+    "a not-a-number among the weights, with thresholds by hand": Mistake(
+        "inference_ddim.py", "--pxl_threshold 0.1 --feature_threshold 0.1",
+        (f"{CATEGORY}/test/", "not finite", "weights"), lambda: spoilt(RUN / "final.pt")),
+    "a threshold that is not a number": Mistake(
+        "inference_ddim.py", "--pxl_threshold nan --feature_threshold 1", ("--pxl_threshold nan", "finite")),
     # options that contradict the training
     "another share held out": Mistake("evaluation.py", "--holdout 0.5", ("--holdout 0.5", "0.25")),
     "another category": Mistake("evaluation.py", "--item screw --run_id hazelnut", ("--item screw", "hazelnut")),

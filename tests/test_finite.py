@@ -1,0 +1,171 @@
+"""Not-a-number is never good: whoever meets it says which image it is of, and goes no further."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
+
+from dbad.calibration import Calibration, calibrate
+from dbad.checkpoints import build_unet
+from dbad.config import FeatureMapOptions
+from dbad.diad_detector import DiadSettings
+from dbad.errors import UserError
+from dbad.evaluate import inspect
+from dbad.extractors import build_extractor
+from dbad.feature_detector import FeatureSettings
+from dbad.finite import NotFinite, check_finite, naming
+from dbad.new_images import inspect_new
+from dbad.presets import PRESETS
+from dbad.records import Sample
+from dbad.tuning import Search, combined, pseudo_validation
+
+DEMO = PRESETS["demo"]
+FEATURES = FeatureSettings(**{name: DEMO[name] for name in FeatureMapOptions.__dataclass_fields__})
+FAMILIES = {"ddim": (MAPS, "feature"), "lafite": (FEATURES, "discriminator"),
+            "diad": (DiadSettings(250, 2, False, 5.0, 0), "feature")}
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return build_extractor("efficientnet_lite0", (1,), 32)
+
+
+def spoilt(extractor):
+    """A detector with a not-a-number among its weights."""
+    detector = tiny_detector(extractor)
+    detector.unet.conv_out.bias.data[0] = math.nan
+    return detector
+
+
+class OneBad:
+    """A detector that knows the brightness of an image, but not of one that is black in a corner."""
+
+    size, patching, batch_size, counterpart = 16, False, 2, "reconstruction"
+
+    def parts(self, images):
+        maps = (images.mean(1, keepdim=True) + 1) / 2
+        maps[images[:, 0, 0, 0] == -1] = math.nan
+        return {"pixel": maps}, None
+
+    def combine(self, parts, scales):
+        return parts["pixel"], parts["pixel"].amax(dim=(1, 2, 3))
+
+
+def pictures(folder: Path, bad: int, count: int = 4) -> list[Path]:
+    """Images of which one is black in a corner."""
+    from PIL import Image
+    paths = []
+    for number in range(count):
+        path = save_drawn(folder / f"{number}.png", 0)
+        image = Image.open(path)
+        image.putpixel((0, 0), (0, 0, 0) if number == bad else (9, 9, 9))
+        image.save(path)
+        paths.append(path)
+    return paths
+
+
+# The place that all families pass
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_settings_of_every_family_refuse_a_map_that_is_not_finite(family, bad):
+    settings, name = FAMILIES[family]
+    parts = {part: torch.rand(3, 1, 16, 16) for part in settings.contributions}
+    scales = dict.fromkeys(parts, 1.0)
+    assert settings.combine(parts, scales)[1].isfinite().all()
+    parts[name][1, 0, 3, 3] = bad
+    with pytest.raises(NotFinite, match=f"image 2: its {name} map has values that are not finite") as error:
+        settings.combine(parts, scales)
+    assert error.value.number == 1 and one_line(error)
+
+
+def test_a_map_that_overflows_on_the_way_is_refused_as_well():
+    parts = {"pixel": torch.full((2, 1, 4, 4), 1e30), "feature": torch.ones(2, 1, 4, 4)}
+    with pytest.raises(NotFinite, match="image 1: its anomaly map"):
+        MAPS.combine(parts, {"pixel": 1e-30, "feature": 1.0})
+
+
+def test_a_part_that_does_not_count_may_be_anything():
+    from dataclasses import replace
+    parts = {"pixel": torch.full((1, 1, 4, 4), math.nan), "feature": torch.ones(1, 1, 4, 4)}
+    assert replace(MAPS, pl_contrib=0.0).combine(parts, {"pixel": 1.0, "feature": 1.0})[1].isfinite().all()
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_nothing_is_decided_by_a_score_that_is_not_finite(score):
+    """The last line: whatever made the score."""
+    with pytest.raises(NotFinite):
+        Calibration({"pixel": 1.0}, 1.0, 1.0).decide(score)
+
+
+def test_an_image_is_named_where_its_name_is_known():
+    maps = {"map": torch.tensor([[1.0], [math.inf]])}
+    for names, first, shown in ((["a.png", "b.png"], 0, "b.png: "), (["a", "b", "c.png"], 1, "c.png: "),
+                                ([], 3, "image 5: ")):
+        with pytest.raises(NotFinite, match=f"^{shown}"), naming(names, first):
+            check_finite(maps)
+
+
+# Who passes it
+
+def test_test_images(extractor, tmp_path):
+    path = save_drawn(tmp_path / "test" / "good" / "000.png")
+    sample = Sample(path, "bolt", "good")
+    detector = spoilt(extractor)
+    with pytest.raises(UserError, match="test/good/000.png: its ") as error:
+        inspect(detector, detector.calibration, [sample], tmp_path)
+    one_line(error)
+
+
+def test_test_images_of_a_detector_of_another_kind(tmp_path):
+    paths = pictures(tmp_path, bad=2)
+    samples = [Sample(path, "bolt", "good") for path in paths]
+    with pytest.raises(UserError, match="2.png: its score"):
+        inspect(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), samples, tmp_path)
+
+
+def test_new_images_end_the_run_and_the_scores_so_far_are_kept(tmp_path):
+    paths = pictures(tmp_path / "in", bad=2)
+    with pytest.raises(UserError, match="in/2.png: its score") as error:
+        inspect_new(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), paths, tmp_path / "out", 0)
+    one_line(error)
+    assert [Path(row["path"]).name for row in rows_of(tmp_path / "out")] == ["0.png", "1.png"]
+
+
+def test_images_from_python_by_their_files_or_their_numbers(extractor, tmp_path):
+    detector, path = spoilt(extractor), save_drawn(tmp_path / "part.png")
+    with pytest.raises(UserError, match="part.png: its "):
+        detector(path)
+    with pytest.raises(UserError, match="image 1: its "):
+        detector(random_images(2))
+
+
+@pytest.mark.parametrize("names, shown", [((), "image 3: "), (["a", "b", "c"], "c: ")])
+def test_calibration_images(names, shown):
+    parts = [{"pixel": torch.rand(1, 1, 8, 8)} for _ in range(4)]
+    parts[2]["pixel"][0, 0, 0, 0] = math.nan
+    with pytest.raises(UserError, match=f"^{shown}its pixel map"):
+        calibrate(lambda p, scales: (p["pixel"], p["pixel"].amax(dim=(1, 2, 3))), parts, 0.9, 0.5, names=names)
+
+
+@pytest.mark.parametrize("kind", ["good", "pseudo"])
+def test_images_that_settings_are_chosen_with(kind):
+    """The one function of both searches."""
+    parts = {name: {"pixel": torch.rand(3, 1, 8, 8), "feature": torch.rand(3, 1, 8, 8)} for name in ("good", "pseudo")}
+    parts[kind]["feature"][1] = math.nan
+    with pytest.raises(UserError, match=f"image 2 of the {kind} ones that settings are chosen with: its feature map"):
+        combined(MAPS, parts, (..., slice(0, 8), slice(0, 8)))
+
+
+def test_the_search_for_settings_ends_too(extractor):
+    images = random_images(2)
+    with pytest.raises(UserError, match="that settings are chosen with"):
+        Search(spoilt(extractor), pseudo_validation(images, ["a.png", "b.png"], images, 0, 2)).run()
+
+
+def test_a_network_that_is_sound_passes():
+    torch.manual_seed(0)
+    net = build_unet(16, (32, 32), 1, ()).to(CPU)
+    check_finite({"output": net(random_images(1), 5).sample.detach()})

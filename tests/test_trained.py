@@ -1,0 +1,136 @@
+"""What a run folder says of itself: which script makes what, so that messages send users to the right one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import one_line, tiny_detector
+
+from dbad.calibration import Calibration, load_calibration
+from dbad.detectors import load_detector
+from dbad.diad_detector import DiadDetector
+from dbad.digests import check_digests, digests
+from dbad.drift import drift
+from dbad.errors import UserError
+from dbad.extractors import build_extractor
+from dbad.feature_detector import FeatureDetector
+from dbad.files import write_json
+from dbad.run_files import TRAIN_OPTIONS
+from dbad.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
+
+SCRIPTS = {"ddim": "evaluation.py", "lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}
+OTHERS = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt", "map_norm": "none"},
+          "lafite": {"method": "lafite", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
+          "knn": {"method": "knn", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
+          "diad": {"method": "diad"}}
+each_method = pytest.mark.parametrize("method", SCRIPTS)
+
+
+def run_of(folder: Path, method: str) -> Path:
+    """A run folder as far as its training has noted its method."""
+    own = {"ddim": {"noise_kind": "gaussian"}, "lafite": {"bank_mb": 8.0}, "knn": {"bank_mb": 8.0},
+           "diad": {"steps_latent": 0}}
+    noted = {"method": method} if method != "ddim" else {}
+    write_json(folder / TRAIN_OPTIONS, {"item": "bolt"} | own[method] | noted)
+    return folder
+
+
+@each_method
+def test_a_missing_calibration_names_the_script_of_its_method(method, tmp_path):
+    assert method_of(run_of(tmp_path, method)) == method
+    with pytest.raises(UserError, match=f"no such file; run {SCRIPTS[method]} first") as error:
+        load_calibration(tmp_path / "calibration-bolt.json")
+    message = one_line(error)
+    assert str(tmp_path / "calibration-bolt.json") in message and ("--pxl_threshold" in message) == (method == "ddim")
+
+
+@each_method
+def test_a_broken_calibration_names_the_script_of_its_method(method, tmp_path):
+    run_of(tmp_path, method)
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(UserError, match=f"run {SCRIPTS[method]} again"):
+        load_calibration(tmp_path / "calibration.json")
+
+
+@each_method
+def test_a_file_that_has_changed_is_told_with_the_calibration_that_was_read(method, tmp_path):
+    for name in ("final.pt", "extractor.pt", "features.pt", "bank.pt", "autoencoder.safetensors", "unet.safetensors",
+                 "guide.safetensors", "prompt.safetensors"):
+        (tmp_path / name).write_text(name)
+    calibration = Calibration({}, 1.0, 1.0, settings=OTHERS[method], digests=digests(tmp_path, OTHERS[method]))
+    path = tmp_path / "calibration-bolt.json"
+    check_digests(calibration, path)
+    changed = tmp_path / {"ddim": "extractor.pt", "diad": "guide.safetensors"}.get(method, "bank.pt")
+    changed.write_text("another")
+    with pytest.raises(UserError) as error:
+        check_digests(calibration, path)
+    assert one_line(error) == (f"{changed}: is not the file that {path} was measured with; run {SCRIPTS[method]} "
+                               "again")
+
+
+@pytest.mark.parametrize("method, name, script", [
+    ("ddim", "final.pt", "train_ddim.py"), ("ddim", "extractor.pt", "train_extractor.py"),
+    ("lafite", "bank.pt", "train_lafite.py"), ("diad", "unet.safetensors", "train_diad.py")])
+def test_a_file_that_is_missing_is_told_with_the_script_that_makes_it(method, name, script, tmp_path):
+    for other in ("final.pt", "extractor.pt", "features.pt", "bank.pt", "autoencoder.safetensors", "unet.safetensors",
+                  "guide.safetensors", "prompt.safetensors"):
+        (tmp_path / other).write_text("")
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file; run {script} first"):
+        digests(tmp_path, OTHERS[method])
+
+
+def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family():
+    assert (FeatureDetector.method, DiadDetector.method) == ("lafite", "diad")
+    detector = tiny_detector(build_extractor("efficientnet_lite0", (1,), 32), calibration=None)
+    for method, script in SCRIPTS.items():
+        detector.method = method
+        with pytest.raises(UserError, match=f"not calibrated; run {script} for its run folder"):
+            detector(None)
+
+
+@each_method
+def test_a_test_for_drift_without_scores_names_the_script_of_the_method(method):
+    with pytest.raises(UserError, match=f"run {SCRIPTS[method]}, and leave"):
+        drift(Calibration({}, 1.0, 1.0, settings=OTHERS[method]), [1.0])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"method": ["lafite"]}', '{"method": "nosuch"}', '{"method": null}'])
+def test_a_run_that_does_not_say_its_method_is_one_of_ddim(content, tmp_path):
+    (tmp_path / TRAIN_OPTIONS).write_text(content)
+    assert method_of(tmp_path) == "ddim" == method_of(tmp_path / "nowhere")
+    assert script_for("calibration", ["lafite"]) == "evaluation.py"
+
+
+def test_the_categories_are_those_of_one_or_of_several(tmp_path):
+    assert learnt_categories({"item": "bolt"}, tmp_path) == ("bolt",)
+    assert learnt_categories({"item": ["bolt", "nut"]}, tmp_path) == ("bolt", "nut")
+    with pytest.raises(UserError, match="train_arg_config.json: lacks item"):
+        learnt_categories({}, tmp_path)
+
+
+@pytest.mark.parametrize("limit, reachable", [({}, 500), ({"max_timestep": 0}, 500), ({"max_timestep": 250}, 250)])
+def test_the_process_of_a_training_is_read_with_its_reach(limit, reachable, tmp_path):
+    trained = {"train_steps": 500, "beta_schedule": "linear", "noise_kind": "simplex"}
+    write_json(tmp_path / TRAIN_OPTIONS, trained | limit)
+    process = trained_process(tmp_path)
+    assert process.reachable == reachable
+    assert (process.train_steps, process.beta_schedule, process.noise_kind) == (500, "linear", "simplex")
+    assert isinstance(process, ProcessOptions)
+
+
+def test_a_folder_that_is_not_there_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such run folder"):
+        load_detector(tmp_path / "nowhere")
+
+
+def test_a_run_that_was_trained_on_all_timesteps_is_tuned(trained, script, tiny_flags, monkeypatch):
+    """As those of the preset base and those that were imported: their --max_timestep is 0."""
+    from dbad import tuning
+    for name in ("STARTS", "WEIGHTS", "STEPS"):
+        monkeypatch.setattr(tuning, name, getattr(tuning, name)[:2])
+    path = Path("checkpoints/hazelnut") / TRAIN_OPTIONS
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_timestep": 0}))
+    flags = [word for word in tiny_flags("evaluation.py") if word != "--no_tune"]
+    script("evaluation.py", *flags, "--tune", "--tune_minutes", "0")
+    assert (path.parent / "tuned.json").is_file()
