@@ -19,11 +19,12 @@ from PIL import Image
 import train_diad
 from dbad import autoencoder as autoencoders
 from dbad import diad, training
-from dbad.checkpoints import DIAD_FILES, load_pickle
+from dbad.checkpoints import load_pickle
 from dbad.detectors import load_detector
 from dbad.diad import Diad, Size, load_part
 from dbad.intensity import AS_BEFORE
 from dbad.results import listing_digest
+from dbad.run_files import DIAD_FILES
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 STEPS = ("--steps_latent 4 --latent_batch_size 2 --latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 "
