@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"flags": 300, "images": 60, "files": 400, "kills": 60}
 LIMIT_S = 120           # of a case; a script that is not over then hangs, or computes for hours what cannot be
 BAR = re.compile(r"(\d+%\|.*\||\d+\w* \[|\d+it).*[\]\d]\s*$|^\s*$")        # tqdm's lines
-WARNING = re.compile(r"^(warning: |.*: left out: |  \w|.*Warning: )")
+WARNING = re.compile(r"^(warning: |finishing this step|.*: left out: |  \w|.*Warning: )")
 
 
 @dataclass(frozen=True)

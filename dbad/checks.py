@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dbad.errors import UserError, printable
+
+LONGEST_NAME = 120      # bytes; results are called after run and category together, and file systems take 255
 
 _AT_LEAST = {
     "batch_size": 1, "seed": 0, "num_workers": 0, "resolution": 8, "feature_resolution": 32, "epochs_diffusion": 0,
@@ -94,7 +98,14 @@ def check(options: Any) -> None:
             raise UserError(f"--{name} {values[name]}: beyond the {train_steps} timesteps of --train_steps")
     if start is not None and values.get("max_timestep") and start > values["max_timestep"]:
         raise UserError(f"--start_at_timestep {start}: beyond the {values['max_timestep']} timesteps of --max_timestep")
+    check_plain_names(values)
+
+
+def check_plain_names(values: Mapping[str, Any]) -> None:
+    """Raise `UserError` where an option of `values` that files are called after is no plain name."""
     for name in ("item", "run_id", "diffusion_checkpoint_name"):
         for text in [values[name]] if isinstance(values.get(name), str) else values.get(name) or ():
+            if len(os.fsencode(text)) > LONGEST_NAME:
+                raise UserError(f"--{name} {text[:20]}...: expected a name of at most {LONGEST_NAME} bytes")
             if Path(text).name != text or text in ("", "..") or text != printable(text):
                 raise UserError(f"--{name} {text!r}: expected a plain name, without folders or line breaks")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dbad.checks import check
+from dbad.checks import check, check_plain_names
 from dbad.errors import UserError, printable
 from dbad.files import read_json
 from dbad.presets import PRESETS, default_preset
@@ -325,6 +325,7 @@ def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence
     from dbad.runtime import one_line_failures
     with one_line_failures():
         options = parse(cls, argv, description)
+        check_plain_names(vars(options))        # before any file is looked for under such a name
         found = run(options)
         if not options.dry_run:
             print(found)

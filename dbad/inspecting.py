@@ -71,15 +71,13 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
+    check_folders(img_dir=options.img_dir)
     if folder.resolve() == run_folder(options).resolve() or any(
             (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
         raise UserError(f"--img_dir {options.img_dir}: the results would lie in {folder}, a run folder; expected "
                         "another folder than that of the runs")
     written = (OVERLAYS,) if options.images else (METRICS, PAGE, *more)
-    if not announce(options, folder / SCORES, *(folder / name for name in written)):
-        return False
-    check_folders(img_dir=options.img_dir)
-    return True
+    return announce(options, folder / SCORES, *(folder / name for name in written))
 
 
 def open_detector(calibration: Calibration, options: Any) -> Detector:

@@ -104,6 +104,9 @@ def one_line_failures() -> Iterator[None]:
     except torch.OutOfMemoryError:
         _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            parts = str(error.filename).split(os.sep)
+            _exit(f"{os.sep.join(p if len(p) <= 40 else f'{p[:20]}...' for p in parts)}: {error.strerror}", 2)
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
             raise
         _exit(f"{error.filename or 'output'}: cannot be written ({error.strerror})", 2)

@@ -159,6 +159,10 @@ UNTRAINED = {
         "train_ddim.py", "--diffusion_checkpoint_name extractor.pt", ("--diffusion_checkpoint_name", "extractor.pt")),
     "weights called like those of an epoch before": Mistake(
         "train_ddim.py", "--checkpoint_name epoch_1.pt", ("--diffusion_checkpoint_name epoch_1.pt", "epoch 1 of 2")),
+    "a run with a very long name": Mistake("train_ddim.py", ["--run_id", "x" * 300], ("--run_id xxxx", "at most 120")),
+    "results in a folder with a very long name": Mistake(
+        "inference_ddim.py", ["--pxl_threshold", "1", "--fl_threshold", "1", "--img_dir", "x" * 300],
+        ("xxxx", os.strerror(errno.ENAMETOOLONG))),
     "a run called like the summary": Mistake("train_ddim.py", "--run_id Summary.CSV", ("--run_id Summary.CSV",)),
     "a share of all": Mistake("train_ddim.py", "--holdout 1", ("--holdout 1",)),
     "a folder as run's name": Mistake("train_ddim.py", "--run_id ../x", ("--run_id '../x'", "plain name")),
