@@ -39,7 +39,7 @@ from benchmarks import hostile_cases as cases
 from dbad.results import commit
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = {"flags": 300, "images": 60, "files": 400, "kills": 60}
+COUNTS = {"flags": 300, "images": 60, "files": 400, "kills": 20}
 LIMIT_S = 120           # of a case; a script that is not over then hangs, or computes for hours what cannot be
 BAR = re.compile(r"(\d+%\|.*\||\d+\w* \[|\d+it).*[\]\d]\s*$|^\s*$")        # tqdm's lines
 WARNING = re.compile(r"^(warning: |finishing this step|.*: left out: |  \w|.*Warning: )")
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
     parser.add_argument("--kinds", nargs="+", choices=COUNTS, default=list(COUNTS))
-    parser.add_argument("--cases", type=int, help="of each kind (300 flags, 60 images, 400 files, 60 kills)")
+    parser.add_argument("--cases", type=int, help="of each kind (300 flags, 60 images, 400 files, 20 kills)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="this case alone; its folder is kept")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

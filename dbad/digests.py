@@ -57,9 +57,8 @@ def check_digests(calibration: Calibration, path: Path, known: dict[Path, str] |
             raise UserError(f"{file}: is not the file that {path} was measured with; run {script} again")
     training = calibration.digests.get("training")      # older ones have none
     if training and training != _training_digest(folder):
-        raise UserError(f"{folder}: {TRAIN_OPTIONS} and {MODEL_CONFIG} are of another training than the one that "
-                        f"{path} was measured with; give the command of that training again, or run evaluation.py "
-                        "again")
+        raise UserError(f"{folder / TRAIN_OPTIONS} and {MODEL_CONFIG}: of another training than the one that {path} "
+                        "was measured with; give the command of that training again, or run evaluation.py again")
 
 
 def _digest(path: Path, name: str, settings: dict[str, Any]) -> str:

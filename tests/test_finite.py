@@ -16,6 +16,7 @@ from dbad.evaluate import inspect
 from dbad.extractors import build_extractor
 from dbad.feature_detector import FeatureSettings
 from dbad.finite import NotFinite, check_finite, naming
+from dbad.intensity import Intensity
 from dbad.new_images import inspect_new
 from dbad.presets import PRESETS
 from dbad.records import Sample
@@ -42,7 +43,7 @@ def spoilt(extractor):
 class OneBad:
     """A detector that knows the brightness of an image, but not of one that is black in a corner."""
 
-    size, patching, batch_size, counterpart = 16, False, 2, "reconstruction"
+    size, patching, batch_size, counterpart, intensity = 16, False, 2, "reconstruction", Intensity()
 
     def parts(self, images):
         maps = (images.mean(1, keepdim=True) + 1) / 2

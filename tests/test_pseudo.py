@@ -319,7 +319,8 @@ def test_the_command_line_writes_a_sheet(tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, message", [
     (["--item", "nut"], "no such category"),
-    (["--item", "bolt", "--resolution", "4"], "--resolution 4 --rows 6: expected at least 16 pixels"),
+    (["--item", "bolt", "--resolution", "8"], "--resolution 8 --rows 6: expected at least 16 pixels"),
+    (["--item", "bolt", "--resolution", "4"], "--resolution 4: expected at least 8"),
 ])
 def test_a_mistake_ends_in_one_line(tmp_path, capsys, flags, message):
     make_category(tmp_path, "bolt")

@@ -15,7 +15,7 @@ from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.feature_detector import FeatureDetector
 from dbad.files import write_json
-from dbad.run_files import TRAIN_OPTIONS
+from dbad.run_files import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
 
 SCRIPTS = {"ddim": "evaluation.py", "lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}
@@ -57,6 +57,8 @@ def test_a_file_that_has_changed_is_told_with_the_calibration_that_was_read(meth
     for name in ("final.pt", "extractor.pt", "features.pt", "bank.pt", "autoencoder.safetensors", "unet.safetensors",
                  "guide.safetensors", "prompt.safetensors"):
         (tmp_path / name).write_text(name)
+    write_json(tmp_path / MODEL_CONFIG, {"sample_size": 16})
+    write_json(tmp_path / TRAIN_OPTIONS, {"noise_kind": "gaussian"})
     calibration = Calibration({}, 1.0, 1.0, settings=OTHERS[method], digests=digests(tmp_path, OTHERS[method]))
     path = tmp_path / "calibration-bolt.json"
     check_digests(calibration, path)
@@ -66,6 +68,20 @@ def test_a_file_that_has_changed_is_told_with_the_calibration_that_was_read(meth
         check_digests(calibration, path)
     assert one_line(error) == (f"{changed}: is not the file that {path} was measured with; run {SCRIPTS[method]} "
                                "again")
+
+
+@pytest.mark.parametrize("name", [MODEL_CONFIG, TRAIN_OPTIONS])
+def test_another_training_is_told_with_the_files_that_say_so_and_the_calibration(name, tmp_path):
+    for file in ("final.pt", "extractor.pt"):
+        (tmp_path / file).write_text("")
+    for file in (MODEL_CONFIG, TRAIN_OPTIONS):
+        write_json(tmp_path / file, {"noise_kind": "gaussian", "sample_size": 16})
+    calibration = Calibration({}, 1.0, 1.0, settings=OTHERS["ddim"], digests=digests(tmp_path, OTHERS["ddim"]))
+    write_json(tmp_path / name, {"noise_kind": "simplex", "sample_size": 32})
+    with pytest.raises(UserError) as error:
+        check_digests(calibration, tmp_path / "calibration.json")
+    message = one_line(error)
+    assert all(part in message for part in (name, str(tmp_path / "calibration.json"), "evaluation.py"))
 
 
 @pytest.mark.parametrize("method, name, script", [
