@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")       # processes with several threads each wait for one another
 
 # A network and a training as small as the scripts take them; the rest is the preset demo.
 TINY = ("--preset demo --resolution 16 --channels 32 32 --batch_size 4 --steps_diffusion 6 --save_n_epochs 1 "
