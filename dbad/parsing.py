@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            flag = unknown.split()[0].split("=")[0]
+            flag = unknown.split()[0].split("=")[0] if unknown.strip() else repr(unknown)
             near = difflib.get_close_matches(flag, [f for a in self._actions for f in a.option_strings], 1)
             message = f"{flag}: no such option" + (f"; did you mean {near[0]}?" if near else "; see --help")
         self.exit(2, f"{self.prog}: {printable(message)}\n")
