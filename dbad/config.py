@@ -320,7 +320,10 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | No
         group = groups.setdefault(title, parser.add_argument_group(title))
         _add_argument(group, field, hints[field.name])
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    return cls(**vars(parser.parse_args([_with_underscores(word) for word in words])))
+    found = vars(parser.parse_args([_with_underscores(word) for word in words]))
+    for name in [name for name, value in found.items() if isinstance(value, list)]:
+        parser.error(f"argument --{name}: expected a value, found --")      # which argparse takes for none at all
+    return cls(**found)
 
 
 def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence[str] | None = None) -> None:

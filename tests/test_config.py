@@ -160,6 +160,7 @@ def test_every_alias_is_known_to_its_script():
     (["--recon", "3"], "--recon: no such option"),
     (["--qqqq"], "--qqqq: no such option; see --help"),
     (["stray"], "stray: no such option; see --help"), ([" "], "' ': no such option; see --help"),
+    (["--recon_weight=--"], "--recon_weight: expected a value, found --"),
 ])
 def test_an_unknown_flag_ends_in_one_line_with_the_nearest_one_and_status_2(words, message, capsys):
     status, line = status_and_line(capsys, Train, "--item", "bolt", *words)
