@@ -23,7 +23,7 @@ from dbad.errors import UserError
 from dbad.files import read_json, write_json
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.intensity import Intensity
-from dbad.setting_types import setting_types, settings_before
+from dbad.setting_types import LATER, setting_types
 from dbad.trained import method_of, script_for
 
 
@@ -79,7 +79,7 @@ class Calibration:
 def load_calibration(path: Path) -> Calibration:
     """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
 
-    A setting that came later than the file has the value of what was done before, see `config.opt`.
+    A setting that came later than the file has the value of what was done before, see `setting_types.LATER`.
     """
     if not path.is_file():
         method = method_of(path.parent)
@@ -102,8 +102,8 @@ def _calibration(values: dict[str, Any], method: Any) -> Calibration:
     check({name: values[name] for name in ("pixel_quantile", "false_alarm_rate")})
     method = method if isinstance(method, str) else "ddim"
     types = setting_types(method)
-    settings = settings_before(method) | {name: tuple(value) if isinstance(value, list) else value
-                                          for name, value in values["settings"].items()}
+    settings = dict(LATER) | {name: tuple(value) if isinstance(value, list) else value
+                              for name, value in values["settings"].items()}
     check_declared(settings, types, "settings", tuple(types))
     Intensity.of(settings)
     if unknown := sorted(settings.keys() - types.keys()):

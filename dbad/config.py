@@ -22,7 +22,7 @@ from dbad.checks import check
 from dbad.declared import Types, check_declared, types_of
 from dbad.errors import UserError, printable
 from dbad.files import read_json
-from dbad.intensity import INTENSITY, with_intensity
+from dbad.intensity import INTENSITY, Depth, with_intensity
 from dbad.presets import PRESETS, default_preset
 from dbad.run_files import TRAIN_OPTIONS, check_names
 
@@ -30,18 +30,15 @@ T = TypeVar("T")
 
 _TRAINED_BY = {"train_ddim.py": "noise_kind", "train_lafite.py": "bank_mb", "train_diad.py": "steps_latent",
                "finetune_autoencoder.py": "discriminator_start"}        # an option that no other script has
-_TRAINED: Types = {"item": str | tuple[str, ...]}       # of one category or of several, whoever reads it
+_TRAINED: Types = {"item": str | tuple[str, ...], "intensity_bits": Depth | None}       # whoever reads them
 
 
-def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False,
-        before: Any = dataclasses.MISSING) -> Any:
+def opt(help: str, default: Any = dataclasses.MISSING, *, aliases: Sequence[str] = (), by_preset: bool = False) -> Any:
     """A dataclass field with its help text and the other spellings of its flag.
 
-    `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`. A setting of a detector
-    that came later than others says with `before` what was done without it: that is its value in the calibrations of
-    that time.
+    `by_preset` fields are None until `resolve` takes their value from `dbad.presets.PRESETS`.
     """
-    metadata = {"help": help, "aliases": tuple(aliases), "by_preset": by_preset, "before": before}
+    metadata = {"help": help, "aliases": tuple(aliases), "by_preset": by_preset}
     return dataclasses.field(default=None if by_preset else default, metadata=metadata)
 
 

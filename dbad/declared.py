@@ -76,7 +76,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, part) for part in arguments)
     if origin is Literal:
-        return type(value) is str and value in arguments
+        return any(type(value) is type(argument) and value == argument for argument in arguments)
     if origin in (tuple, list):
         return isinstance(value, (tuple, list)) and all(fits(entry, arguments[0]) for entry in value)
     if origin is dict:
@@ -101,7 +101,7 @@ def described(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(described, arguments))
     if origin is Literal:
-        return f"one of {', '.join(arguments)}"
+        return f"one of {', '.join(map(str, arguments))}"
     if origin in (tuple, list):
         return f"a list, each of it {described(arguments[0])}"
     return _WORDS.get(origin or hint, str(hint))

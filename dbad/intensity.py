@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,7 +15,8 @@ from dbad.errors import UserError
 from dbad.full_depth import Deep, check_unreduced, deep_values, read_picture
 from dbad.picture_files import ORIENTATION, open_picture
 
-DEPTHS = (8, 10, 12, 14, 16)        # bits of the cameras there are
+Depth = Literal[8, 10, 12, 14, 16]  # bits of the cameras there are
+DEPTHS = get_args(Depth)
 INTENSITY = ("what is black and white in images of more than 8 bits per channel: auto (0 and the highest number of the "
              "bit depth that holds all training images), full (0 and 65535), or window:LOW,HIGH")       # help text
 _WINDOW = "--intensity window:LOW,HIGH"

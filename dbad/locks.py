@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from dbad.errors import UserError
-from dbad.files import ensure_folders
+from dbad.files import ensure_folders, known_json
 from dbad.temporary import remove_abandoned
 
 try:
@@ -149,10 +149,10 @@ def _release(handle: int, path: Path) -> None:
 
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
+    about = known_json(path)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
         return f"process {about['pid']} on {about['host']}, begun {about['since']},"
-    except (OSError, ValueError, TypeError, KeyError):
+    except KeyError:
         return "another process"
 
 

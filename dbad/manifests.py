@@ -150,7 +150,7 @@ def _json_entries(path: Path, split: str) -> Iterator[Entry]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not readable as JSON ({error})") from None
         missing = [name for name in ("filename", "label", "clsname") if name not in value] if isinstance(
             value, dict) else ["object"]

@@ -1,6 +1,5 @@
 """Values out of JSON files: what is no JSON, what is not as it was declared, and what came later than a file."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ from helpers import MAPS, json_of, one_line
 import evaluation
 from dbad.calibration import Calibration, load_calibration
 from dbad.checkpoints import trim_log
-from dbad.config import opt, setting_names
+from dbad.config import setting_names
 from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
 from dbad.files import read_json, write_json
 from dbad.presets import PRESETS
-from dbad.setting_types import setting_types
+from dbad.setting_types import LATER, setting_types
 
 SETTINGS = {name: PRESETS["demo"][name] for name in setting_names("ddim") if name in PRESETS["demo"]} | {
     "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"}
@@ -56,23 +55,27 @@ def test_lines_of_a_log_that_nobody_can_read_are_dropped(tmp_path):
 # Settings that came later
 
 def test_an_older_calibration_has_what_was_done_before(tmp_path, monkeypatch):
-    """A new setting says with `before` what it was; all others have to be there."""
-    @dataclass(frozen=True, kw_only=True)
-    class Later:
-        """A new option of ddim."""
-
-        sharpness: float = opt("how sharp", 2.0, before=1.0)
-    monkeypatch.setattr("dbad.setting_types._GROUPS", (Later,))
-    monkeypatch.setattr("dbad.setting_types._TYPES", dict(setting_types("ddim")) | types_of(Later))
-    monkeypatch.setattr("dbad.setting_types.setting_names", lambda method: setting_names(method) | {"sharpness"})
+    """All other settings have to be there."""
+    known = setting_types("ddim")
+    monkeypatch.setattr("dbad.calibration.setting_types", lambda method: known | {"sharpness": float})
+    monkeypatch.setattr("dbad.calibration.LATER", {**LATER, "sharpness": 1.0})
     path = tmp_path / "calibration.json"
     Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, settings=SETTINGS).save(path)
-    assert load_calibration(path).settings["sharpness"] == 1.0
+    found = load_calibration(path).settings
+    assert (found["sharpness"], found["intensity"], found["intensity_bits"]) == (1.0, "full", 8)
     write_json(path, json_of(path) | {"settings": SETTINGS | {"sharpness": 3.0}})
     assert load_calibration(path).settings["sharpness"] == 3.0
     write_json(path, json_of(path) | {
         "settings": {name: value for name, value in SETTINGS.items() if name != "recon_weight"}})
     with pytest.raises(UserError, match="lacks recon_weight; expected a number"):
+        load_calibration(path)
+
+
+@pytest.mark.parametrize("bits", [9, 8.0, "8", True])
+def test_a_bit_depth_that_no_camera_has_is_refused(bits, tmp_path):
+    path = tmp_path / "calibration.json"
+    Calibration({"pixel": 0.1}, 1.1, 2.0, settings=SETTINGS | {"intensity_bits": bits}).save(path)
+    with pytest.raises(UserError, match="intensity_bits .*: expected one of 8, 10, 12, 14, 16 or null"):
         load_calibration(path)
 
 
