@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dbad.errors import UserError
+
 MATRIX_SIDE = 256       # px, up to which a map is blurred by products of matrices
 
 
@@ -87,9 +89,14 @@ def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, 
     """Sum of weight * part / scale over the named parts, each (N, 1, H, W) and already blurred.
 
     The scales are measured once on held-out good images (calibration.json), so that a part of 1 means "as different as
-    good images get" and the map of an image does not depend on which images share its batch.
+    good images get" and the map of an image does not depend on which images share its batch. A part that counts and
+    has no scale there is a `UserError`.
     """
-    return sum(weights[name] * part / scales[name] for name, part in parts.items() if weights[name] > 0)
+    counting = {name: part for name, part in parts.items() if weights[name] > 0}
+    if missing := sorted(counting.keys() - scales.keys()):
+        raise UserError(f"the scales of the calibration lack {missing[0]}, a map that counts under its settings; "
+                        "calibrate the run again")
+    return sum(weights[name] * part / scales[name] for name, part in counting.items())
 
 
 def central_window(shape: tuple[int, int], center_crop: int) -> tuple[slice, slice]:

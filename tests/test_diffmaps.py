@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers import random_images
+from helpers import one_line, random_images
 from scipy import ndimage
 from torch.nn import functional as F
 
 from dbad import diffmaps
 from dbad.diffmaps import blur, feature_maps, fuse, image_score, pixel_map
+from dbad.errors import UserError
 
 
 def features(seed: int = 0) -> list[torch.Tensor]:
@@ -162,6 +163,10 @@ def test_a_part_without_weight_does_not_count_at_all():
     parts = {"pixel": torch.full((1, 1, 2, 2), float("nan")), "feature": torch.ones(1, 1, 2, 2)}
     fused = fuse(parts, {"pixel": 1.0, "feature": 2.0}, {"pixel": 0.0, "feature": 1.0})
     torch.testing.assert_close(fused, torch.full((1, 1, 2, 2), 0.5))
+    torch.testing.assert_close(fuse(parts, {"feature": 2.0}, {"pixel": 0.0, "feature": 1.0}), fused)
+    with pytest.raises(UserError) as error:
+        fuse(parts, {"feature": 2.0}, {"pixel": 1.0, "feature": 1.0})
+    assert "lack pixel" in one_line(error)
 
 
 def test_the_score_is_the_largest_value_of_each_map():
