@@ -31,7 +31,6 @@ ENCODER = ("--size tiny --resolution 32 --num_steps 8 --epoch_steps 4 --batch_si
            "--patience 0").split()
 LATENTS = ("--method diad --size tiny --autoencoder_steps 1 --steps_latent 2 --latent_batch_size 2 "
            "--latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 --holdout 0.25").split()
-KNN = [word for word in FEATURES if word != "12"]       # see `_without`
 
 
 def _without(words: Sequence[str], *names: str) -> list[str]:
@@ -59,7 +58,7 @@ COMMANDS = {
     "ddim": [["train_ddim.py", *HAZELNUT, *_without(PIXELS, "--epochs_extractor", "--no_tune", "--feature_resolution")],
              ["train_extractor.py", *HAZELNUT, "--epochs_extractor", "1", "--feature_resolution", "32"],
              ["evaluation.py", *HAZELNUT], ["inference_ddim.py", *HAZELNUT],
-             ["inference_ddim.py", *HAZELNUT, "--images", "data/hazelnut/test"], FINISH["ddim"]],
+             ["inference_ddim.py", *HAZELNUT, "--images", "data/hazelnut/test/good"], FINISH["ddim"]],
     "lafite": [["train_lafite.py", "--method", "lafite", *HAZELNUT, *FEATURES],
                ["inference_lafite.py", *HAZELNUT, "--run_id", "hazelnut-lafite"],
                ["inference_lafite.py", *HAZELNUT, "--run_id", "hazelnut-lafite", "--images", "data/hazelnut/test/good"],
