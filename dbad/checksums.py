@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dbad.errors import UserError
 from dbad.files import atomic_write
+from dbad.special_files import check_no_special
 
 AGAIN = "copy it again, or make it anew"
 _KEY = "crc32"
@@ -30,6 +31,7 @@ def check_archive(path: Path, advice: str = AGAIN) -> None:
 
     What is no archive, or none any more, is left to the one who reads it.
     """
+    check_no_special(path)
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -61,6 +63,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     A missing or broken file is a `UserError`, and so is one that does not fit its checksum, if it has one.
     """
+    check_no_special(path)
     try:
         with safe_open(path, "pt") as file:
             about = dict(file.metadata() or {})

@@ -11,6 +11,7 @@ from dbad.calibration import Calibration
 from dbad.errors import UserError
 from dbad.files import read_json
 from dbad.run_files import BANK, DIAD_FILES, MODEL_CONFIG, NORMALISATION, SPACE, TRAIN_OPTIONS
+from dbad.special_files import check_no_special
 from dbad.trained import NOISE_OPTIONS, script_for
 
 
@@ -62,6 +63,7 @@ def check_digests(calibration: Calibration, path: Path, known: dict[Path, str] |
 
 
 def _digest(path: Path, name: str, settings: dict[str, Any]) -> str:
+    check_no_special(path)
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:

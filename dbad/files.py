@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dbad.errors import UserError
+from dbad.special_files import check_no_special
 from dbad.temporary import temporary_file
 
 _UMASK = os.umask(0)        # read once: it can only be read by setting it, and other threads would see that
@@ -68,6 +69,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
     Broken is also what Python's reader would let pass: not-a-number, numbers that no computation can hold, a name that
     stands twice, and lists in lists beyond `DEEPEST`. The mark that some editors write at the beginning is skipped.
     """
+    check_no_special(path)
     try:
         value = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from dbad.errors import UserError
-from dbad.picture_files import special_kind
+from dbad.special_files import special_kind
 
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN))
 GOOD_NAMES = ("good", "ok", "normal")       # of folders and labels, in any case

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from dbad.errors import UserError
 from dbad.finding import counted, files_below, list_images, shortened
-from dbad.picture_files import special_kind
 from dbad.records import Sample
+from dbad.special_files import special_kind
 
 MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case
 

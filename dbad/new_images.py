@@ -38,8 +38,8 @@ from dbad.finding import files_below
 from dbad.finite import naming
 from dbad.inspection import Inspection
 from dbad.intensity import Intensity
-from dbad.picture_files import special_kind
 from dbad.run_files import OVERLAYS, SCORES, UNREADABLE
+from dbad.special_files import special_kind
 from dbad.tables import read_table, write_table
 
 KEPT_SIDE = 512     # px, the longer side of kept arrays at most: twice what the report shows

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from dbad.errors import UserError
+from dbad.special_files import special_kind
 
 LIMIT = "DBAD_MAX_MEGAPIXELS"       # environment variable
 MAX_MEGAPIXELS = 500.0              # where it is not set; 2 GB once decoded to RGB
 ORIENTATION = 0x0112                # the EXIF tag
-_SPECIAL = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a device"),
-            (stat.S_ISCHR, "a device"))
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -78,15 +76,6 @@ def orientation_of(image: Image.Image) -> int | None:
     """`orientation` of an opened picture."""
     value = image.getexif().get(ORIENTATION)
     return value if value in range(1, 9) else None
-
-
-def special_kind(path: Path | str) -> str | None:
-    """"a named pipe", "a socket" or "a device" where the path leads to one of these; else None."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return None
-    return next((name for is_one, name in _SPECIAL if is_one(mode)), None)
 
 
 def _allow_large() -> float:

@@ -1,20 +1,24 @@
 """What a run folder says of itself: which script makes what, so that messages send users to the right one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from helpers import one_line, tiny_detector
 
 from dbad.calibration import Calibration, load_calibration
+from dbad.checkpoints import load_pickle
+from dbad.checksums import read_tensors
 from dbad.detectors import load_detector
 from dbad.diad_detector import DiadDetector
+from dbad.diad_weights import is_diad_file
 from dbad.digests import check_digests, digests
 from dbad.drift import drift
 from dbad.errors import UserError
 from dbad.extractors import build_extractor
 from dbad.feature_detector import FeatureDetector
-from dbad.files import write_json
+from dbad.files import read_json, write_json
 from dbad.run_files import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
 
@@ -94,6 +98,23 @@ def test_a_file_that_is_missing_is_told_with_the_script_that_makes_it(method, na
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file; run {script} first"):
         digests(tmp_path, OTHERS[method])
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: a named pipe; expected a file"):
+            digests(tmp_path, OTHERS[method])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("read", [read_json, load_pickle, read_tensors, is_diad_file],
+                         ids=["json", "pickle", "tensors", "weights"])
+def test_a_named_pipe_in_a_run_folder_is_refused_and_not_waited_for(read, tmp_path):
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    if read is is_diad_file:
+        assert not read(path)
+        return
+    with pytest.raises(UserError, match="file: a named pipe; expected a file"):
+        read(path)
 
 
 def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family():
