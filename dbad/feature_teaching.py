@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +31,6 @@ from dbad.tuning import PseudoValidation, pseudo_validation
 NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
 LEAST_ASIDE = 20    # so many at least for each
 NUM_TAUGHT = 640    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
-
-Named = Mapping[str | None, Any]        # by category; None stands for all together
 
 
 @dataclass(frozen=True)
