@@ -10,7 +10,8 @@
     kills     trainings killed at random moments (SIGKILL, SIGTERM, SIGINT) and given again, three times each
 
 A case passes if it ends in time with status 0, 2 or 130 and says why in one line at most, progress and warnings aside;
-a killed training passes if it ends with the weights and the log of the unbroken one. Every case follows from the seed
+after damage to weights and the like, status 0 is only for the scores of the undamaged run; a killed training passes if
+it ends with the weights and the log of the unbroken one. Every case follows from the seed
 and its number. Cases run in forked copies of this process, which has loaded everything, in folders below --out.
 """
 
@@ -30,7 +31,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -138,7 +139,10 @@ def try_images(number: int, chance: random.Random, prepared: Path, work: Path) -
 def try_files(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
     cases.copy(prepared, work)
     what, words = cases.spoil_run(chance, work)
-    return judged("files", number, f"{what}: {' '.join(words[:1])}", run(words, work))
+    verdict = judged("files", number, f"{what}: {' '.join(words[:1])}", run(words, work))
+    if verdict.status == 0 and not what.endswith(".json") and cases.scores_differ(prepared, work):
+        return replace(verdict, passed=False, said="other scores, and not a word")
+    return verdict
 
 
 def try_kills(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
@@ -160,7 +164,7 @@ def try_kills(number: int, chance: random.Random, prepared: Path, work: Path) ->
     verdict = judged("kills", number, f"{words[0]}, {', '.join(stops)}", ended, (0,))
     different = cases.differences(unbroken.folder, work)
     if verdict.passed and different:
-        return Verdict(**asdict(verdict) | {"passed": False, "said": f"differ: {', '.join(different)}"})
+        return replace(verdict, passed=False, said=f"differ: {', '.join(different)}")
     return verdict
 
 

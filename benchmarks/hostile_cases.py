@@ -133,6 +133,12 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
+def scores_differ(prepared: Path, work: Path) -> bool:
+    """Whether the test images of a run have other scores than they had undisturbed."""
+    return any(path.read_bytes() != (prepared / path.relative_to(work)).read_bytes()
+               for path in work.glob("results/*/scores.csv") if (prepared / path.relative_to(work)).is_file())
+
+
 def _untimed(path: Path) -> list[dict]:
     return [{name: value for name, value in json.loads(line).items() if name not in ("seconds", "outside_network")}
             for line in path.read_text(encoding="utf-8").splitlines()]
