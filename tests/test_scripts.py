@@ -176,7 +176,8 @@ def test_two_processes_train_what_one_does(workplace, finished, tiny_flags):
     """They share the batch, so that the mean loss of every epoch is the same up to rounding."""
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train_ddim.py"),
                     *tiny_flags("train_ddim.py")], check=True, capture_output=True, timeout=120,
-                   env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_PORT": "29511"})
+                   env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_PORT": "29511",
+                                     "TMPDIR": str(workplace)})       # the launcher leaves its folder behind
     together, alone = (
         [line["loss"] for line in map(json.loads, (folder / RUN / "log.jsonl").read_text().splitlines())
          if line["phase"] == "diffusion"] for folder in (Path(), finished))
