@@ -114,7 +114,7 @@ class Options:
     device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto")
     precision: Literal["auto", "fp32", "bf16"] = opt(
         "number format inside the networks; auto is bf16 where the processor has it", "auto")
-    num_workers: int = opt("threads that read images, processes that feed a GPU; 0 for none", 2)
+    num_workers: int = opt("threads that read images; 0 for none", 2)
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 
 
@@ -171,7 +171,6 @@ def train(options: Options, start: AutoencoderKL | None) -> None:
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
             plan_of(options, good, held_out), batch_size=options.batch_size, folder=folder, phase="autoencoder",
             log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
-            num_workers=options.num_workers if device.type == "cuda" else 0,
             on_begin=lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings()),
             on_report=report, best=best)
 

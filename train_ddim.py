@@ -147,7 +147,7 @@ def train(options: Options, folder: Path) -> None:
     unet = unet.to(memory_format=memory_format(device))
     unet = fit(unet, data, loss_of, plan, phase="diffusion", batch_size=options.batch_size, folder=folder,
                log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
-               num_workers=options.num_workers if device.type == "cuda" else 0, on_begin=begin, on_report=report)
+               on_begin=begin, on_report=report)
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
 
 

@@ -247,8 +247,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
                 betas=(0.9, 0.999), accumulate=options.latent_accumulate, schedule=options.latent_schedule,
                 fused=options.fused_optimizer)
     fit(model, data, loss_of, plan, phase=FAMILY, batch_size=batch_size, folder=folder,
-        log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report,
-        num_workers=options.num_workers if device.type == "cuda" else 0)
+        log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report)
     model.eval()
 
 

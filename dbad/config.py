@@ -80,7 +80,7 @@ class RunOptions:
     precision: Literal["auto", "fp32", "bf16"] = opt(
         "number format inside the networks; auto is bf16 where the processor has it", "auto"
     )
-    num_workers: int = opt("threads that read images and draw figures, processes that feed a GPU; 0 for none", 2)
+    num_workers: int = opt("threads that read images and draw figures; 0 for none", 2)
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 
 
