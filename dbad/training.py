@@ -94,7 +94,7 @@ class StepBatches:
 
 def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan, *,
         batch_size: int, folder: Path, phase: str, log_dir: Path, device: torch.device, resume: bool = True,
-        num_workers: int = 0, on_begin: Callable[[], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
         on_report: Callable[[nn.Module, int], dict[str, float]] | None = None,
         best: Best | None = None) -> nn.Module:
     """Train `model` and return it with its EMA weights, with `best` those of its best epoch.
@@ -126,8 +126,8 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
     if not state.finished:
         batches = StepBatches(len(data), batch_size, state.step * plan.accumulate, plan.num_steps * plan.accumulate,
                               plan.seed, accelerator.process_index, accelerator.num_processes)
-        loader = DataLoader(data, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda",
-                            persistent_workers=num_workers > 0, collate_fn=_as_is)
+        # Drawn in this process: others inherit its handlers of signals, and ending them hung on a GPU.
+        loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
         log = Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
         _loop(accelerator, state, loader, loss_of, last, log, on_report)
     state.use_ema()
