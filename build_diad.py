@@ -16,17 +16,17 @@ from typing import Any, Literal
 import torch
 
 import finetune_autoencoder
-from dbad.autoencoder import build_autoencoder
-from dbad.calibrating import PLACED
-from dbad.config import main, opt, plain, run_folder
-from dbad.diad import FAMILY, SIZES, build_unet, compose, save_diad
-from dbad.diad_weights import read_autoencoder, read_prompt, read_stable_diffusion
+from dbad.data.intensity import UNKNOWN, with_intensity
 from dbad.errors import UserError
-from dbad.files import read_json, write_json
-from dbad.intensity import UNKNOWN, with_intensity
-from dbad.locks import writing_out
-from dbad.presets import PRESETS, default_preset
-from dbad.run_files import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.families.diad.autoencoder import build_autoencoder
+from dbad.families.diad.model import FAMILY, SIZES, build_unet, compose, save_diad
+from dbad.families.diad.weights import read_autoencoder, read_prompt, read_stable_diffusion
+from dbad.files.atomic import read_json, write_json
+from dbad.files.locks import writing_out
+from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.inspection.calibrate import PLACED
+from dbad.options.command_line import main, opt, plain, run_folder
+from dbad.options.presets import PRESETS, default_preset
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -50,7 +50,7 @@ class Options:
     resolution: int | None = opt("side of the images in px (256, or that of --size)", None)
     weights: Literal["fp32", "bf16"] = opt("number format of the saved weights; a training needs fp32", "fp32")
     paper_exact: bool = opt(
-        "start the SFF block at zero as the published code does; it then never learns (see dbad/diad.py)", False)
+        "start the SFF block at zero as the published code does; it then never learns (see dbad/families/diad)", False)
     seed: int = opt("every random number follows from it", 0)
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 

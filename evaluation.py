@@ -14,9 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbad.calibrating import check_promises
-from dbad.calibration import Calibration, calibrate
-from dbad.config import (
+from dbad.calibration.digests import digests
+from dbad.calibration.thresholds import Calibration, calibrate
+from dbad.checkpoints.trained import trained_process
+from dbad.data.depth import run_intensity
+from dbad.data.images import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
+from dbad.diffusion.noise import stream
+from dbad.families.ddim.normalise import save_normalisation
+from dbad.families.ddim.search import Search, normalisation_of, pseudo_validation, write_trials
+from dbad.families.detector import DdimDetector, build_ddim, detector_settings
+from dbad.files.atomic import read_json, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
+from dbad.inspection.calibrate import check_promises
+from dbad.inspection.loop import walk
+from dbad.options.command_line import (
     SETTING_NAMES,
     MapOptions,
     ReconstructionOptions,
@@ -28,22 +40,10 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
-from dbad.declared import check_declared, check_types
-from dbad.depth import run_intensity
-from dbad.detectors import DdimDetector, build_ddim, detector_settings
-from dbad.digests import digests
-from dbad.evaluate import walk
-from dbad.files import read_json, write_json
-from dbad.locks import writing_run
-from dbad.noise import stream
-from dbad.normalise import save_normalisation
-from dbad.results import listed
-from dbad.run_files import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
-from dbad.runtime import pick_device, pick_precision
-from dbad.setting_types import setting_types
-from dbad.trained import trained_process
-from dbad.tuning import Search, normalisation_of, pseudo_validation, write_trials
+from dbad.options.declared import check_declared, check_types
+from dbad.options.setting_types import setting_types
+from dbad.report.results import listed
+from dbad.runtime.device import pick_device, pick_precision
 
 
 @dataclass(frozen=True, kw_only=True)

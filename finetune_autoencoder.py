@@ -17,7 +17,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dbad.adversarial import (
+from dbad.data.depth import begun_with, keep_intensity, run_intensity
+from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.intensity import INTENSITY
+from dbad.errors import UserError
+from dbad.families.diad.adversarial import (
     AdversarialAutoencoder,
     PatchDiscriminator,
     Terms,
@@ -25,7 +29,7 @@ from dbad.adversarial import (
     held_out_losses,
     mean_over_categories,
 )
-from dbad.autoencoder import (
+from dbad.families.diad.autoencoder import (
     PUBLISHED_SCALE,
     BalancedImages,
     build_autoencoder,
@@ -34,20 +38,16 @@ from dbad.autoencoder import (
     reconstruct,
     save_autoencoder,
 )
-from dbad.config import check, data_of, main, opt, plain, run_folder
-from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
-from dbad.depth import begun_with, keep_intensity, run_intensity
-from dbad.early_stopping import Best
-from dbad.errors import UserError
-from dbad.extractors import EMBEDDED
-from dbad.files import read_json, write_json
-from dbad.intensity import INTENSITY
-from dbad.locks import writing_run
-from dbad.presets import PRESETS, default_preset
-from dbad.run_files import AUTOENCODER, LOG, MODEL_CONFIG, REPORT, SAMPLES, TRAIN_OPTIONS
-from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision
-from dbad.samples import in_turn, write_sheet
-from dbad.training import IMAGES, Plan, fit
+from dbad.files.atomic import read_json, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import AUTOENCODER, LOG, MODEL_CONFIG, REPORT, SAMPLES, TRAIN_OPTIONS
+from dbad.networks.extractors import EMBEDDED
+from dbad.options.command_line import check, data_of, main, opt, plain, run_folder
+from dbad.options.presets import PRESETS, default_preset
+from dbad.runtime.device import memory_advice, memory_format, pick_device, pick_precision
+from dbad.training.early_stopping import Best
+from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.samples import in_turn, write_sheet
 
 # The lengths and speeds of the sizes. kl-f8 is as published: constant rate, a step of 8 batches of 4.
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ without a calibration: a pixel, and its image, is then defective where the anoma
 from dataclasses import dataclass
 from pathlib import Path
 
-from dbad.config import MapOptions, ReconstructionOptions, RunOptions, main, opt
-from dbad.inspecting import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
-from dbad.settings import settle
+from dbad.inspection.run import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
+from dbad.inspection.settle import settle
+from dbad.options.command_line import MapOptions, ReconstructionOptions, RunOptions, main, opt
 
 
 @dataclass(frozen=True, kw_only=True)

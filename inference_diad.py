@@ -22,14 +22,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dbad import figures, summary
-from dbad.calibration import Calibration
-from dbad.config import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
-from dbad.data import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
-from dbad.diad_detector import DiadDetector, check_foreign
+from dbad.calibration.thresholds import Calibration
+from dbad.data.images import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
+from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.files import atomic_write, check_folders
-from dbad.inspecting import (
+from dbad.families.diad.detector import DiadDetector, check_foreign
+from dbad.files.atomic import atomic_write, check_folders
+from dbad.files.locks import writing_results
+from dbad.files.names import LOG_IMAGE
+from dbad.inspection.run import (
     InspectionOptions,
     NewImageOptions,
     about_to_write,
@@ -39,13 +40,12 @@ from dbad.inspecting import (
     open_detector,
     results_of,
 )
-from dbad.inspection import Inspection
-from dbad.intensity import Intensity
-from dbad.locks import writing_results
-from dbad.results import set_summary
-from dbad.run_files import LOG_IMAGE
-from dbad.settings import settle_trained
-from dbad.summary import Run
+from dbad.inspection.settle import settle_trained
+from dbad.options.command_line import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
+from dbad.records import Inspection
+from dbad.report import figures, summary
+from dbad.report.results import set_summary
+from dbad.report.summary import Run
 
 TRAINED_BY = "train_diad.py"
 JPEG_QUALITY = 95

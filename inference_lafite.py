@@ -11,9 +11,9 @@ of the nearest good patches that the model knows.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dbad.config import FeatureMapOptions, RunOptions, main, run_name
-from dbad.inspecting import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
-from dbad.settings import settle_trained
+from dbad.inspection.run import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
+from dbad.inspection.settle import settle_trained
+from dbad.options.command_line import FeatureMapOptions, RunOptions, main, run_name
 
 TRAINED_BY = "train_lafite.py"
 

@@ -14,8 +14,18 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
-from dbad.checkpoints import build_unet, model_config, save_weights
-from dbad.config import (
+from dbad.checkpoints.trained import ProcessOptions
+from dbad.checkpoints.weights import build_unet, model_config, save_weights
+from dbad.data.depth import begun_with, keep_intensity, run_intensity
+from dbad.data.images import fingerprint, open_category, read_images, split_category, to_pixels
+from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.ddim import Conditioning, reconstruct, schedule
+from dbad.diffusion.noise import image_stream
+from dbad.errors import UserError
+from dbad.files.atomic import atomic_write, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import LAST, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS, epoch_file, epoch_of
+from dbad.options.command_line import (
     ReconstructionOptions,
     RunOptions,
     announce,
@@ -26,18 +36,8 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import fingerprint, open_category, read_images, split_category, to_pixels
-from dbad.denoising import Conditioning, reconstruct, schedule
-from dbad.depth import begun_with, keep_intensity, run_intensity
-from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
-from dbad.errors import UserError
-from dbad.files import atomic_write, write_json
-from dbad.locks import writing_run
-from dbad.noise import image_stream
-from dbad.run_files import LAST, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS, epoch_file, epoch_of
-from dbad.runtime import memory_format, pick_device, pick_precision
-from dbad.trained import ProcessOptions
-from dbad.training import IMAGES, Plan, fit
+from dbad.runtime.device import memory_format, pick_device, pick_precision
+from dbad.training.loop import IMAGES, Plan, fit
 
 
 @dataclass(frozen=True, kw_only=True)

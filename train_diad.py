@@ -17,8 +17,24 @@ from typing import Any, Literal
 
 import torch
 
-from dbad.calibrating import begin_files, calibrate_all, check_promises, finish_files, is_whole
-from dbad.config import (
+from dbad.calibration.digests import digests
+from dbad.data.depth import begun_with, keep_intensity, run_intensity
+from dbad.data.images import Sample, chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.intensity import AS_BEFORE, Intensity
+from dbad.data.pictures import picture_size
+from dbad.diffusion.batches import validation_loss
+from dbad.diffusion.noise import image_stream
+from dbad.errors import UserError
+from dbad.families.diad.detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
+from dbad.families.diad.files import FAMILY, read_built, read_diad_config
+from dbad.families.diad.latents import Encoded, LatentImages, encode_all, latent_loss
+from dbad.families.diad.model import SIZES, Diad, load_diad, reconstruct, save_diad
+from dbad.files.atomic import read_json, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import BUILD_OPTIONS, CALIBRATION, DIAD_FILES, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS
+from dbad.inspection.calibrate import begin_files, calibrate_all, check_promises, finish_files, is_whole
+from dbad.networks.extractors import EMBEDDED, build_extractor, chosen_layers
+from dbad.options.command_line import (
     DiadMapOptions,
     RunOptions,
     announce,
@@ -30,27 +46,11 @@ from dbad.config import (
     run_name,
     trained_options,
 )
-from dbad.data import Sample, chosen_items, fingerprint, open_category, read_images, split_category
-from dbad.depth import begun_with, keep_intensity, run_intensity
-from dbad.diad import SIZES, Diad, load_diad, reconstruct, save_diad
-from dbad.diad_detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
-from dbad.diad_files import FAMILY, read_built, read_diad_config
-from dbad.diffusion import validation_loss
-from dbad.digests import digests
-from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, chosen_layers
-from dbad.files import read_json, write_json
-from dbad.intensity import AS_BEFORE, Intensity
-from dbad.latents import Encoded, LatentImages, encode_all, latent_loss
-from dbad.locks import writing_run
-from dbad.noise import image_stream
-from dbad.picture_files import picture_size
-from dbad.presets import PRESETS
-from dbad.results import listing_digest
-from dbad.run_files import BUILD_OPTIONS, CALIBRATION, DIAD_FILES, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS
-from dbad.runtime import memory_advice, memory_format, pick_device, pick_precision
-from dbad.samples import in_turn, write_sheet
-from dbad.training import IMAGES, Plan, fit
+from dbad.options.presets import PRESETS
+from dbad.report.results import listing_digest
+from dbad.runtime.device import memory_advice, memory_format, pick_device, pick_precision
+from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.samples import in_turn, write_sheet
 
 REPORT_EVERY = 2        # epochs
 

@@ -1,6 +1,6 @@
 """Adapt the feature extractor to one category.
 
-The pretrained network learns from the good images by one of three objectives (dbad/objectives.py); those held out say
+The pretrained network learns from the good images by one of three objectives; those held out say
 after which epoch to stop, and whether it became better at all.
 
     python train_extractor.py --item hazelnut
@@ -17,8 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dbad.checkpoints import load_unet
-from dbad.config import (
+from dbad.checkpoints.trained import trained_process
+from dbad.checkpoints.weights import load_unet
+from dbad.data.depth import run_intensity
+from dbad.data.images import fingerprint, open_category, random_crops, read_images, split_category, to_float
+from dbad.diffusion.ddim import Conditioning, reconstruct_all, schedule
+from dbad.diffusion.noise import stream
+from dbad.errors import UserError
+from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards, held_out_losses, network_and_loss
+from dbad.files.locks import writing_run
+from dbad.files.names import EXTRACTOR, check_written
+from dbad.networks.extractors import EMBEDDED, build_extractor, chosen_layers, is_extractor, save_extractor
+from dbad.options.command_line import (
     ReconstructionOptions,
     RunOptions,
     announce,
@@ -29,19 +39,9 @@ from dbad.config import (
     run_folder,
     trained_options,
 )
-from dbad.data import fingerprint, open_category, random_crops, read_images, split_category, to_float
-from dbad.denoising import Conditioning, reconstruct_all, schedule
-from dbad.depth import run_intensity
-from dbad.early_stopping import Best
-from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, chosen_layers, is_extractor, save_extractor
-from dbad.locks import writing_run
-from dbad.noise import stream
-from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, held_out_losses, network_and_loss
-from dbad.run_files import EXTRACTOR, check_written
-from dbad.runtime import memory_format, pick_device, pick_precision
-from dbad.trained import trained_process
-from dbad.training import IMAGES, Plan, fit
+from dbad.runtime.device import memory_format, pick_device, pick_precision
+from dbad.training.early_stopping import Best
+from dbad.training.loop import IMAGES, Plan, fit
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
 

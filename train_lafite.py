@@ -19,38 +19,18 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad import lafite
-from dbad.bank import build_bank
-from dbad.calibrating import (
-    PLACED,
-    begin_files,
-    calibrate_all,
-    check_promises,
-    finish_files,
-    is_whole,
-    with_thresholds,
-)
-from dbad.checkpoints import build_unet, model_config, save_weights
-from dbad.config import (
-    FeatureMapOptions,
-    RunOptions,
-    announce,
-    main,
-    opt,
-    plain,
-    resolve,
-    run_folder,
-    run_name,
-    trained_options,
-)
-from dbad.data import chosen_items, fingerprint, open_category, read_images, split_category
-from dbad.depth import begun_with, keep_intensity, run_intensity
-from dbad.diffusion import validation_loss
-from dbad.discriminator import Discriminator
+from dbad.checkpoints.weights import build_unet, model_config, save_weights
+from dbad.data.depth import begun_with, keep_intensity, run_intensity
+from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.intensity import Intensity
+from dbad.diffusion.batches import validation_loss
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, stages_of, usual_layers
-from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
-from dbad.feature_teaching import (
+from dbad.families.ddim.search import NUM_PSEUDO
+from dbad.families.lafite import model as lafite
+from dbad.families.lafite.bank import build_bank
+from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace, save_run
+from dbad.families.lafite.discriminator import Discriminator
+from dbad.families.lafite.lessons import (
     LEAST_ASIDE,
     NUM_ASIDE,
     NUM_TAUGHT,
@@ -63,16 +43,36 @@ from dbad.feature_teaching import (
     teach,
     trials_file,
 )
-from dbad.features import PatchExtractor, Standardisation, extract_features, to_patches
-from dbad.files import cache_folder, write_json
-from dbad.intensity import Intensity
-from dbad.locks import writing_run
-from dbad.presets import default_preset
-from dbad.results import listing_digest
-from dbad.run_files import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
-from dbad.runtime import pick_device, pick_precision
-from dbad.training import IMAGES, Plan, fit
-from dbad.tuning import NUM_PSEUDO
+from dbad.files.atomic import cache_folder, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
+from dbad.inspection.calibrate import (
+    PLACED,
+    begin_files,
+    calibrate_all,
+    check_promises,
+    finish_files,
+    is_whole,
+    with_thresholds,
+)
+from dbad.networks.extractors import EMBEDDED, build_extractor, stages_of, usual_layers
+from dbad.networks.features import PatchExtractor, Standardisation, extract_features, to_patches
+from dbad.options.command_line import (
+    FeatureMapOptions,
+    RunOptions,
+    announce,
+    main,
+    opt,
+    plain,
+    resolve,
+    run_folder,
+    run_name,
+    trained_options,
+)
+from dbad.options.presets import default_preset
+from dbad.report.results import listing_digest
+from dbad.runtime.device import pick_device, pick_precision
+from dbad.training.loop import IMAGES, Plan, fit
 
 
 @dataclass(frozen=True, kw_only=True)

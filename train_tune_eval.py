@@ -30,21 +30,21 @@ import train_ddim
 import train_diad
 import train_extractor
 import train_lafite
-from dbad import summary
-from dbad.checkpoints import check_trained
-from dbad.config import main, opt, plain, resolve, run_folder, run_name, subset, trained_options
-from dbad.data import category_names, check_readable, chosen_items, named_items, open_category, test_images
-from dbad.depth import run_intensity
-from dbad.detectors import check_layer_weights
+from dbad.checkpoints.weights import check_trained
+from dbad.data.depth import run_intensity
+from dbad.data.images import category_names, check_readable, chosen_items, named_items, open_category, test_images
 from dbad.errors import UserError, printable
-from dbad.extractors import build_extractor, chosen_layers, load_extractor
-from dbad.files import check_folders, known_json, write_json
-from dbad.inspecting import check_new_images
-from dbad.locks import writing_run
-from dbad.results import listing_digest, set_summary
-from dbad.run_files import FINISHED
-from dbad.settings import given_thresholds
-from dbad.summary import Run
+from dbad.families.detector import check_layer_weights
+from dbad.files.atomic import check_folders, known_json, write_json
+from dbad.files.locks import writing_run
+from dbad.files.names import FINISHED
+from dbad.inspection.run import check_new_images
+from dbad.inspection.settle import given_thresholds
+from dbad.networks.extractors import build_extractor, chosen_layers, load_extractor
+from dbad.options.command_line import main, opt, plain, resolve, run_folder, run_name, subset, trained_options
+from dbad.report import summary
+from dbad.report.results import listing_digest, set_summary
+from dbad.report.summary import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from dbad.bank import Bank, build_bank, coreset
-from dbad.features import Standardisation
+from dbad.families.lafite.bank import Bank, build_bank, coreset
+from dbad.networks.features import Standardisation
 
 CHANNELS, QUERIES, NEIGHBOURS = 192, 1024, 3
 

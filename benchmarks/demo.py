@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dbad import demo, metrics
-from dbad.data import find_category, read_images
-from dbad.results import commit
+from dbad import metrics
+from dbad.data.demo import draw
+from dbad.data.images import find_category, read_images
+from dbad.report.results import commit
 
 SCRIPT = Path(__file__).parents[1] / "train_tune_eval.py"
 
 
 def baseline(item: str, size: int = 64) -> float:
     """Image AUROC of max |x - mean training image| over pixels and colours, at `size` px."""
-    category = find_category(demo.write_demo(demo.demo_root(), (item,)), item)
+    category = find_category(draw.write_demo(draw.demo_root(), (item,)), item)
     train, test = (torch.stack(read_images(samples, size)).float() for samples in (category.train, category.test))
     return metrics.auroc(np.array([s.label for s in category.test]),
                          (test - train.mean(0)).abs().flatten(1).amax(1).numpy())
@@ -55,7 +56,7 @@ def run(item: str, seed: int, out: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--item", nargs="+", default=list(demo.CATEGORIES), help="demo categories")
+    parser.add_argument("--item", nargs="+", default=list(draw.CATEGORIES), help="demo categories")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     print(f"commit {commit()}, {torch.get_num_threads()} threads\n")

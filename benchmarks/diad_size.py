@@ -21,12 +21,21 @@ from pathlib import Path
 
 import torch
 
-from dbad.diad import SIZES, Diad, anomaly_map, image_score, load_diad, random_diad, reconstruct, save_diad
-from dbad.extractors import build_extractor
-from dbad.noise import image_stream
-from dbad.packing import ready
-from dbad.run_files import MODEL_CONFIG
-from dbad.runtime import pick_device
+from dbad.diffusion.noise import image_stream
+from dbad.families.diad.model import (
+    SIZES,
+    Diad,
+    anomaly_map,
+    image_score,
+    load_diad,
+    random_diad,
+    reconstruct,
+    save_diad,
+)
+from dbad.files.names import MODEL_CONFIG
+from dbad.networks.extractors import build_extractor
+from dbad.networks.packing import ready
+from dbad.runtime.device import pick_device
 
 FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

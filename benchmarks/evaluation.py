@@ -16,22 +16,24 @@ import numpy as np
 
 import inference_ddim
 from benchmarks.metrics import draw_maps
-from dbad import demo, figures, report, verdicts
-from dbad.calibration import Calibration
-from dbad.config import resolve
-from dbad.data import Sample
-from dbad.evaluate import measure
-from dbad.inspection import Inspection
-from dbad.protocol import Protocol
-from dbad.results import write_results
-from dbad.verdicts import Thresholds
+from dbad.calibration.thresholds import Calibration
+from dbad.data.demo import draw
+from dbad.data.images import Sample
+from dbad.inspection.loop import measure
+from dbad.metrics import verdicts
+from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Thresholds
+from dbad.options.command_line import resolve
+from dbad.records import Inspection
+from dbad.report import figures, page
+from dbad.report.results import write_results
 
 
 def draw_inspections(num_images: int, num_defective: int, size: int) -> tuple[list[Inspection], list[Sample]]:
     """Inspections of drawn hazelnuts, with smooth noise for maps."""
     masks, maps = draw_maps(num_images, num_defective, size)
     maps -= maps.min()
-    pictures = [demo.draw("hazelnut", "good", index, size=size)[0] for index in range(10)]
+    pictures = [draw.draw("hazelnut", "good", index, size=size)[0] for index in range(10)]
     inspections, samples = [], []
     for index, (mask, values) in enumerate(zip(masks, maps, strict=True)):
         defect = "crack" if mask.any() else "good"
@@ -67,11 +69,11 @@ def main(argv=None):
         folder = Path(name)
         parts = {
             "metrics and curves": lambda: measure(inspections, calibration, samples, Protocol()),
-            "scores.csv": lambda: report.write_scores(folder / "scores.csv", inspections),
+            "scores.csv": lambda: page.write_scores(folder / "scores.csv", inspections),
             "panels": lambda: figures.write_panels(folder / "images", inspections, thresholds, options.num_workers),
             "overview.png": lambda: figures.write_overview(folder / "overview.png", inspections, thresholds),
             "curves.png": lambda: figures.write_curves(folder / "curves.png", inspections, thresholds, found),
-            "report.html": lambda: report.write_report(folder / "report.html", inspections, {}, {}, thresholds, found),
+            "report.html": lambda: page.write_report(folder / "report.html", inspections, {}, {}, thresholds, found),
             "all together": lambda: write_results(folder, inspections, samples, calibration, options, 0.0),
         }
         for part, function in parts.items():

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import trange
 
 import train_tune_eval
-from dbad import demo
-from dbad.calibration import calibrate, smallest_rate
-from dbad.data import open_category, split_category, to_float, to_uint8
-from dbad.detectors import DdimDetector, load_detector
-from dbad.evaluate import walk
-from dbad.files import atomic_write
-from dbad.tables import read_table, write_table
+from dbad.calibration.thresholds import calibrate, smallest_rate
+from dbad.data.demo import draw as demo
+from dbad.data.images import open_category, split_category, to_float, to_uint8
+from dbad.families.detector import DdimDetector, load_detector
+from dbad.files.atomic import atomic_write
+from dbad.files.tables import read_table, write_table
+from dbad.inspection.loop import walk
 
 RATES = (0.05, 0.1, 0.2)
 COLUMNS = ("category", "num_calibration", "num_new", "promised", "repeat", "false_alarms")

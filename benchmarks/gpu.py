@@ -35,10 +35,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import throughput
-from dbad import demo
-from dbad.config import RunOptions
-from dbad.data import open_category
-from dbad.results import commit, versions
+from dbad.data.demo import draw
+from dbad.data.images import open_category
+from dbad.options.command_line import RunOptions
+from dbad.report.results import commit, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("ddim", "knn", "lafite", "diad")
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None, run: Callable[[Sequence[str], Path, 
     options, begun = parse(argv), time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dataset_path is None:
-        demo.write_demo(demo.demo_root(), (options.item,))      # once, and not by four processes
+        draw.write_demo(draw.demo_root(), (options.item,))      # once, and not by four processes
     throughput_s = 0 if options.no_throughput else 60 * options.minutes / 4
     plan = Plan(options, begun + 60 * options.minutes - throughput_s, run)
     with ThreadPoolExecutor(options.jobs) as pool:

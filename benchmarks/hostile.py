@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import hostile_cases as cases
-from dbad.results import commit
+from dbad.report.results import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"flags": 300, "images": 60, "files": 400, "kills": 20}

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dbad import demo
+from dbad.data.demo import draw
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
 DATA = ["--dataset_path", "data"]
@@ -89,7 +89,7 @@ def prepare(folder: Path, run: Callable) -> Path:
     done = folder / "done"
     if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        demo.write_demo(folder / "data", ("hazelnut",), 32, 12, 4, 1)
+        draw.write_demo(folder / "data", ("hazelnut",), 32, 12, 4, 1)
         for name, words in FINISH.items():
             print("preparing", name, flush=True)
             ended = run(words, folder)

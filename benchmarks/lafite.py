@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
-from dbad.data import open_category, read_items, split_category, test_images
-from dbad.detectors import load_detector
-from dbad.discriminator import Discriminator, train_discriminator
-from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings
-from dbad.feature_teaching import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
-from dbad.lafite import HIDDEN, Context
-from dbad.tables import read_table, write_table
+from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.families.detector import load_detector
+from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings
+from dbad.families.lafite.discriminator import Discriminator, train_discriminator
+from dbad.families.lafite.lessons import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
+from dbad.families.lafite.model import HIDDEN, Context
+from dbad.files.tables import read_table, write_table
 
 BLIND = "fused, discriminator without diffusion"
 NUM_TIMED = 32      # images

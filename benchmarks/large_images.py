@@ -29,20 +29,20 @@ import torch
 
 import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
-from dbad import demo
-from dbad.calibration import Calibration
-from dbad.checkpoints import build_unet
-from dbad.config import run_folder
-from dbad.data import Sample, open_category, read_items, test_images
-from dbad.denoising import Conditioning, schedule
-from dbad.detectors import DdimDetector, MapSettings, load_detector
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.weights import build_unet
+from dbad.data.demo import draw
+from dbad.data.images import Sample, open_category, read_items, test_images
+from dbad.data.tiling import tile_places
+from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor
-from dbad.files import read_json
-from dbad.presets import PRESETS
-from dbad.runtime import one_line_failures, pick_device, pick_precision
-from dbad.tables import read_table, write_table
-from dbad.tiling import tile_places
+from dbad.families.detector import DdimDetector, MapSettings, load_detector
+from dbad.files.atomic import read_json
+from dbad.files.tables import read_table, write_table
+from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.options.command_line import run_folder
+from dbad.options.presets import PRESETS
+from dbad.runtime.device import one_line_failures, pick_device, pick_precision
 
 DEFECT_PX = 8.0
 COUNTS = (20, 10, 7)        # drawn images to train on, good ones to test, and of each of three defects
@@ -79,7 +79,7 @@ def options_of(args: argparse.Namespace, patching: bool) -> train_tune_eval.Cate
 def compare(args: argparse.Namespace) -> None:
     """Train and measure both ways; a model that is there already is not trained again."""
     if args.part == "demo":
-        demo.write_demo(data_folder(args), (args.item,), args.side, *COUNTS, args.seed, DEFECT_PX)
+        draw.write_demo(data_folder(args), (args.item,), args.side, *COUNTS, args.seed, DEFECT_PX)
     for patching in (True, False):
         metrics = read_json(train_tune_eval.run_category(options_of(args, patching)) / "metrics.json")
         image, pixel = metrics["image"], metrics["pixel"]

@@ -16,10 +16,10 @@ import torch
 import evaluation
 import train_extractor
 from benchmarks.sampling import detector_of, measured
-from dbad.config import resolve, trained_options
-from dbad.data import open_category, read_items, split_category, test_images
-from dbad.extractors import load_extractor
-from dbad.tables import read_table, write_table
+from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.files.tables import read_table, write_table
+from dbad.networks.extractors import load_extractor
+from dbad.options.command_line import resolve, trained_options
 
 COLUMNS = ("category", "objective", "epochs", "image_auroc", "aupro", "pixel_ap", "seconds")
 

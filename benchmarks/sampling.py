@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 
 import evaluation
 from dbad import metrics
-from dbad.calibration import map_quantile
-from dbad.config import SETTING_NAMES, resolve, run_folder, trained_options
-from dbad.data import open_category, read_items, split_category, test_images
-from dbad.detectors import DdimDetector, build_ddim, detector_settings
-from dbad.files import atomic_write
-from dbad.intensity import Intensity
-from dbad.presets import PRESETS
-from dbad.runtime import pick_device, pick_precision
-from dbad.tables import read_table, write_table
+from dbad.calibration.thresholds import map_quantile
+from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.intensity import Intensity
+from dbad.families.detector import DdimDetector, build_ddim, detector_settings
+from dbad.files.atomic import atomic_write
+from dbad.files.tables import read_table, write_table
+from dbad.options.command_line import SETTING_NAMES, resolve, run_folder, trained_options
+from dbad.options.presets import PRESETS
+from dbad.runtime.device import pick_device, pick_precision
 
 CALLS = (1, 2, 3, 5, 10, 25)
 COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "ms_per_image")

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dbad.data.tiling import tile_starts
 from dbad.errors import UserError
-from dbad.files import atomic_write
-from dbad.tiling import tile_starts
+from dbad.files.atomic import atomic_write
 
 HARMONICS = (1, 2, 3)       # multiples of the grid's frequency
 MIN_PERIODS = 4             # that a map has to show, for there to be frequencies between those of the grid
@@ -39,7 +39,7 @@ class Seams:
 
 
 def measure_seams(values: np.ndarray, tile: int, overlap: float, num_shifts: int = 999, seed: int = 0) -> Seams:
-    """Look for the grid of `dbad.tiling.tile_places` in a map (H, W) >= 0.
+    """Look for the grid of `dbad.data.tiling.tile_places` in a map (H, W) >= 0.
 
     The outermost tile on each side is left out: beyond the image's own border the network sees nothing, and what that
     makes of the map is no grid.

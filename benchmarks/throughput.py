@@ -19,21 +19,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dbad import lafite, tuning
-from dbad.bank import Bank, coreset
-from dbad.calibration import Calibration
-from dbad.checkpoints import build_unet
-from dbad.denoising import Conditioning, schedule
-from dbad.detectors import DdimDetector, MapSettings
-from dbad.diad import SIZES, random_diad
-from dbad.diad_detector import DiadDetector, DiadSettings
-from dbad.diffusion import denoising_loss
-from dbad.extractors import EMBEDDED, build_extractor
-from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.features import PatchExtractor, Standardisation
-from dbad.latents import latent_loss
-from dbad.presets import PRESETS
-from dbad.runtime import memory_format, pick_device, pick_precision
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.weights import build_unet
+from dbad.diffusion.batches import denoising_loss
+from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.families.ddim import search as tuning
+from dbad.families.detector import DdimDetector, MapSettings
+from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.families.diad.latents import latent_loss
+from dbad.families.diad.model import SIZES, random_diad
+from dbad.families.lafite import model as lafite
+from dbad.families.lafite.bank import Bank, coreset
+from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.networks.features import PatchExtractor, Standardisation
+from dbad.options.presets import PRESETS
+from dbad.runtime.device import memory_format, pick_device, pick_precision
 
 REPEATS = 5
 

@@ -11,11 +11,11 @@ import time
 
 import torch
 
-from dbad.checkpoints import build_unet
-from dbad.denoising import schedule
-from dbad.diffusion import NoisedImages, denoising_loss
-from dbad.presets import PRESETS
-from dbad.runtime import pick_precision
+from dbad.checkpoints.weights import build_unet
+from dbad.diffusion.batches import NoisedImages, denoising_loss
+from dbad.diffusion.ddim import schedule
+from dbad.options.presets import PRESETS
+from dbad.runtime.device import pick_precision
 
 REPEATS = 7
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 def __getattr__(name: str):
     """`load_detector`, imported on first use: `from dbad.metrics import aupro` shall not wait for torch."""
     if name == "load_detector":
-        from dbad.detectors import load_detector
+        from dbad.families.detector import load_detector
         return load_detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

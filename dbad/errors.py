@@ -14,7 +14,7 @@ def printable(text: object) -> str:
 class UserError(Exception):
     """Something the user gave is wrong; the message is one line that names it, what was found and what was expected.
 
-    Scripts print the message and exit with status 2, without a traceback (`dbad.config.main`). Whatever names and
+    Scripts print the message and exit with status 2, without a traceback. Whatever names and
     values are in it, it stays one line, see `printable`.
     """
 

@@ -1,101 +1,45 @@
-"""The contracts of a data set: an image file with what is known of it, the files of a category, their split by name."""
+"""What was found in one image: the record that evaluation fills and the report shows."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from dbad.finding import list_images
+import numpy as np
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image file of a category, not read yet.
+class Inspection:
+    """One inspected image and everything the detector said about it.
 
-        defect      name of the defect, or "good"
-        mask        file with the ground truth, or folder of several files that together are it (MVTec LOCO); None for
-                    good images and where no ground truth exists
-        group       images of one group must stay on one side of every split; None: the image is on its own
+        path            file, relative to the data set (or as the user gave it)
+        category        such as "hazelnut"
+        defect          folder name of the defect, "good", or None where no ground truth exists
+        label           1 defective, 0 good, None where no ground truth exists
+        score           how anomalous the image is, raw; higher is worse
+        p_value         share of good calibration images that score at least as high, in (0, 1]; None if not calibrated
+        normalised      the score brought to [0, 1], 0.5 at the image threshold; None if not calibrated
+        decision        1 where the score is at or above the image threshold, else 0; None if not calibrated
+        image           (H, W, 3) uint8, as the detector saw it
+        reconstruction  (H, W, 3) uint8, the defect-free version; None for families that have none
+        anomaly_map     (H, W) float32 >= 0
+        parts           named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
+        mask            (H, W) bool ground truth; None where there is none
+        cut             the file of the mask has shades, which were cut in the middle of their range
+        counterpart     what `reconstruction` is to be called
     """
 
-    path: Path
+    path: str
     category: str
-    defect: str
-    mask: Path | None = None
-    group: str | None = None
-
-    @property
-    def label(self) -> int:
-        return int(self.defect != "good")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image and its masks."""
-        return (self.path, *(mask_files(self.mask) if self.mask else ()))
-
-
-@dataclass(frozen=True)
-class Category:
-    """The files of one category: good ones to train on, and those of the test.
-
-    Paths are reported relative to the parent of `root`.
-
-        held_out    good images that the data set itself keeps for validation; empty where they are to be taken from
-                    `train`
-        unmasked    the defective images of the test without mask; as samples whose `mask`, if any, is the file that was
-                    looked for
-        notes       what was left out and what a reader would not expect, in lines
-        layout      how the data set lies on disk
-    """
-
-    name: str
-    root: Path
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-    held_out: tuple[Sample, ...] = ()
-    unmasked: tuple[Sample, ...] = ()
-    notes: tuple[str, ...] = ()
-    layout: str = ""
-
-    @property
-    def good(self) -> tuple[Sample, ...]:
-        """The good images that a training may look at: those to train on, and those that are held out."""
-        return self.train + self.held_out
-
-
-Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the categories, and what lists one's files
-
-
-def mask_files(mask: Path) -> list[Path]:
-    """The file, or the files of the folder, that a sample's `mask` is."""
-    return list_images(mask) if os.path.isdir(mask) else [mask]
-
-
-def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    """The samples sorted by their paths."""
-    return tuple(sorted(samples, key=lambda sample: sample.path))
-
-
-def split_by_hash(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into (the others, about `share` of them), groups undivided; all are others where there is one group.
-
-    Taken are the files whose names, or the groups whose names, hash lowest: the same wherever the data lie, and adding
-    files moves few others. At least one group is taken, never all.
-    """
-    groups: dict[object, list[Sample]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault(index if sample.group is None else sample.group, []).append(sample)
-    by_hash = sorted(groups.values(), key=lambda group: _hash(group[0].group or group[0].path.name))
-    aim = min(max(1, round(share * len(samples))), len(samples) - 1)
-    sizes = list(accumulate(len(group) for group in by_hash[:-1]))
-    count = 1 + min(range(len(sizes)), key=lambda i: abs(sizes[i] - aim), default=-1)
-    taken = {sample for group in by_hash[:count] for sample in group}
-    return [s for s in samples if s not in taken], [s for s in samples if s in taken]
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()   # names of files need not be text
+    defect: str | None
+    label: int | None
+    score: float
+    p_value: float | None
+    normalised: float | None
+    decision: int | None
+    image: np.ndarray
+    reconstruction: np.ndarray | None
+    anomaly_map: np.ndarray
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    mask: np.ndarray | None = None
+    cut: bool = False
+    counterpart: str = "reconstruction"

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dbad.calibration import Calibration
-from dbad.checkpoints import build_unet
-from dbad.denoising import Conditioning, schedule
-from dbad.detectors import DdimDetector, MapSettings
-from dbad.inspection import Inspection
-from dbad.noise import stream
-from dbad.records import Sample
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.weights import build_unet
+from dbad.data.splits import Sample
+from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.noise import stream
+from dbad.families.detector import DdimDetector, MapSettings
+from dbad.records import Inspection
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars

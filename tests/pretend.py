@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from dbad import diffmaps
+from dbad import maps
 
 _numpy = Tensor.numpy
 
@@ -83,5 +83,5 @@ def cuda_device() -> Iterator[torch.device]:
         stack.enter_context(_Mode(allow_non_fake_inputs=True))
         stack.enter_context(mock.patch.object(nn.Module, "to", _moved))
         stack.enter_context(mock.patch.object(Tensor, "numpy", _values))
-        stack.callback(diffmaps._blur_matrix.cache_clear)      # it would hand on fake ones
+        stack.callback(maps._blur_matrix.cache_clear)      # it would hand on fake ones
         yield torch.device("cuda")

@@ -9,8 +9,9 @@ from helpers import CPU, one_line, random_images, stream
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from dbad import adversarial
-from dbad.adversarial import (
+from dbad.errors import UserError
+from dbad.families.diad import adversarial
+from dbad.families.diad.adversarial import (
     AdversarialAutoencoder,
     PatchDiscriminator,
     Terms,
@@ -23,9 +24,8 @@ from dbad.adversarial import (
     mean_over_categories,
     reconstruction_terms,
 )
-from dbad.autoencoder import SIZES, BalancedImages, Size, build_autoencoder, from_imagenet, to_imagenet
-from dbad.errors import UserError
-from dbad.training import Plan, fit
+from dbad.families.diad.autoencoder import SIZES, BalancedImages, Size, build_autoencoder, from_imagenet, to_imagenet
+from dbad.training.loop import Plan, fit
 
 
 @pytest.fixture(autouse=True)

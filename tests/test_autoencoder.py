@@ -11,8 +11,10 @@ from helpers import one_line, random_images, stream, tiny_unet
 from safetensors.torch import load_file
 from torchvision.transforms.functional import normalize
 
-from dbad import autoencoder
-from dbad.autoencoder import (
+from dbad.checkpoints.weights import model_config
+from dbad.errors import UserError
+from dbad.families.diad import autoencoder
+from dbad.families.diad.autoencoder import (
     PUBLISHED_SCALE,
     SIZES,
     BalancedImages,
@@ -27,11 +29,9 @@ from dbad.autoencoder import (
     save_autoencoder,
     to_imagenet,
 )
-from dbad.checkpoints import model_config
-from dbad.errors import UserError
-from dbad.files import read_json, write_json
-from dbad.run_files import AUTOENCODER, MODEL_CONFIG
-from dbad.training import StepBatches
+from dbad.files.atomic import read_json, write_json
+from dbad.files.names import AUTOENCODER, MODEL_CONFIG
+from dbad.training.loop import StepBatches
 
 SMALL = Size((8, 8, 16, 16), 1, 4)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import CPU, one_line
 
-from dbad import bank as bank_module
-from dbad.bank import Bank, build_bank, coreset, load_bank, save_bank, shares, standardised_patches
-from dbad.checkpoints import save_pickle
+from dbad.checkpoints.weights import save_pickle
 from dbad.errors import UserError
-from dbad.features import Standardisation, to_patches
+from dbad.families.lafite import bank as bank_module
+from dbad.families.lafite.bank import Bank, build_bank, coreset, load_bank, save_bank, shares, standardised_patches
+from dbad.networks.features import Standardisation, to_patches
 
 ABOUT = {"backbone": "resnet18", "weights": "0123", "layers": [1, 2], "grid": 2}
 

@@ -7,10 +7,10 @@ from ldm import random_stable_diffusion
 from safetensors.torch import save_file
 
 from build_diad import Options, run
-from dbad.autoencoder import build_autoencoder, save_autoencoder
-from dbad.checkpoints import save_pickle
-from dbad.diad import load_diad, reconstruct
-from dbad.files import read_json, write_json
+from dbad.checkpoints.weights import save_pickle
+from dbad.families.diad.autoencoder import build_autoencoder, save_autoencoder
+from dbad.families.diad.model import load_diad, reconstruct
+from dbad.files.atomic import read_json, write_json
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import one_line, random_images, tiny_unet
 
-from dbad.checkpoints import (
+from dbad.checkpoints.weights import (
     build_unet,
     load_pickle,
     load_unet,
@@ -22,11 +22,11 @@ from dbad.checkpoints import (
     save_weights,
     trim_log,
 )
-from dbad.config import plain, resolve
 from dbad.errors import UserError
-from dbad.files import atomic_write, ensure_folders, read_json, write_json, write_text
-from dbad.results import results_folder
-from dbad.run_files import LOG, MODEL_CONFIG
+from dbad.files.atomic import atomic_write, ensure_folders, read_json, write_json, write_text
+from dbad.files.names import LOG, MODEL_CONFIG
+from dbad.options.command_line import plain, resolve
+from dbad.report.results import results_folder
 from inference_ddim import Options
 
 # Files

@@ -9,9 +9,9 @@ import torch
 from helpers import one_line
 from safetensors.torch import load_file, save_file
 
-from dbad.checkpoints import load_pickle, save_pickle
-from dbad.checksums import check_archive, read_tensors, write_tensors
+from dbad.checkpoints.weights import load_pickle, save_pickle
 from dbad.errors import UserError
+from dbad.files.checksums import check_archive, read_tensors, write_tensors
 
 STATE = {"a.weight": torch.randn(4, 8), "half": torch.randn(5).bfloat16(), "number": torch.tensor(3),
          "empty": torch.zeros(0, 2), "on": torch.tensor([True, False])}

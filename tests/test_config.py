@@ -22,14 +22,25 @@ import train_diad
 import train_extractor
 import train_lafite
 import train_tune_eval
-from dbad.checks import check
-from dbad.config import announce, changed, main, parse, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.errors import UserError
-from dbad.files import write_json
-from dbad.inspecting import results_of
-from dbad.presets import PRESETS, default_preset
-from dbad.run_files import TRAIN_OPTIONS
-from dbad.runtime import one_line_failures, pick_device, pick_precision
+from dbad.files.atomic import write_json
+from dbad.files.names import TRAIN_OPTIONS
+from dbad.inspection.run import results_of
+from dbad.options.checks import check
+from dbad.options.command_line import (
+    announce,
+    changed,
+    main,
+    parse,
+    plain,
+    resolve,
+    run_folder,
+    run_name,
+    subset,
+    trained_options,
+)
+from dbad.options.presets import PRESETS, default_preset
+from dbad.runtime.device import one_line_failures, pick_device, pick_precision
 
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,
            inference_diad, train_tune_eval]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dbad.data import (
+from dbad.data.images import (
     Sample,
     augment,
     find_category,
@@ -23,8 +23,8 @@ from dbad.data import (
     to_pixels,
     to_uint8,
 )
+from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.intensity import Intensity
 
 RGB = drawn(3, (12, 8))
 GREY = RGB[:, :, 0]

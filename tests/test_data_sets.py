@@ -6,10 +6,11 @@ import pytest
 from helpers import make_category, one_line
 from trees import TREES, btad, folder, line, manifest, mtd, put, visa
 
-from dbad import data
-from dbad.config import RunOptions
-from dbad.data import find_category, main, open_category
+from dbad.data import images
+from dbad.data.__main__ import main
+from dbad.data.images import find_category, open_category
 from dbad.errors import UserError
+from dbad.options.command_line import RunOptions
 
 
 def options(path: Path | None, item: str, layout: str = "auto") -> RunOptions:
@@ -19,23 +20,23 @@ def options(path: Path | None, item: str, layout: str = "auto") -> RunOptions:
 def test_the_options_name_a_category_of_a_data_set_in_any_layout(tmp_path):
     category = open_category(options(btad(tmp_path), "01"), ["good"])
     assert [(s.path.name, s.defect) for s in category.test] == [("1.bmp", "good")]
-    assert data.category_names(options(tmp_path, "01", "btad")) == ("01", "02")
-    for refused in (open_category, data.category_names):
+    assert images.category_names(options(tmp_path, "01", "btad")) == ("01", "02")
+    for refused in (open_category, images.category_names):
         with pytest.raises(UserError, match="--layout visa: .* expected split_csv/1cls.csv"):
             refused(options(tmp_path, "01", "visa"))
 
 
 def test_the_demo_data_have_the_layout_of_mvtec():
-    assert "hazelnut" in data.category_names(options(None, "hazelnut"))
+    assert "hazelnut" in images.category_names(options(None, "hazelnut"))
     with pytest.raises(UserError, match="--layout visa: the built-in demo data has layout mvtec"):
         open_category(options(None, "hazelnut", "visa"))
 
 
 def test_a_category_without_test_images_is_refused_where_they_are_needed(tmp_path):
     category = find_category(make_category(tmp_path), "bolt")
-    assert data.test_images(category) == category.test
+    assert images.test_images(category) == category.test
     with pytest.raises(UserError, match="bolt: no test images; expected folders such as .*bolt/test/good") as error:
-        data.test_images(find_category(put(tmp_path / "bolts", "bolt/train/good/a.png"), "bolt"))
+        images.test_images(find_category(put(tmp_path / "bolts", "bolt/train/good/a.png"), "bolt"))
     one_line(error)
 
 
@@ -88,5 +89,5 @@ def test_what_cannot_be_described_is_told_in_one_line(words, message, tmp_path, 
 
 
 def test_the_table_is_a_command(tmp_path, script, capsys):
-    script("dbad/data.py", visa(tmp_path))
+    script("dbad/data/__main__.py", visa(tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path}: layout visa\n")

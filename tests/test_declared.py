@@ -7,14 +7,14 @@ import pytest
 from helpers import MAPS, json_of, one_line
 
 import evaluation
-from dbad.calibration import Calibration, load_calibration
-from dbad.checkpoints import trim_log
-from dbad.config import setting_names
-from dbad.declared import check_declared, described, fits, types_of
+from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.checkpoints.weights import trim_log
 from dbad.errors import UserError
-from dbad.files import read_json, write_json
-from dbad.presets import PRESETS
-from dbad.setting_types import LATER, setting_types
+from dbad.files.atomic import read_json, write_json
+from dbad.options.command_line import setting_names
+from dbad.options.declared import check_declared, described, fits, types_of
+from dbad.options.presets import PRESETS
+from dbad.options.setting_types import LATER, setting_types
 
 SETTINGS = {name: PRESETS["demo"][name] for name in setting_names("ddim") if name in PRESETS["demo"]} | {
     "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"}
@@ -57,8 +57,8 @@ def test_lines_of_a_log_that_nobody_can_read_are_dropped(tmp_path):
 def test_an_older_calibration_has_what_was_done_before(tmp_path, monkeypatch):
     """All other settings have to be there."""
     known = setting_types("ddim")
-    monkeypatch.setattr("dbad.calibration.setting_types", lambda method: known | {"sharpness": float})
-    monkeypatch.setattr("dbad.calibration.LATER", {**LATER, "sharpness": 1.0})
+    monkeypatch.setattr("dbad.calibration.thresholds.setting_types", lambda method: known | {"sharpness": float})
+    monkeypatch.setattr("dbad.calibration.thresholds.LATER", {**LATER, "sharpness": 1.0})
     path = tmp_path / "calibration.json"
     Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, settings=SETTINGS).save(path)
     found = load_calibration(path).settings

@@ -8,10 +8,10 @@ import pytest
 from deep_files import colours, deepen, forget_intensity, png
 from helpers import complaint, json_of, rows_of
 
-from dbad.checkpoints import load_pickle
-from dbad.detectors import load_detector
+from dbad.checkpoints.weights import load_pickle
+from dbad.data.intensity import AS_BEFORE, Intensity
 from dbad.errors import UserError
-from dbad.intensity import AS_BEFORE, Intensity
+from dbad.families.detector import load_detector
 
 RUN, TRAIN = Path("checkpoints/hazelnut"), Path("data/hazelnut/train/good")
 INSPECT = ["--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32", "--device", "cpu"]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dbad import demo
-from dbad.demo import CATEGORIES, draw, write_demo
+from dbad.data.demo import draw as demo
+from dbad.data.demo.draw import CATEGORIES, draw, write_demo
 from dbad.errors import UserError
-from dbad.temporary import machine
+from dbad.files.temporary import machine
 
 KINDS = [(category, defect) for category, defects in CATEGORIES.items() for defect in defects]
 TINY = dict(size=32, num_train=2, num_test_good=1, num_per_defect=1)

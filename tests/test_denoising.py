@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from helpers import CPU, Oracle, random_images, streams, tiny_unet
 
-from dbad import noise
-from dbad.denoising import (
+from dbad.diffusion import noise
+from dbad.diffusion.ddim import (
     Conditioning,
     conditioned_step,
     reconstruct,

@@ -10,17 +10,17 @@ from helpers import MAPS, drawn, one_line, random_images, tiny_detector, tiny_un
 from PIL import Image
 
 import dbad
-from dbad.calibration import Calibration, conformal_threshold
-from dbad.checkpoints import model_config, save_weights
-from dbad.config import MapOptions, ReconstructionOptions
-from dbad.detectors import MapSettings, load_detector
-from dbad.diffmaps import blur
-from dbad.digests import digests
+from dbad.calibration.digests import digests
+from dbad.calibration.thresholds import Calibration, conformal_threshold
+from dbad.checkpoints.weights import model_config, save_weights
+from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor, save_extractor
-from dbad.files import write_json
-from dbad.intensity import Intensity
-from dbad.run_files import CALIBRATION, MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.families.detector import MapSettings, load_detector
+from dbad.files.atomic import write_json
+from dbad.files.names import CALIBRATION, MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.maps import blur
+from dbad.networks.extractors import EMBEDDED, build_extractor, save_extractor
+from dbad.options.command_line import MapOptions, ReconstructionOptions
 
 
 @pytest.fixture(scope="module")

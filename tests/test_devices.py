@@ -13,33 +13,28 @@ from pretend import cuda_device
 from torch import nn
 
 import train_lafite
-from dbad import (
-    adversarial,
-    autoencoder,
-    feature_teaching,
-    feature_tuning,
-    features,
-    lafite,
-    latents,
-    objectives,
-    tuning,
-)
-from dbad.bank import Bank, build_bank
-from dbad.calibration import Calibration, calibrate
-from dbad.checkpoints import build_unet
-from dbad.denoising import Conditioning, schedule
-from dbad.diad import Size, random_diad
-from dbad.diad_detector import DiadDetector, DiadSettings
-from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
-from dbad.discriminator import Discriminator
-from dbad.extractors import EMBEDDED, build_extractor
-from dbad.feature_detector import FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.feature_teaching import Good
-from dbad.features import PatchExtractor, Standardisation
-from dbad.normalise import fit
-from dbad.presets import PRESETS
-from dbad.records import Sample
-from dbad.training import Best
+from dbad.calibration.thresholds import Calibration, calibrate
+from dbad.checkpoints.weights import build_unet
+from dbad.data.splits import Sample
+from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.families.ddim import objectives
+from dbad.families.ddim import search as tuning
+from dbad.families.ddim.normalise import fit
+from dbad.families.diad import adversarial, autoencoder, latents
+from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.families.diad.model import Size, random_diad
+from dbad.families.lafite import lessons, search
+from dbad.families.lafite import model as lafite
+from dbad.families.lafite.bank import Bank, build_bank
+from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.discriminator import Discriminator
+from dbad.families.lafite.lessons import Good
+from dbad.networks import features
+from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.networks.features import PatchExtractor, Standardisation
+from dbad.options.presets import PRESETS
+from dbad.training.loop import Best
 
 SIZE, GRID = 32, 4
 LATENT = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
@@ -127,11 +122,11 @@ def test_a_discriminator_and_a_bank_come_to_the_device_of_the_detector(device, e
 
 def test_lafite_learns_from_damage_searches_and_calibrates_on_one_device(device, extractor, tmp_path, monkeypatch):
     """From features of good images to thresholds, as train_lafite.py goes, but for the training of the denoiser."""
-    monkeypatch.setattr(feature_teaching, "train_discriminator", partial(feature_teaching.train_discriminator, steps=1))
+    monkeypatch.setattr(lessons, "train_discriminator", partial(lessons.train_discriminator, steps=1))
     for module, name in ((train_lafite, "NUM_TAUGHT"), (train_lafite, "NUM_PSEUDO")):
         monkeypatch.setattr(module, name, 4)
     for name in ("NEIGHBOURS", "STARTS", "STEPS", "WEIGHTS", "POWERS", "BLURS", "SHARES"):
-        monkeypatch.setattr(feature_tuning, name, getattr(feature_tuning, name)[-2:])
+        monkeypatch.setattr(search, name, getattr(search, name)[-2:])
     detector = feature_detector(device, extractor)
     images = pixels(8)
     extracted = np.zeros((8, detector.patches.channels, GRID, GRID), np.float16)

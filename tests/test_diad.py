@@ -7,9 +7,10 @@ import torch
 from helpers import one_line, random_images, streams
 from torch.nn import functional as F
 
-from dbad import diad
-from dbad.denoising import visited_timesteps
-from dbad.diad import (
+from dbad.diffusion.ddim import visited_timesteps
+from dbad.errors import UserError
+from dbad.families.diad import model as diad
+from dbad.families.diad.model import (
     SIZES,
     Size,
     SpatialFusion,
@@ -22,11 +23,10 @@ from dbad.diad import (
     reconstruct,
     save_diad,
 )
-from dbad.diffmaps import blur
-from dbad.errors import UserError
-from dbad.extractors import build_extractor
-from dbad.files import read_json, write_json
-from dbad.run_files import MODEL_CONFIG
+from dbad.files.atomic import read_json, write_json
+from dbad.files.names import MODEL_CONFIG
+from dbad.maps import blur
+from dbad.networks.extractors import build_extractor
 
 SMALL = Size(128, (32, 32, 64, 64), 32, "tiny", (16, 16, 32, 32))       # latents 16x16, the deepest level 2x2
 

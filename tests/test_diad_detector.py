@@ -7,18 +7,18 @@ import torch
 from helpers import CPU, one_line, random_images, streams
 from torch.nn import functional as F
 
-from dbad.calibration import Calibration, load_calibration
-from dbad.detectors import calibration_file, load_detector
-from dbad.diad import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
-from dbad.diad_detector import DiadDetector, DiadSettings, extractor_settings
-from dbad.diffusion import validation_loss
-from dbad.digests import digests
+from dbad.calibration.digests import digests
+from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.diffusion.batches import validation_loss
+from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.extractors import build_extractor
-from dbad.files import read_json, write_json
-from dbad.latents import LatentImages, encode_all, latent_loss
-from dbad.noise import image_stream
-from dbad.run_files import TRAIN_OPTIONS
+from dbad.families.detector import calibration_file, load_detector
+from dbad.families.diad.detector import DiadDetector, DiadSettings, extractor_settings
+from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
+from dbad.families.diad.model import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
+from dbad.files.atomic import read_json, write_json
+from dbad.files.names import TRAIN_OPTIONS
+from dbad.networks.extractors import build_extractor
 
 SMALL = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
 SETTINGS = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0)
@@ -77,7 +77,7 @@ def test_the_map_tells_how_the_features_of_image_and_sample_differ(detector, mod
 
 
 def test_an_image_that_comes_back_as_it_is_has_no_anomaly(detector, model, monkeypatch):
-    monkeypatch.setattr("dbad.diad_detector.reconstruct", lambda model, images, *how: images)
+    monkeypatch.setattr("dbad.families.diad.detector.reconstruct", lambda model, images, *how: images)
     assert detector(random_images(1, 128)).score.item() == pytest.approx(0, abs=1e-4)
 
 

@@ -17,14 +17,15 @@ from helpers import complaint, drawn, everything, json_of, make_category, rows_o
 from PIL import Image
 
 import train_diad
-from dbad import autoencoder as autoencoders
-from dbad import diad, training
-from dbad.checkpoints import load_pickle
-from dbad.detectors import load_detector
-from dbad.diad import Diad, Size, load_part
-from dbad.intensity import AS_BEFORE
-from dbad.results import listing_digest
-from dbad.run_files import DIAD_FILES
+from dbad.checkpoints.weights import load_pickle
+from dbad.data.intensity import AS_BEFORE
+from dbad.families.detector import load_detector
+from dbad.families.diad import autoencoder as autoencoders
+from dbad.families.diad import model
+from dbad.families.diad.model import Diad, Size, load_part
+from dbad.files.names import DIAD_FILES
+from dbad.report.results import listing_digest
+from dbad.training import loop
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 STEPS = ("--steps_latent 4 --latent_batch_size 2 --latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 "
@@ -39,7 +40,7 @@ def small_networks():
     """Few channels, for the scripts and for the tests: the modules are the same for both."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(autoencoders.SIZES, "tiny", autoencoders.Size((8, 8, 8, 8), 1, 4))
-        patch.setitem(diad.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
+        patch.setitem(model.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
         yield
 
 
@@ -161,8 +162,8 @@ def test_a_finished_run_is_not_repeated(both, script, capsys, monkeypatch):
         before = (RUN / "unet.safetensors").read_bytes()
         with pytest.raises(AssertionError):
             script("train_diad.py", *BOTH, *STEPS, "--model", MODEL, "--run_id", "new")
-        patch.setattr(training, "_loop", never)
-        patch.setattr("dbad.latents.latent_loss", never)
+        patch.setattr(loop, "_loop", never)
+        patch.setattr("dbad.families.diad.latents.latent_loss", never)
         script("train_tune_eval.py", *BOTH, *CHAIN, "--skip_evaluation")
         assert (RUN / "unet.safetensors").read_bytes() == before
         capsys.readouterr()

@@ -13,10 +13,13 @@ from ldm import TextModel, random_stable_diffusion
 from safetensors.torch import save_file
 from torch import nn
 
-from dbad import autoencoder, checkpoints
-from dbad.autoencoder import from_imagenet, to_imagenet
-from dbad.diad import compose, load_diad, save_diad
-from dbad.diad_weights import (
+import dbad.checkpoints.__main__ as checkpoints_module
+from dbad.checkpoints.weights import load_pickle
+from dbad.errors import UserError
+from dbad.families.diad import autoencoder
+from dbad.families.diad.autoencoder import from_imagenet, to_imagenet
+from dbad.families.diad.model import compose, load_diad, save_diad
+from dbad.families.diad.weights import (
     convert_diad,
     empty_prompt,
     is_diad,
@@ -25,9 +28,8 @@ from dbad.diad_weights import (
     read_stable_diffusion,
     read_weights,
 )
-from dbad.errors import UserError
-from dbad.files import write_json
-from dbad.import_weights import run
+from dbad.families.import_weights import run
+from dbad.files.atomic import write_json
 
 IMAGES, NOISE, TIMES = random_images(2, 128), torch.randn(2, 4, 16, 16), torch.tensor([901, 1])
 
@@ -63,7 +65,7 @@ def bookkeeping(monkeypatch):
 @torch.no_grad()
 def test_an_imported_diad_computes_what_the_original_does(published, bookkeeping, tmp_path, capsys):
     path = save(tmp_path / "diad.ckpt", published.state_dict(), **bookkeeping)
-    checkpoints.main(["import", str(path), "--out", str(tmp_path / "out")])
+    checkpoints_module.main(["import", str(path), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "networks of DiAD" in said and "256 px" in said and "never learnt" not in said
     model = load_diad(tmp_path / "out")
@@ -283,4 +285,4 @@ def test_only_for_the_reading_is_the_bookkeeping_allowed(published, bookkeeping,
     path = save(tmp_path / "a.ckpt", {"layer.weight": torch.ones(1)}, **bookkeeping)
     assert read_weights(path).keys() == {"layer.weight"}
     with pytest.raises(UserError, match="refused"):
-        checkpoints.load_pickle(path)
+        load_pickle(path)

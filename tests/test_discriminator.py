@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dbad import metrics
-from dbad.discriminator import LEAST, USUAL, Discriminator, evidence, train_discriminator
+from dbad.families.lafite.discriminator import LEAST, USUAL, Discriminator, evidence, train_discriminator
 
 CHANNELS = (2, 3)
 

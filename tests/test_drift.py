@@ -9,8 +9,8 @@ import pytest
 from helpers import one_line
 from scipy.stats import binom, ks_2samp, norm
 
-from dbad.calibration import Calibration, conformal_threshold
-from dbad.drift import TOLERATED_SHARE, Drift, drift, sentence
+from dbad.calibration.drift import TOLERATED_SHARE, Drift, drift, sentence
+from dbad.calibration.thresholds import Calibration, conformal_threshold
 from dbad.errors import UserError
 
 NUM_RUNS = 200

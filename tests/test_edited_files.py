@@ -15,22 +15,22 @@ import evaluation
 import inference_lafite
 import train_ddim
 import train_diad
-from dbad.autoencoder import build_autoencoder, load_autoencoder, reconstruct, save_autoencoder
-from dbad.calibration import Calibration, load_calibration
-from dbad.checkpoints import load_unet, model_config, save_weights
-from dbad.config import plain, resolve, setting_names, trained_options
-from dbad.demo import Parameters, is_complete, write_demo
-from dbad.diad import Size, load_diad, random_diad, save_diad
-from dbad.diad_files import read_built
+from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.checkpoints.blueprints import MOST_PARAMETERS
+from dbad.checkpoints.trained import learnt_categories, trained_process
+from dbad.checkpoints.weights import load_unet, model_config, save_weights
+from dbad.data.demo.draw import Parameters, is_complete, write_demo
 from dbad.errors import UserError
-from dbad.extractors import build_extractor
-from dbad.features import PatchExtractor, extract_features
-from dbad.files import write_json
-from dbad.networks import MOST_PARAMETERS
-from dbad.presets import PRESETS
-from dbad.run_files import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
-from dbad.summary import Run, write_summary
-from dbad.trained import learnt_categories, trained_process
+from dbad.families.diad.autoencoder import build_autoencoder, load_autoencoder, reconstruct, save_autoencoder
+from dbad.families.diad.files import read_built
+from dbad.families.diad.model import Size, load_diad, random_diad, save_diad
+from dbad.files.atomic import write_json
+from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.networks.extractors import build_extractor
+from dbad.networks.features import PatchExtractor, extract_features
+from dbad.options.command_line import plain, resolve, setting_names, trained_options
+from dbad.options.presets import PRESETS
+from dbad.report.summary import Run, write_summary
 
 DEMO = PRESETS["demo"]
 OWN = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"},
@@ -222,7 +222,7 @@ def test_a_network_that_cannot_be_is_refused_before_it_is_made(cases, changes, s
 
     def never(*args, **kwargs):
         raise AssertionError("weights were made")
-    monkeypatch.setattr("dbad.checkpoints.network_of", never)
+    monkeypatch.setattr("dbad.checkpoints.weights.network_of", never)
     try:
         with pytest.raises(UserError) as error:
             case.read()
@@ -235,7 +235,7 @@ def test_a_network_larger_than_its_weights_is_never_made(cases, monkeypatch):
     case = cases["configuration of a U-Net"]
     whole = json_of(case.path)
     write_json(case.path, whole | {"block_out_channels": [2048, 2048]})
-    monkeypatch.setattr("dbad.checkpoints.network_of", None)
+    monkeypatch.setattr("dbad.checkpoints.weights.network_of", None)
     try:
         with pytest.raises(UserError, match="final.pt: weights of another architecture") as error:
             case.read()

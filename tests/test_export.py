@@ -10,12 +10,12 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from trees import mvtec_ad_2
 
-from dbad.evaluate import inspect
-from dbad.export import export_maps
-from dbad.extractors import build_extractor
-from dbad.layouts import open_dataset
-from dbad.protocol import resized_map
-from dbad.records import Category, Sample
+from dbad.data.layouts.registry import open_dataset
+from dbad.data.splits import Category, Sample
+from dbad.inspection.loop import inspect
+from dbad.metrics.protocol import resized_map
+from dbad.networks.extractors import build_extractor
+from dbad.report.export import export_maps
 
 BITS, SAMPLE_FORMAT, OFFSET, HEIGHT, COMPRESSION = 258, 339, 273, 278, 259     # tags of TIFF
 

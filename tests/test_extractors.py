@@ -5,9 +5,9 @@ import torch
 from helpers import drawn, one_line, random_images
 from PIL import Image
 
-from dbad.data import to_float, to_uint8
+from dbad.data.images import to_float, to_uint8
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, Stage, build_extractor, load_extractor, save_extractor, usual_layers
+from dbad.networks.extractors import EMBEDDED, Stage, build_extractor, load_extractor, save_extractor, usual_layers
 
 
 @pytest.fixture(scope="module")

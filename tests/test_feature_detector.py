@@ -10,18 +10,15 @@ from helpers import CPU, drawn, one_line, random_images
 from torch import nn
 
 import dbad
-from dbad import feature_detector
-from dbad.bank import Bank, build_bank
-from dbad.calibration import Calibration
-from dbad.checkpoints import build_unet, load_pickle, model_config, save_pickle, save_weights
-from dbad.config import FeatureMapOptions
-from dbad.detectors import build_detector, calibration_file, load_detector
-from dbad.diffmaps import blur
-from dbad.digests import digests
-from dbad.discriminator import Discriminator, num_planes
+from dbad.calibration.digests import digests
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.weights import build_unet, load_pickle, model_config, save_pickle, save_weights
+from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor
-from dbad.feature_detector import (
+from dbad.families.detector import build_detector, calibration_file, load_detector
+from dbad.families.lafite import detector as feature_detector
+from dbad.families.lafite.bank import Bank, build_bank
+from dbad.families.lafite.detector import (
     PARTS,
     FeatureDetector,
     FeatureSettings,
@@ -32,11 +29,14 @@ from dbad.feature_detector import (
     save_run,
     save_space,
 )
-from dbad.features import PatchExtractor, Standardisation, to_maps, to_patches
-from dbad.files import write_json
-from dbad.lafite import Components, denoise, feature_schedule, upsampled
-from dbad.noise import image_stream
-from dbad.run_files import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
+from dbad.families.lafite.discriminator import Discriminator, num_planes
+from dbad.families.lafite.model import Components, denoise, feature_schedule, upsampled
+from dbad.files.atomic import write_json
+from dbad.files.names import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
+from dbad.maps import blur
+from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.networks.features import PatchExtractor, Standardisation, to_maps, to_patches
+from dbad.options.command_line import FeatureMapOptions
 
 SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}

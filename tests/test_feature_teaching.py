@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dbad.feature_teaching import Lesson, first_of_each, set_aside, teach
-from dbad.tuning import PseudoValidation
+from dbad.families.ddim.search import PseudoValidation
+from dbad.families.lafite.lessons import Lesson, first_of_each, set_aside, teach
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 60, 240, 1000])
@@ -19,7 +19,7 @@ def test_of_the_training_images_at_most_a_third_is_set_aside(count, share):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr("dbad.discriminator.train_discriminator.__defaults__", (30,))
+    monkeypatch.setattr("dbad.families.lafite.discriminator.train_discriminator.__defaults__", (30,))
 
 
 def lesson(images, per_image=3, seed=0):

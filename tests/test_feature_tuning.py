@@ -11,17 +11,25 @@ from helpers import CPU, one_line, random_images
 from torch import nn
 from torch.nn import functional as F
 
-from dbad import feature_tuning, metrics
-from dbad.bank import Bank
-from dbad.calibration import map_quantile
-from dbad.checkpoints import build_unet
+from dbad import metrics
+from dbad.calibration.thresholds import map_quantile
+from dbad.checkpoints.weights import build_unet
 from dbad.errors import UserError
-from dbad.extractors import Extractor, Stage
-from dbad.feature_detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.feature_tuning import LEAST_GAIN, FeatureSearch, FeatureTrial, best_on_average, changes, write_feature_trials
-from dbad.features import PatchExtractor, Standardisation, to_patches
-from dbad.lafite import Components, Context
-from dbad.tuning import PseudoValidation
+from dbad.families.ddim.search import PseudoValidation
+from dbad.families.lafite import search as feature_tuning
+from dbad.families.lafite.bank import Bank
+from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.model import Components, Context
+from dbad.families.lafite.search import (
+    LEAST_GAIN,
+    FeatureSearch,
+    FeatureTrial,
+    best_on_average,
+    changes,
+    write_feature_trials,
+)
+from dbad.networks.extractors import Extractor, Stage
+from dbad.networks.features import PatchExtractor, Standardisation, to_patches
 
 BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, context_power=0.0,
                         discriminator_contrib=0.0, knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0,

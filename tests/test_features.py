@@ -8,10 +8,10 @@ import torch
 from helpers import CPU, one_line
 from torch import nn
 
-from dbad.checkpoints import load_pickle, save_pickle
+from dbad.checkpoints.weights import load_pickle, save_pickle
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, Extractor, Stage, build_extractor
-from dbad.features import PatchExtractor, Standardisation, extract_features, on_grid, to_maps, to_patches
+from dbad.networks.extractors import EMBEDDED, Extractor, Stage, build_extractor
+from dbad.networks.features import PatchExtractor, Standardisation, extract_features, on_grid, to_maps, to_patches
 
 
 class Pyramid(nn.Module):

@@ -15,12 +15,19 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import finetune_autoencoder
-from dbad import autoencoder as autoencoders
-from dbad.adversarial import AdversarialAutoencoder
-from dbad.autoencoder import SIZES, Size, build_autoencoder, load_autoencoder, save_autoencoder, to_imagenet
-from dbad.config import parse
-from dbad.data import read_image, to_float, to_uint8
+from dbad.data.images import read_image, to_float, to_uint8
 from dbad.errors import UserError
+from dbad.families.diad import autoencoder as autoencoders
+from dbad.families.diad.adversarial import AdversarialAutoencoder
+from dbad.families.diad.autoencoder import (
+    SIZES,
+    Size,
+    build_autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+    to_imagenet,
+)
+from dbad.options.command_line import parse
 
 RUN = Path("checkpoints/autoencoder")
 FLAGS = ("--item all --dataset_path data --size tiny --resolution 32 --batch_size 2 --accumulate 2 --num_steps 6 "

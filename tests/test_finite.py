@@ -7,20 +7,20 @@ import pytest
 import torch
 from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
-from dbad.calibration import Calibration, calibrate
-from dbad.checkpoints import build_unet
-from dbad.config import FeatureMapOptions
-from dbad.diad_detector import DiadSettings
+from dbad.calibration.thresholds import Calibration, calibrate
+from dbad.checkpoints.weights import build_unet
+from dbad.data.intensity import Intensity
+from dbad.data.splits import Sample
 from dbad.errors import UserError
-from dbad.evaluate import inspect
-from dbad.extractors import build_extractor
-from dbad.feature_detector import FeatureSettings
+from dbad.families.ddim.search import Search, combined, pseudo_validation
+from dbad.families.diad.detector import DiadSettings
+from dbad.families.lafite.detector import FeatureSettings
 from dbad.finite import NotFinite, check_finite, naming
-from dbad.intensity import Intensity
-from dbad.new_images import inspect_new
-from dbad.presets import PRESETS
-from dbad.records import Sample
-from dbad.tuning import Search, combined, pseudo_validation
+from dbad.inspection.loop import inspect
+from dbad.inspection.new_images import inspect_new
+from dbad.networks.extractors import build_extractor
+from dbad.options.command_line import FeatureMapOptions
+from dbad.options.presets import PRESETS
 
 DEMO = PRESETS["demo"]
 FEATURES = FeatureSettings(**{name: DEMO[name] for name in FeatureMapOptions.__dataclass_fields__})

@@ -19,9 +19,9 @@ from deep_files import (
 from helpers import drawn, one_line
 from PIL import Image, features
 
-from dbad import full_depth
+from dbad.data import full_depth
+from dbad.data.full_depth import Deep, check_unreduced, is_deep, read_picture
 from dbad.errors import UserError
-from dbad.full_depth import Deep, check_unreduced, is_deep, read_picture
 
 GRAY, RGB, RGBA = colours(16, channels=1)[:, :, 0], colours(16), colours(16, channels=4)
 LOW = GRAY >> 4         # 12 bits

@@ -7,8 +7,8 @@ import pytest
 from helpers import json_of
 
 from benchmarks import gpu, throughput
-from dbad import autoencoder, diad
-from dbad.diad import Size
+from dbad.families.diad import autoencoder, model
+from dbad.families.diad.model import Size
 
 REHEARSAL = "--device cpu --tiny --jobs 1 --dataset_path data --out out".split()
 
@@ -17,7 +17,7 @@ REHEARSAL = "--device cpu --tiny --jobs 1 --dataset_path data --out out".split()
 def rehearse(workplace, script, monkeypatch):
     """`rehearse(words...)`: the benchmark with scripts that run in this process; gives what gpu.json says."""
     monkeypatch.setitem(autoencoder.SIZES, "tiny", autoencoder.Size((8, 8, 8, 8), 1, 4))
-    monkeypatch.setitem(diad.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
+    monkeypatch.setitem(model.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
 
     def run(words, folder, timeout):
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_files_and_scores_that_differ_are_told(tmp_path):
 
 
 def test_every_figure_of_the_throughput_can_be_had(capsys, monkeypatch):
-    monkeypatch.setitem(diad.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
+    monkeypatch.setitem(model.SIZES, "tiny", Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2))
     rates = throughput.measure(gpu.torch.device("cpu"), tiny=True)
     assert len(rates) == 14 and all(rate.value > 0 and not rate.error for rate in rates), rates
     none = throughput.measure(gpu.torch.device("cpu"), tiny=True, limit_s=-1)

@@ -9,15 +9,15 @@ from helpers import one_line, random_images, tiny_unet
 from torch import nn
 from torch.nn import functional as F
 
-from dbad import import_weights
-from dbad.checkpoints import load_unet, model_config, save_weights
-from dbad.config import resolve
-from dbad.ddad_weights import convert
+from dbad.checkpoints.weights import load_unet, model_config, save_weights
 from dbad.errors import UserError
-from dbad.extractors import build_extractor, load_extractor, save_extractor
-from dbad.files import read_json, write_json
-from dbad.import_weights import BACKBONES, Found, main, recognise, run
-from dbad.run_files import MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.families import import_weights
+from dbad.families.ddim.weights import convert
+from dbad.families.import_weights import BACKBONES, Found, main, recognise, run
+from dbad.files.atomic import read_json, write_json
+from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.networks.extractors import build_extractor, load_extractor, save_extractor
+from dbad.options.command_line import resolve
 from evaluation import Options
 
 # DDAD's U-Net as its code computes it, under its names: what the converted one is held against

@@ -11,17 +11,17 @@ from deep_files import as_8_bit, colours, gradient, png, tiff
 from helpers import drawn, one_line, save_drawn, tiny_detector
 from PIL import Image
 
-from dbad import depth
-from dbad.checkpoints import save_pickle
-from dbad.data import check_readable, read_image, read_images, read_items
-from dbad.depth import begun_with, run_intensity
+from dbad.checkpoints.weights import save_pickle
+from dbad.data import depth
+from dbad.data.depth import begun_with, run_intensity
+from dbad.data.images import check_readable, read_image, read_images, read_items
+from dbad.data.inputs import to_batch
+from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity
+from dbad.data.splits import Sample
 from dbad.errors import UserError
-from dbad.extractors import EMBEDDED, build_extractor
-from dbad.files import write_json
-from dbad.inputs import to_batch
-from dbad.intensity import AS_BEFORE, DEPTHS, Intensity
-from dbad.records import Sample
-from dbad.run_files import TRAIN_OPTIONS
+from dbad.files.atomic import write_json
+from dbad.files.names import TRAIN_OPTIONS
+from dbad.networks.extractors import EMBEDDED, build_extractor
 
 FORMS = {"PNG": png, "TIFF": tiff, "TIFF of the other order": lambda values: tiff(values, ">")}
 DEEP = [bits for bits in DEPTHS if bits > 8]

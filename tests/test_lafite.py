@@ -10,9 +10,8 @@ import torch
 from helpers import CPU, streams
 from torch import nn
 
-from dbad.diffusion import validation_loss
-from dbad.features import Standardisation
-from dbad.lafite import (
+from dbad.diffusion.batches import validation_loss
+from dbad.families.lafite.model import (
     INVERSION_STEPS,
     MIN_SNR,
     Components,
@@ -27,7 +26,8 @@ from dbad.lafite import (
     unlikelihood,
     upsampled,
 )
-from dbad.training import StepBatches
+from dbad.networks.features import Standardisation
+from dbad.training.loop import StepBatches
 
 ABAR = feature_schedule()
 PREDICTIONS = ["x0", "v", "epsilon"]

@@ -16,15 +16,18 @@ from helpers import CPU, complaint, everything, json_of, make_category, rows_of,
 from PIL import Image
 
 import train_lafite
-from dbad import bank, feature_teaching, feature_tuning, lafite, progress, tuning
-from dbad.calibration import Calibration
-from dbad.checkpoints import load_pickle, save_pickle
-from dbad.data import open_category, read_items, split_holdout
-from dbad.data import test_images as images_to_test
-from dbad.detectors import load_detector
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.weights import load_pickle, save_pickle
+from dbad.data.images import open_category, read_items, split_holdout
+from dbad.data.images import test_images as images_to_test
 from dbad.errors import UserError
-from dbad.feature_detector import build_feature_detector
-from dbad.run_files import is_declared
+from dbad.families.ddim import search as tuning
+from dbad.families.detector import load_detector
+from dbad.families.lafite import bank, lessons, model
+from dbad.families.lafite import search as feature_tuning
+from dbad.families.lafite.detector import build_feature_detector
+from dbad.files.names import is_declared
+from dbad.training import progress
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 TINY = ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 --bank_mb 0.008 --components 8 "
@@ -183,7 +186,7 @@ def test_until_a_run_is_finished_the_one_before_serves(both, script, capsys, mon
 
     (RUN / "log.jsonl").unlink()        # it is that of the training that has begun
     before = stamps(RUN)
-    monkeypatch.setattr(lafite, "feature_loss", stopped)
+    monkeypatch.setattr(model, "feature_loss", stopped)
     with pytest.raises(SystemExit):
         script("train_lafite.py", *BOTH, *TINY, "--seed", 1, "--no_resume")
     assert stamps(RUN) == before
@@ -224,7 +227,7 @@ def test_whatever_lies_in_the_run_folder_is_on_the_list_of_names(both):
 
 def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one(both, script, capsys):
     shutil.rmtree("checkpoints")
-    loss, calls = lafite.feature_loss, iter(range(1, 100))
+    loss, calls = model.feature_loss, iter(range(1, 100))
 
     def interrupting(*args):
         if torch.is_grad_enabled() and next(calls) == 4:        # else it is a validation
@@ -232,7 +235,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one
         return loss(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lafite, "feature_loss", interrupting)
+        patch.setattr(model, "feature_loss", interrupting)
         patch.setattr(progress, "SAVE_EVERY_S", 0)
         with pytest.raises(SystemExit) as stop:
             script("train_lafite.py", *BOTH, *TINY)
@@ -275,9 +278,9 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
     monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
-    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
+    monkeypatch.setattr(lessons, "NUM_TAUGHT", 8)
     made, build_bank = [], bank.build_bank
-    for module in (bank, feature_teaching):
+    for module in (bank, lessons):
         monkeypatch.setattr(module, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
             features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
@@ -301,7 +304,7 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
 
 
 def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, monkeypatch):
-    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
+    monkeypatch.setattr(lessons, "NUM_TAUGHT", 8)
     script("train_lafite.py", *BOTH, *TINY, "--discriminator_contrib", 1, "--edit_contrib", 1)
     detectors = {name: load_detector(RUN, "cpu", "fp32", category=name) for name in ("bolt", "hazelnut", None)}
     assert sorted(path.name for path in RUN.glob("discriminator*")) == [
@@ -323,7 +326,7 @@ def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, mo
 
 
 def test_a_single_category_has_one_discriminator(both, script, monkeypatch, capsys):
-    monkeypatch.setattr(feature_teaching, "NUM_TAUGHT", 8)
+    monkeypatch.setattr(lessons, "NUM_TAUGHT", 8)
     words = ["--item", "bolt", "--run_id", "one", *TINY]
     script("train_lafite.py", *words, "--dry_run")
     assert "checkpoints/one/discriminator.pt" in capsys.readouterr().out

@@ -12,12 +12,12 @@ from scipy import ndimage
 
 from benchmarks import large_images
 from benchmarks.seams import border_ratios, measure_seams, near_borders
-from dbad import demo
-from dbad.config import plain, resolve
-from dbad.data import find_category
+from dbad.data.demo import draw
+from dbad.data.images import find_category
+from dbad.data.tiling import stitch, tile_places, tile_starts
 from dbad.errors import UserError
-from dbad.files import write_json
-from dbad.tiling import stitch, tile_places, tile_starts
+from dbad.files.atomic import write_json
+from dbad.options.command_line import plain, resolve
 
 SHAPE, TILE = (512, 640), 64      # without overlap, tiles fit exactly
 
@@ -35,11 +35,11 @@ def span(mask: np.ndarray) -> float:
 
 def test_defects_are_about_8_px_and_the_masks_are_where_the_images_differ(tmp_path):
     """At half the side, which is faster; their size is in px."""
-    demo.write_demo(tmp_path, ("carpet",), 512, 0, 0, 1, 0, large_images.DEFECT_PX)
-    for defect in demo.CATEGORIES["carpet"]:
+    draw.write_demo(tmp_path, ("carpet",), 512, 0, 0, 1, 0, large_images.DEFECT_PX)
+    for defect in draw.CATEGORIES["carpet"]:
         image = np.asarray(Image.open(tmp_path / "carpet" / "test" / defect / "000.png"))
         mask = np.asarray(Image.open(tmp_path / "carpet" / "ground_truth" / defect / "000_mask.png")) > 0
-        good, _ = demo.draw("carpet", defect, size=512, defect_px=large_images.DEFECT_PX, flawless=True)
+        good, _ = draw.draw("carpet", defect, size=512, defect_px=large_images.DEFECT_PX, flawless=True)
         assert image.shape == (512, 512, 3) and 6 <= span(mask) <= 12
         change = np.abs(image.astype(int) - good).max(axis=2)
         assert not change[~ndimage.binary_dilation(mask, np.ones((3, 3)), 2)].any()
@@ -47,7 +47,7 @@ def test_defects_are_about_8_px_and_the_masks_are_where_the_images_differ(tmp_pa
 
 
 def test_the_same_seed_draws_the_same_images_and_another_one_others():
-    first, again, other = (demo.draw("carpet", "cut", 1, seed, size=256, defect_px=8)[0] for seed in (4, 4, 5))
+    first, again, other = (draw.draw("carpet", "cut", 1, seed, size=256, defect_px=8)[0] for seed in (4, 4, 5))
     assert (first == again).all() and (first != other).mean() > 0.5
 
 
@@ -171,7 +171,7 @@ def test_the_seams_of_a_detector_are_measured(tmp_path, monkeypatch):
     detector = tiny_detector(torch.nn.Identity(), patching=True)
     monkeypatch.setattr(detector, "_differences", wrong_at_borders)
     monkeypatch.setattr(large_images, "load_detector", lambda folder, batch_size: detector)
-    demo.write_demo(tmp_path / "data" / "seed0", ("carpet",), 128, 1, 3, 1)
+    draw.write_demo(tmp_path / "data" / "seed0", ("carpet",), 128, 1, 3, 1)
     large_images.main(["seams", "--item", "carpet", "--out", str(tmp_path), "--num_images", "2"])
     blended, plain = read(tmp_path / "seams.csv")
     assert (blended["overlap"], plain["overlap"], plain["good_images"]) == ("0.25", "0.0", "2")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helpers import one_line
 
-from dbad import locks
 from dbad.errors import UserError
-from dbad.files import atomic_write
-from dbad.locks import writing_out, writing_results, writing_run
-from dbad.temporary import machine, remove_abandoned, temporary_file, temporary_folder
+from dbad.files import locks
+from dbad.files.atomic import atomic_write
+from dbad.files.locks import writing_out, writing_results, writing_run
+from dbad.files.temporary import machine, remove_abandoned, temporary_file, temporary_folder
 
 fcntl = pytest.importorskip("fcntl")
 WAYS = {writing_run: (".lock", "run_id"), writing_out: (".lock", "out"), writing_results: ("../.run.lock", "img_dir")}
@@ -74,7 +74,7 @@ def test_a_process_that_has_the_lock_gets_it_again_and_keeps_it_to_the_end(tmp_p
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
-    code = ("import os, signal, sys\nfrom pathlib import Path\nfrom dbad.locks import writing_run\n"
+    code = ("import os, signal, sys\nfrom pathlib import Path\nfrom dbad.files.locks import writing_run\n"
             "with writing_run(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)")
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent.parent, timeout=60)
     assert killed.returncode == -9 and (tmp_path / ".lock").is_file()

@@ -6,8 +6,8 @@ import pytest
 from helpers import one_line
 from trees import CSV, VISA_FILES, VISA_FOUND, found, line, manifest, put, put_lines, visa
 
+from dbad.data.layouts.registry import open_dataset
 from dbad.errors import UserError
-from dbad.layouts import open_dataset
 
 # visa
 

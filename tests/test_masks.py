@@ -7,8 +7,8 @@ import pytest
 from helpers import one_line, save_drawn
 from PIL import Image, ImageFilter
 
+from dbad.data.masks import Mask, marks, read_mask
 from dbad.errors import UserError
-from dbad.masks import Mask, marks, read_mask
 
 DRAWN = np.zeros((40, 40), bool)
 DRAWN[10:20, 5:15] = True           # 100 px

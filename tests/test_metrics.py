@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
-from dbad import metrics as dbad_metrics
 from dbad.metrics import (
     PixelHistogram,
+    areas,
     aupro,
     auroc,
     average_precision,
@@ -23,7 +23,7 @@ from dbad.metrics import (
     rates,
     roc_curve,
 )
-from dbad.ranking import Pool
+from dbad.metrics.ranking import Pool
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -553,7 +553,7 @@ def test_a_histogram_gives_the_curves_too(many_pixels, small_buffers):
 def test_auto_sorts_until_there_are_too_many_pixels(monkeypatch):
     masks, maps = random_maps()
     assert pixel_metrics(masks, maps)["method"] == "exact"
-    monkeypatch.setattr(dbad_metrics, "MAX_EXACT_PIXELS", maps.size - 1)
+    monkeypatch.setattr(areas, "MAX_EXACT_PIXELS", maps.size - 1)
     assert pixel_metrics(masks, maps)["method"] == "histogram"
 
 

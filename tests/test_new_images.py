@@ -11,14 +11,15 @@ import torch
 from helpers import drawn, one_line, save_drawn
 from PIL import Image
 
-from dbad import figures, new_images
-from dbad.calibration import Calibration
-from dbad.detectors import load_detector
+from dbad.calibration.thresholds import Calibration
+from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.files import write_text
-from dbad.intensity import Intensity
-from dbad.new_images import KEPT_SIDE, Row, find_images, inspect_new, last_line, overlay_names
-from dbad.report import SCORE_COLUMNS
+from dbad.families.detector import load_detector
+from dbad.files.atomic import write_text
+from dbad.inspection import new_images
+from dbad.inspection.new_images import KEPT_SIDE, Row, find_images, inspect_new, last_line, overlay_names
+from dbad.report import figures
+from dbad.report.page import SCORE_COLUMNS
 
 # ------------------------------------------------------------------------------------------ finding files
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import random_images, streams
 
-from dbad import noise
-from dbad.noise import draw, image_stream, stream
+from dbad.diffusion import noise
+from dbad.diffusion.noise import draw, image_stream, stream
 
 KINDS = ["gaussian", "simplex"]
 

@@ -4,7 +4,7 @@ import torch
 from helpers import one_line, random_images
 
 from dbad.errors import UserError
-from dbad.normalise import fit, interpolate, load_normalisation, log_contrast, save_normalisation
+from dbad.families.ddim.normalise import fit, interpolate, load_normalisation, log_contrast, save_normalisation
 
 
 def noise(num_images: int, size: int = 32, seed: int = 0) -> torch.Tensor:

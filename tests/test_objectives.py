@@ -16,14 +16,22 @@ from torch.nn import functional as F
 
 import train_extractor
 import train_tune_eval
-from dbad import objectives, training
-from dbad.config import parse
-from dbad.denoising import Conditioning, reconstruct_all, schedule
-from dbad.early_stopping import Best
+from dbad.diffusion.ddim import Conditioning, reconstruct_all, schedule
 from dbad.errors import UserError
-from dbad.extractors import build_extractor, load_extractor
-from dbad.objectives import OBJECTIVES, Pairs, denoise_towards, distillation_loss, held_out_losses, network_and_loss
-from dbad.training import Plan, fit
+from dbad.families.ddim import objectives
+from dbad.families.ddim.objectives import (
+    OBJECTIVES,
+    Pairs,
+    denoise_towards,
+    distillation_loss,
+    held_out_losses,
+    network_and_loss,
+)
+from dbad.networks.extractors import build_extractor, load_extractor
+from dbad.options.command_line import parse
+from dbad.training import loop
+from dbad.training.early_stopping import Best
+from dbad.training.loop import Plan, fit
 
 ABAR = schedule(1000, "linear")
 RUN = Path("checkpoints/hazelnut")
@@ -304,14 +312,14 @@ def test_an_adaptation_that_was_stopped_goes_on_to_the_same_file(objective, adap
     unbroken, lines = (RUN / "extractor.pt").read_bytes(), log()
     for name in ("extractor.pt", "extractor_last.pt"):
         (RUN / name).unlink()
-    advance, calls = training._State.advance, iter(range(1, 100))
+    advance, calls = loop._State.advance, iter(range(1, 100))
 
     def interrupting(state):
         advance(state)
         if next(calls) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training._State, "advance", interrupting)
+    monkeypatch.setattr(loop._State, "advance", interrupting)
     with pytest.raises(SystemExit) as stop:
         adapt(*words)
     assert stop.value.code == 130 and not (RUN / "extractor.pt").exists()

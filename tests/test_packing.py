@@ -5,8 +5,8 @@ import torch
 from helpers import CPU
 from torch import nn
 
-from dbad.packing import PackedConv2d, ready
-from dbad.runtime import packs_weights
+from dbad.networks.packing import PackedConv2d, ready
+from dbad.runtime.device import packs_weights
 
 HOWS = [dict(padding=1), dict(stride=2), dict(padding=(0, 1), kernel_size=(1, 3)), dict(groups=4), dict(dilation=2),
         dict(bias=False)]

@@ -11,10 +11,10 @@ import pytest
 from helpers import drawn, one_line, save_drawn
 from PIL import Image
 
-from dbad import picture_files
+from dbad.data import pictures
+from dbad.data.pictures import LIMIT, open_picture, orientation, picture_size
 from dbad.errors import UserError
-from dbad.picture_files import LIMIT, open_picture, orientation, picture_size
-from dbad.runtime import one_line_failures
+from dbad.runtime.device import one_line_failures
 
 READERS = [open_picture, picture_size, orientation]
 
@@ -74,7 +74,7 @@ def test_what_pillow_refuses_by_itself_is_read(tmp_path, monkeypatch):
     head = b"IHDR" + struct.pack(">II", 20000, 10000) + content[24:29]
     (tmp_path / "a.png").write_bytes(content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:])
     assert picture_size(tmp_path / "a.png") == (20000, 10000)
-    assert picture_files.MAX_MEGAPIXELS == 500
+    assert pictures.MAX_MEGAPIXELS == 500
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-1", "nan", "inf", ""])
@@ -108,7 +108,7 @@ def test_no_warning_stands_beside_the_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("value", [1, 3, 6, 8])
 def test_a_tiff_file_comes_upright(value, compression, tmp_path):
     exif = Image.Exif()
-    exif[picture_files.ORIENTATION] = value
+    exif[pictures.ORIENTATION] = value
     pixels = drawn(size=(12, 20))
     Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif, compression=compression)
     upright = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1), 8: np.rot90(pixels)}[value]
@@ -120,6 +120,6 @@ def test_a_tiff_file_comes_upright(value, compression, tmp_path):
 def test_the_orientation_is_that_of_the_exif_data(name, value, tmp_path):
     exif = Image.Exif()
     if value is not None:
-        exif[picture_files.ORIENTATION] = value
+        exif[pictures.ORIENTATION] = value
     Image.fromarray(drawn()).save(tmp_path / name, exif=exif)
     assert orientation(tmp_path / name) == (value if value in (1, 3, 6, 8) else None)

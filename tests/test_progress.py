@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dbad import progress
-from dbad.progress import Clock, EpochSums, forecast
+from dbad.training import progress
+from dbad.training.progress import Clock, EpochSums, forecast
 
 
 def processes(count: int) -> list[SimpleNamespace]:

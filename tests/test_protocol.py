@@ -6,16 +6,17 @@ import pytest
 import torch
 from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_detector
 
-from dbad import evaluate, metrics
-from dbad.calibration import Calibration, calibrate
-from dbad.config import check
-from dbad.data import Sample
-from dbad.diffmaps import central_window, cropped, image_score
+from dbad import metrics
+from dbad.calibration.thresholds import Calibration, calibrate
+from dbad.data.images import Sample
 from dbad.errors import UserError
-from dbad.evaluate import measure, measure_pixels
-from dbad.extractors import build_extractor
-from dbad.protocol import Protocol, resized_map
-from dbad.results import headline, mask_words
+from dbad.inspection import loop
+from dbad.inspection.loop import measure, measure_pixels
+from dbad.maps import central_window, cropped, image_score
+from dbad.metrics.protocol import Protocol, resized_map
+from dbad.networks.extractors import build_extractor
+from dbad.options.command_line import check
+from dbad.report.results import headline, mask_words
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_more_pixels_than_fit_are_measured_by_histogram_to_the_same_numbers(monk
     rng = np.random.default_rng(0)
     pairs = [(rng.random((32, 32)) > 0.9, rng.random((32, 32), np.float32)) for _ in range(8)]
     exact, rates, curve = measure_pixels(pairs, 0.7)
-    monkeypatch.setattr(evaluate.metrics, "MAX_EXACT_PIXELS", 3000)
+    monkeypatch.setattr(loop.metrics, "MAX_EXACT_PIXELS", 3000)
     streamed, same_rates, streamed_curve = measure_pixels(iter(pairs), 0.7)
     assert (exact["method"], streamed["method"]) == ("exact", "histogram") and rates == same_rates
     assert rates == metrics.rates([m for m, _ in pairs], [v for _, v in pairs], 0.7)

@@ -10,10 +10,11 @@ from helpers import make_category, one_line
 from PIL import Image
 from scipy import ndimage
 
-from dbad import damage, demo, pseudo
-from dbad.data import to_float, to_pixels
+from dbad.damage import kinds, pseudo
+from dbad.damage.pseudo import KINDS, changed_region, foreground, generator, make, make_all, preview
+from dbad.data.demo import draw as demo
+from dbad.data.images import to_float, to_pixels
 from dbad.errors import UserError
-from dbad.pseudo import KINDS, changed_region, foreground, generator, make, make_all, preview
 
 SHAPES = [(32, 32), (64, 64), (256, 256), (48, 96)]
 
@@ -79,9 +80,9 @@ def test_a_gray_image_stays_gray(kind):
 
 def test_a_kind_that_paints_colours_is_gray_on_a_gray_image(monkeypatch):
     def red(site):
-        here = damage.window(site, 5)
+        here = kinds.window(site, 5)
         return here, here.pixels + np.array([0.4, 0, 0])
-    monkeypatch.setitem(damage.KINDS, "spots", red)
+    monkeypatch.setitem(kinds.KINDS, "spots", red)
     made = make(torch.zeros(3, 32, 32), "spots", generator(0))
     assert torch.equal(made.image[0], made.image[2]) and made.contrast == pytest.approx(0.4 / 3, abs=0.01)
 
@@ -269,21 +270,21 @@ def region_of(shape: str) -> np.ndarray:
 def test_a_pasted_piece_has_the_gradients_of_its_source_and_meets_its_surroundings(shape):
     target, guide = np.random.default_rng(0).random((2, 30, 40, 3))
     region = region_of(shape)
-    pasted = damage.solve_poisson(target, guide, region)
+    pasted = kinds.solve_poisson(target, guide, region)
     np.testing.assert_array_equal(pasted[~region], target[~region])
     np.testing.assert_allclose(laplacian(pasted)[region], laplacian(guide)[region], atol=1e-9)
 
 
 def test_pasting_a_piece_onto_itself_changes_nothing_but_its_brightness_is_free():
     target = np.random.default_rng(1).random((30, 40, 3))
-    pasted = damage.solve_poisson(target, target + 0.3, region_of("disc"))
+    pasted = kinds.solve_poisson(target, target + 0.3, region_of("disc"))
     np.testing.assert_allclose(pasted, target, atol=1e-9)
 
 
 def test_a_fill_without_gradients_is_harmonic_and_stays_within_its_border():
     target = np.random.default_rng(2).random((30, 40, 3))
     region = region_of("disc")
-    filled = damage.solve_poisson(target, np.zeros_like(target), region)
+    filled = kinds.solve_poisson(target, np.zeros_like(target), region)
     ring = ndimage.binary_dilation(region) & ~region
     assert np.abs(laplacian(filled)[region]).max() < 1e-9
     assert filled[region].min() >= target[ring].min() and filled[region].max() <= target[ring].max()
@@ -293,7 +294,7 @@ def test_a_region_at_the_frame_is_solved_with_the_neighbours_it_has():
     target = np.full((12, 12, 3), 0.4)
     region = np.zeros((12, 12), bool)
     region[:5, :5] = True
-    np.testing.assert_allclose(damage.solve_poisson(target, np.zeros_like(target), region), target, atol=1e-9)
+    np.testing.assert_allclose(kinds.solve_poisson(target, np.zeros_like(target), region), target, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------ the sheet

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dbad import figures, metrics, report, verdicts
-from dbad.inspection import Inspection
-from dbad.verdicts import Thresholds
+from dbad import metrics
+from dbad.metrics import verdicts
+from dbad.metrics.verdicts import Thresholds
+from dbad.records import Inspection
+from dbad.report import figures
+from dbad.report import page as report
 
 SUMMARY = {"what": "a test", "data": "drawn"}
 LIMITS = Thresholds(image=2.0, pixel=1.5)

@@ -7,7 +7,7 @@ import pytest
 from helpers import one_line
 
 from dbad.errors import UserError
-from dbad.run_files import (
+from dbad.files.names import (
     SUMMARY,
     check_categories,
     check_names,

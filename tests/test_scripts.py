@@ -18,10 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_tune_eval
-from dbad import demo, metrics, progress, report
-from dbad.config import parse
-from dbad.detectors import load_detector
-from dbad.temporary import machine
+from dbad import metrics
+from dbad.data.demo import draw
+from dbad.families.detector import load_detector
+from dbad.files.temporary import machine
+from dbad.options.command_line import parse
+from dbad.report import page as report
+from dbad.training import progress
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_ddim.py", "train_extractor.py", "evaluation.py", "inference_ddim.py", "train_lafite.py",
@@ -49,7 +52,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_the_run_folder_holds_every_promised_file(finished):
     run = finished / RUN
-    from dbad.checkpoints import load_unet
+    from dbad.checkpoints.weights import load_unet
     unet = load_unet(run, "final.pt")
     assert unet.config.sample_size == 16 and tuple(unet.config.block_out_channels) == (32, 32)
     assert all(torch.isfinite(value).all() for value in unet.state_dict().values())
@@ -355,13 +358,13 @@ def test_item_states_limit_the_test_to_some_folders(trained, script):
 
 def test_without_a_data_set_the_demo_is_drawn_and_said_to_be(workplace, script, tiny, capsys, monkeypatch):
     monkeypatch.setenv("DBAD_DEMO_DIR", str(workplace / "demo"))
-    monkeypatch.setattr(demo, "write_demo", partial(demo.write_demo, size=16, num_train=8, num_test_good=2,
+    monkeypatch.setattr(draw, "write_demo", partial(draw.write_demo, size=16, num_train=8, num_test_good=2,
                                                     num_per_defect=1))
     script("train_tune_eval.py", "--item", "hazelnut", *tiny[4:], "--epochs_extractor", 0)
     assert "drawn, not photographed" in capsys.readouterr().out
     assert "drawn, not photographed" in (RESULTS / "report.html").read_text(encoding="utf-8")
     assert len(list(Path("demo").glob("*/hazelnut/train/good/*.png"))) == 8
-    assert len(rows_of(RESULTS)) == 2 + len(demo.CATEGORIES["hazelnut"])
+    assert len(rows_of(RESULTS)) == 2 + len(draw.CATEGORIES["hazelnut"])
 
 
 # ------------------------------------------------------------------------------------------ from Python
@@ -397,9 +400,9 @@ def test_a_detector_takes_files_pictures_arrays_and_tensors_alike(finished):
 
 def interrupted_at(step: int, with_signal: int, monkeypatch=None) -> None:
     """Make training send a signal to its own process in the middle of a step, and save its state after each."""
-    from dbad import diffusion
+    from dbad.diffusion import batches
     calls = iter(range(1, 10_000))
-    loss = diffusion.denoising_loss
+    loss = batches.denoising_loss
 
     def interrupting(*args):
         if torch.is_grad_enabled() and next(calls) == step:        # else it is a validation
@@ -407,7 +410,7 @@ def interrupted_at(step: int, with_signal: int, monkeypatch=None) -> None:
         return loss(*args)
 
     patch = monkeypatch.setattr if monkeypatch else setattr
-    patch(diffusion, "denoising_loss", interrupting)
+    patch(batches, "denoising_loss", interrupting)
     patch(progress, "SAVE_EVERY_S", 0)
 
 

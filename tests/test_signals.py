@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dbad import signals
-from dbad.runtime import one_line_failures
-from dbad.signals import stop_signals
+from dbad.runtime import signals
+from dbad.runtime.device import one_line_failures
+from dbad.runtime.signals import stop_signals
 
 ROOT = Path(__file__).parent.parent
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -73,7 +73,7 @@ def test_a_signal_ends_whatever_a_script_does_with_the_words_and_the_status_of_a
 @pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is that of Linux")
 def test_a_second_signal_ends_an_operation_that_does_not_end():
     """Python's own handlers wait for an operation in C to end; a mutex that is locked twice is one that never does."""
-    code = ("import ctypes, os, signal, threading, time\nfrom dbad import signals\n"
+    code = ("import ctypes, os, signal, threading, time\nfrom dbad.runtime import signals\n"
             "signals.SAME_S, signals.PATIENCE_S = 0.1, 0.1\n"
             "def press():\n    for _ in range(2):\n        time.sleep(0.3)\n"
             "        os.kill(os.getpid(), signal.SIGINT)\n"

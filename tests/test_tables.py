@@ -8,11 +8,11 @@ from helpers import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbad import report
-from dbad.inspection import Inspection
-from dbad.new_images import Row
-from dbad.summary import Run, keep_earlier, write_summary
-from dbad.tables import read_table, write_table
+from dbad.files.tables import read_table, write_table
+from dbad.inspection.new_images import Row
+from dbad.records import Inspection
+from dbad.report import page
+from dbad.report.summary import Run, keep_earlier, write_summary
 
 HOSTILE = ('=HYPERLINK("http://x")', "@SUM(1)", "+1+1", "-2+3", "\tx", "\rx", "\nx", "'=1", "''-x", "=")
 PLAIN = ("bolt", "a=b", "it's", "'quoted'", "", "x\ty", "Ärger", "a,b", 'a"b', "a\nb")
@@ -66,12 +66,12 @@ def hostile_row() -> dict:
 @pytest.mark.parametrize("kind", [Row, Inspection])
 def test_the_table_of_scores_has_quoted_names_and_plain_numbers(kind, tmp_path):
     arrays = {"image": None, "reconstruction": None, "anomaly_map": None} if kind is Inspection else {}
-    report.write_scores(tmp_path / "scores.csv", [kind(**hostile_row(), **arrays)])
+    page.write_scores(tmp_path / "scores.csv", [kind(**hostile_row(), **arrays)])
     assert cells(tmp_path / "scores.csv") == [["'=1.png", "'@bolt", "'+crack", "1", "-0.25", "", "0.0", "0"]]
 
 
 def test_the_table_of_metrics_keeps_negative_numbers(tmp_path):
-    report.write_metrics(tmp_path, {"drop": -0.5, "protocol": "=full", "none": math.nan})
+    page.write_metrics(tmp_path, {"drop": -0.5, "protocol": "=full", "none": math.nan})
     assert cells(tmp_path / "metrics.csv") == [["drop", "-0.5"], ["protocol", "'=full"], ["none", ""]]
 
 
@@ -96,6 +96,7 @@ def test_no_other_module_writes_csv_files():
     """One writer for all, so that none forgets."""
     from pathlib import Path
     root = Path(__file__).parent.parent
-    users = [path for folder in (root, root / "dbad", root / "benchmarks") for path in folder.glob("*.py")
+    users = [path for folder in (root, root / "dbad", root / "benchmarks") for path in (
+             folder.glob("*.py") if folder == root else folder.rglob("*.py"))
              if "csv.writer" in path.read_text(encoding="utf-8")]
-    assert users == [root / "dbad" / "tables.py"]
+    assert users == [root / "dbad" / "files" / "tables.py"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbad.tiling import pad_to, stitch, tile_batches, tile_places, tile_starts
+from dbad.data.tiling import pad_to, stitch, tile_batches, tile_places, tile_starts
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=150)
 shares = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9])

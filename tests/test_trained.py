@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from helpers import one_line, tiny_detector
 
-from dbad.calibration import Calibration, load_calibration
-from dbad.checkpoints import load_pickle
-from dbad.checksums import read_tensors
-from dbad.detectors import load_detector
-from dbad.diad_detector import DiadDetector
-from dbad.diad_weights import is_diad_file
-from dbad.digests import check_digests, digests
-from dbad.drift import drift
+from dbad.calibration.digests import check_digests, digests
+from dbad.calibration.drift import drift
+from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.checkpoints.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
+from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
-from dbad.extractors import build_extractor
-from dbad.feature_detector import FeatureDetector
-from dbad.files import read_json, write_json
-from dbad.run_files import MODEL_CONFIG, TRAIN_OPTIONS
-from dbad.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
+from dbad.families.detector import load_detector
+from dbad.families.diad.detector import DiadDetector
+from dbad.families.diad.weights import is_diad_file
+from dbad.families.lafite.detector import FeatureDetector
+from dbad.files.atomic import read_json, write_json
+from dbad.files.checksums import read_tensors
+from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
+from dbad.networks.extractors import build_extractor
 
 SCRIPTS = {"ddim": "evaluation.py", "lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}
 OTHERS = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt", "map_norm": "none"},
@@ -163,9 +163,9 @@ def test_a_folder_that_is_not_there_is_no_run(tmp_path):
 
 def test_a_run_that_was_trained_on_all_timesteps_is_tuned(trained, script, tiny_flags, monkeypatch):
     """As those of the preset base and those that were imported: their --max_timestep is 0."""
-    from dbad import tuning
+    from dbad.families.ddim import search
     for name in ("STARTS", "WEIGHTS", "STEPS"):
-        monkeypatch.setattr(tuning, name, getattr(tuning, name)[:2])
+        monkeypatch.setattr(search, name, getattr(search, name)[:2])
     path = Path("checkpoints/hazelnut") / TRAIN_OPTIONS
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_timestep": 0}))
     flags = [word for word in tiny_flags("evaluation.py") if word != "--no_tune"]

@@ -19,13 +19,13 @@ from helpers import CPU, one_line, random_images, tiny_unet
 from torch import nn
 from torch.nn import functional as F
 
-from dbad import progress
-from dbad.denoising import schedule
-from dbad.diffusion import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.ddim import schedule
+from dbad.diffusion.noise import draw, stream
 from dbad.errors import UserError
-from dbad.noise import draw, stream
-from dbad.run_files import LAST, LOG
-from dbad.training import Plan, StepBatches, fit
+from dbad.files.names import LAST, LOG
+from dbad.training import progress
+from dbad.training.loop import Plan, StepBatches, fit
 
 ABAR = schedule(1000, "linear")
 NUM_STEPS = 11
@@ -145,7 +145,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import test_training
-from dbad import progress
+from dbad.training import progress
 progress.SAVE_EVERY_S = 0
 test_training.train(Path(sys.argv[1]), test_training.failing_at(5, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """

@@ -10,10 +10,10 @@ import torch
 from helpers import random_images, tiny_detector
 from PIL import Image
 
-from dbad import tuning
-from dbad.detectors import Differences, load_detector
-from dbad.extractors import build_extractor
-from dbad.tuning import PseudoValidation, Search, Trial, pseudo_validation, write_trials
+from dbad.families.ddim import search as tuning
+from dbad.families.ddim.search import PseudoValidation, Search, Trial, pseudo_validation, write_trials
+from dbad.families.detector import Differences, load_detector
+from dbad.networks.extractors import build_extractor
 
 RUN = Path("checkpoints/hazelnut")
 

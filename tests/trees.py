@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helpers import save_drawn, save_mask
 
-from dbad.layouts import Category
+from dbad.data.layouts.registry import Category
 
 
 def put(root: Path, *names: str) -> Path:

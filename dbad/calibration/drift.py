@@ -1,0 +1,117 @@
+"""Do new images, as a whole, still look like the good ones that the calibration rests on?
+
+If they do not, the promised false-alarm rate says nothing about them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import ks_2samp, norm
+
+from dbad.calibration.thresholds import Calibration
+from dbad.checkpoints.trained import script_for
+from dbad.errors import UserError
+
+TOLERATED_SHARE = 0.1   # of the new images may be defective without being taken for drift
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The outcome of a Kolmogorov-Smirnov test of new scores against those of the calibration.
+
+        statistic            largest gap between the two cumulative distributions, in [0, 1]
+        p_value              chance of so large a gap without drift, at most
+        drifted              p_value is at most the level
+        direction            how the new scores differ; None without drift
+        detectable           about the smallest gap that so many images can show; None if they are too few for any
+        median_*             of all scores
+        share_expected       share of good images called defective where nothing has drifted
+        share_observed       share of the new images called defective
+    """
+
+    statistic: float
+    p_value: float
+    drifted: bool
+    direction: Literal["higher", "lower"] | None
+    detectable: float | None
+    num_new: int
+    num_calibration: int
+    median_new: float
+    median_calibration: float
+    share_expected: float
+    share_observed: float
+
+
+def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 0.01) -> Drift:
+    """Test whether the scores of new images are distributed as those of the calibration.
+
+    Production has defects, and they score high. So the tenth of the new images that scores highest
+    (`TOLERATED_SHARE`) is left out where the question is whether the new scores are higher; it stays in where the
+    question is whether they are lower, which no defect can bring about. These are two one-sided two-sample
+    Kolmogorov-Smirnov tests (exact for small samples; ties only make them more careful), each at half the level.
+
+    Images without drift are then called drifted with at most the probability `level`, whatever the distribution and
+    as long as about a tenth of them are defective at most. Measured at level 0.01 with 0, 2, 5 and 10 % of defects far
+    above the threshold, 50 scores of the calibration and 20, 100 and 1000 new ones: at most 0.9 % in each case; a test
+    of all scores reaches 4 %, and with 500 scores of the calibration 98 %. Far more defects do count as
+    drift. The test takes images for independent: ten pictures of the same part count as one.
+    """
+    good, new = np.asarray(calibration.scores, np.float64), np.sort(np.asarray(new_scores, np.float64))
+    if not len(good):
+        script = script_for("calibration", calibration.settings.get("method", "ddim"))
+        raise UserError("--drift_check: the calibration has no scores to compare with, as thresholds that are given by "
+                        f"hand; run {script}, and leave such thresholds out")
+    if not len(new):
+        raise UserError("--drift_check: no new scores; expected at least one image")
+    body = new[:len(new) - int(TOLERATED_SHARE * len(new))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation")     # too large for it: asymptotic then
+        higher = ks_2samp(body, good, alternative="less")           # "less" is said of the distribution function
+        lower = ks_2samp(new, good, alternative="greater")
+    direction, found = min(("higher", higher), ("lower", lower), key=lambda pair: pair[1].pvalue)
+    p_value = min(1.0, 2 * float(found.pvalue))
+    drifted = p_value <= level
+    return Drift(float(found.statistic), p_value, drifted, direction if drifted else None,
+                 _detectable(len(body), len(good), level), len(new), len(good), float(np.median(new)),
+                 float(np.median(good)), calibration.p_value(calibration.image_threshold),
+                 float(np.mean(new >= calibration.image_threshold)))
+
+
+def _detectable(num_new: int, num_good: int, level: float) -> float | None:
+    """The gap at which Smirnov's approximation 2 exp(-2 D^2 n m / (n + m)) reaches the level; None if no gap does.
+
+    The largest gap, 1, has the exact p-value 2 / binomial(n + m, n).
+    """
+    if math.comb(num_new + num_good, num_new) < 2 / level:
+        return None
+    return min(1.0, math.sqrt(-math.log(level / 2) / 2 * (num_new + num_good) / (num_new * num_good)))
+
+
+def sentence(found: Drift) -> str:
+    """The outcome for those who look after the line."""
+    new = f"{found.num_new} new image{'s' * (found.num_new != 1)}"
+    good = f"{found.num_calibration} good one{'s' * (found.num_calibration != 1)} of the calibration"
+    facts = (f"median {found.median_new:.3g} against {found.median_calibration:.3g}; called defective "
+             f"{found.share_observed:.1%}, expected of good images {found.share_expected:.1%}")
+    test = f"Kolmogorov-Smirnov p = {found.p_value:.1g}"
+    if found.detectable is None:
+        return f"Drift cannot be told: {new} and {good} are too few for a test ({facts})."
+    if found.direction == "higher":
+        return (f"Drift: the scores of {new} are higher than those of {good} ({test}; {facts}): the promised "
+                "false-alarm rate does not hold for these images. Either many of them are defective, or lighting, "
+                "position or material has changed: look at the lowest-scoring ones, and calibrate again with "
+                "them if they are good.")
+    if found.direction == "lower":
+        return (f"Drift: the scores of {new} are lower than those of {good} ({test}; {facts}): defects may be missed, "
+                "as they may score lower too. Lighting, focus, position or material has changed: look at some of them, "
+                "and calibrate again with them if they are good.")
+    shift = 2 * norm.ppf((1 + found.detectable) / 2)
+    least = f", as after a shift by about {shift:.1f} standard deviations" if math.isfinite(shift) else ""
+    return (f"No drift found in {new} against {good} ({test}; {facts}). So many images can only show a change that "
+            f"parts the two distributions of scores by {found.detectable:.2f} or more{least}.")

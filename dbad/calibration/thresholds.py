@@ -1,0 +1,182 @@
+"""What good images teach about thresholds: map scales, the pixel threshold, the image threshold, p-values.
+
+Everything here rests on held-out good images, which neither training nor the test has seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dbad.checkpoints.trained import method_of, script_for
+from dbad.data.intensity import Intensity
+from dbad.errors import UserError
+from dbad.files.atomic import read_json, write_json
+from dbad.finite import NotFinite, check_finite, naming
+from dbad.maps import central_window
+from dbad.options.checks import check
+from dbad.options.declared import check_declared, check_types, types_of
+from dbad.options.setting_types import LATER, setting_types
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The contents of calibration.json.
+
+        scales             per part ("pixel", "feature"), the difference that counts as 1 in the anomaly map
+        pixel_threshold    a pixel of the anomaly map is anomalous at or above it
+        image_threshold    an image is anomalous if its score is at or above it
+        scores             sorted scores of the good images it rests on; empty if thresholds were given by hand
+        num_pixels         good pixels it rests on
+        pixel_quantile     of the good pixels, for scales and pixel_threshold
+        false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
+        settings           what the detector was made with when this was measured, as plain values
+        digests            of the files it belongs to
+    """
+
+    scales: dict[str, float]
+    pixel_threshold: float
+    image_threshold: float
+    scores: tuple[float, ...] = ()
+    num_pixels: int = 0
+    pixel_quantile: float | None = None
+    false_alarm_rate: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def p_value(self, score: float) -> float | None:
+        """Share of good images, this one counted among them, that score at least as high; None without scores.
+
+        For a good image it is at most alpha with probability at most alpha (split conformal prediction, Vovk et al.).
+        """
+        if not self.scores:
+            return None
+        at_least = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
+        return (at_least + 1) / (len(self.scores) + 1)
+
+    def normalised(self, score: float) -> float:
+        """The score brought to [0, 1), the threshold to 0.5, in the same order."""
+        return score / (score + self.image_threshold) if score > 0 else 0.0
+
+    def decide(self, score: float) -> int:
+        """1 where an image with this score is called anomalous; a score that is not finite is a `NotFinite`."""
+        if not math.isfinite(score):
+            raise NotFinite("score", 0)
+        return int(score >= self.image_threshold)
+
+    def save(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
+
+    A setting that came later than the file has the value of what was done before, see `setting_types.LATER`.
+    """
+    if not path.is_file():
+        method = method_of(path.parent)
+        raise UserError(f"{path}: no such file; run {script_for('calibration', method)} first"
+                        + ", or give --pxl_threshold and --feature_threshold" * (method == "ddim"))
+    values = read_json(path)
+    settings = values.get("settings")
+    method = settings.get("method", "ddim") if isinstance(settings, dict) else method_of(path.parent)
+    try:
+        return _calibration(values, method)
+    except UserError as error:
+        raise UserError(f"{path}: not a calibration ({error}); run {script_for('calibration', method)} again"
+                        ) from None
+
+
+def _calibration(values: dict[str, Any], method: Any) -> Calibration:
+    """The calibration that the contents of a file say; what is wrong with them is a `UserError` without its name."""
+    declared = types_of(Calibration)
+    check_types(values, declared, "values", tuple(declared))
+    check({name: values[name] for name in ("pixel_quantile", "false_alarm_rate")})
+    method = method if isinstance(method, str) else "ddim"
+    types = setting_types(method)
+    settings = dict(LATER) | {name: tuple(value) if isinstance(value, list) else value
+                              for name, value in values["settings"].items()}
+    check_declared(settings, types, "settings", tuple(types))
+    Intensity.of(settings)
+    if unknown := sorted(settings.keys() - types.keys()):
+        raise UserError(f"settings: {unknown[0]}: no setting of this method")
+    fields = {name: values[name] for name in declared}
+    scales = {name: float(scale) for name, scale in fields["scales"].items()}
+    thresholds = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
+    scores = tuple(float(score) for score in fields["scores"])
+    if not scales or not min(*scales.values(), *thresholds.values()) > 0:
+        raise UserError("scales and thresholds: expected numbers above 0")
+    if list(scores) != sorted(scores):
+        raise UserError("scores: expected them sorted")
+    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores, "settings": settings})
+
+
+def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],
+              parts: Sequence[dict[str, Tensor]], pixel_quantile: float, false_alarm_rate: float | None = None,
+              center_crop: int = 0, names: Sequence[object] = ()) -> Calibration:
+    """Measure scales and thresholds on good images, given their parts, each (1, 1, H, W).
+
+        combine            `Detector.combine`
+        pixel_quantile     share of good pixels below the scales and the pixel threshold
+        false_alarm_rate   promised for images; None for 0.05, or for what so many images can promise
+        names              of the images, for the error where a map is not finite; their numbers without it
+    Settings and digests are the caller's to add.
+    """
+    def inside(maps: Tensor) -> np.ndarray:
+        return maps[(..., *central_window(tuple(maps.shape[-2:]), center_crop))].numpy()
+
+    # Scales first, since the anomaly map is made with them; then the thresholds on that map.
+    for number, found in enumerate(parts):
+        with naming(names, number):
+            check_finite({f"{name} map": part for name, part in found.items()})
+    scales = {name: map_quantile([inside(p[name]) for p in parts], pixel_quantile) for name in parts[0]}
+    combined = []
+    for number, found in enumerate(parts):
+        with naming(names, number):
+            combined.append(combine(found, scales))
+    maps, scores = [inside(m) for m, _ in combined], sorted(float(score[0]) for _, score in combined)
+    rate = false_alarm_rate or max(0.05, smallest_rate(len(scores)))
+    return Calibration(scales, map_quantile(maps, pixel_quantile), conformal_threshold(scores, rate), tuple(scores),
+                       sum(m.size for m in maps), pixel_quantile, rate)
+
+
+def map_quantile(maps: Sequence[np.ndarray], quantile: float) -> float:
+    """The `quantile` of all pixels of all maps, never 0: a scale or a threshold must be above it."""
+    values = np.concatenate([np.asarray(m, np.float32).ravel() for m in maps])
+    return max(float(np.quantile(values, quantile)), float(np.finfo(np.float32).tiny))
+
+
+def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
+    """The threshold at or above which a new good image falls with probability at most `false_alarm_rate`.
+
+    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest, which keeps the
+    promise for any distribution if new good images are drawn like these. A rate below `smallest_rate(n)` is refused.
+    """
+    check_promise(false_alarm_rate, len(scores))
+    rank = _rank(false_alarm_rate, len(scores))
+    return float(np.nextafter(np.sort(np.asarray(scores, np.float64))[rank - 1], np.inf))
+
+
+def _rank(false_alarm_rate: float, count: int) -> int:
+    return math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
+
+
+def check_promise(false_alarm_rate: float, count: int, category: str | None = None) -> None:
+    """Raise `UserError` for a rate that so many held-out good images, of a `category` if it is told, cannot promise."""
+    if _rank(false_alarm_rate, count) > count:
+        least = math.ceil(smallest_rate(count) * 1000) / 1000
+        of = f" of {category}" if category else ""
+        raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images{of} can promise no less "
+                        f"than {least:.3f}; ask for that, or hold out more with --holdout")
+
+
+def smallest_rate(num_images: int) -> float:
+    """The smallest false-alarm rate that so many good images can promise."""
+    return 1 / (num_images + 1)

@@ -1,0 +1,197 @@
+"""Run folders: weights and settings that are written whole, and read without executing anything.
+
+    <diffusion_checkpoint_dir>/<run_id>/
+        <diffusion_checkpoint_name>    EMA weights of the U-Net, a state dict (.pt or .safetensors)
+        model_config.json              what builds the U-Net
+        train_arg_config.json          the options of the training
+        extractor.pt                   the adapted feature extractor
+        calibration.json               scales, thresholds, settings they belong to
+        last.pt                        everything that resume needs
+        log.jsonl                      one line per epoch
+
+All names: `dbad.files.names`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from dbad.checkpoints.blueprints import MOST_PARAMETERS, network_of, num_parameters, planned
+from dbad.errors import UserError
+from dbad.files.atomic import atomic_write, cannot_be_written, parse_json, read_json, write_text
+from dbad.files.checksums import AGAIN, check_archive, read_tensors, write_tensors
+from dbad.files.names import LOG, MODEL_CONFIG, TRAIN_OPTIONS
+
+
+def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int,
+               attention_levels: tuple[int, ...], image_channels: int = 3,
+               options: tuple[str, str] = ("resolution", "channels")) -> UNet2DModel:
+    """The denoising U-Net; levels count from 0, the full resolution, and each halves the side.
+
+    Attention has heads of 32 channels: diffusers' default of 8 is slow to train. Without attention levels the middle
+    block has none either. `options` are what errors call the resolution and the channels.
+    """
+    levels = range(len(channels))
+    divisor = 2 ** (len(channels) - 1)
+    if resolution % divisor:
+        raise UserError(f"--{options[0]} {resolution}: the network halves the image {len(channels) - 1} times; "
+                        f"expected a multiple of {divisor}")
+    if any(c < 32 or c % 32 for c in channels):
+        raise UserError(f"--{options[1]} {' '.join(map(str, channels))}: expected multiples of 32")
+    if any(level not in levels for level in attention_levels):
+        raise UserError(f"--attention_levels {' '.join(map(str, attention_levels))}: expected numbers from 0 to "
+                        f"{levels[-1]}, the deepest level")
+    kind = ["Attn" if level in attention_levels else "" for level in levels]
+    config = dict(
+        sample_size=resolution, in_channels=image_channels, out_channels=image_channels,
+        layers_per_block=layers_per_block,
+        block_out_channels=tuple(channels), attention_head_dim=32, add_attention=bool(attention_levels),
+        down_block_types=tuple(f"{k}DownBlock2D" for k in kind),
+        up_block_types=tuple(f"{k}UpBlock2D" for k in reversed(kind)),
+    )
+    with torch.device("meta"):
+        count = num_parameters(UNet2DModel(**config))
+    if count > MOST_PARAMETERS:
+        raise UserError(f"--{options[1]} {' '.join(map(str, channels))}: a network of {count:.3g} parameters; expected "
+                        f"at most {MOST_PARAMETERS:.3g}")
+    return UNet2DModel(**config)
+
+
+def model_config(unet: UNet2DModel) -> dict[str, Any]:
+    """What `load_network` needs to build the network again, as plain values."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in unet.config.items() if not key.startswith("_")}
+
+
+def check_trained(folder: Path) -> None:
+    """Raise `UserError` for a run folder in which no training of a U-Net has begun."""
+    if not any((folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
+        raise UserError(f"{folder}: no such run folder, or an empty one; train it first: python train_ddim.py "
+                        f"--item ... --run_id {folder.name}")
+
+
+def load_unet(folder: Path, name: str) -> UNet2DModel:
+    """The trained U-Net of a run folder, in eval mode."""
+    check_trained(folder)
+    return load_network(UNet2DModel, folder, name)
+
+
+def load_network(cls: type[nn.Module], folder: Path, name: str) -> nn.Module:
+    """The network that model_config.json of a folder describes, with the weights in the file `name`, in eval mode.
+
+    Nothing larger than that file is made: the weights have to fit before there is room for them.
+    """
+    path = folder / MODEL_CONFIG
+    config = read_json(path)
+    plan, state = planned(cls, config, path), _read_state(folder / name)
+    _check_fits(plan, state, folder / name, path)
+    network = network_of(cls, config)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict; `.safetensors` as such, everything else with torch.save."""
+    if path.suffix == ".safetensors":
+        write_tensors(state_dict, path)
+    else:
+        save_pickle({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, path)
+
+
+def save_pickle(value: Any, path: Path) -> None:
+    """torch.save of tensors and plain values, atomically; equal values give equal bytes.
+
+    It goes through memory: written to a file, the archive would hold the file's (temporary) name, and a full disk
+    would end in an error of torch's own.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_weights(model: nn.Module, path: Path, description: object = None) -> None:
+    """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it.
+
+    `description` is what the model was made from, for that error (model_config.json beside the file).
+    """
+    state = _read_state(path)
+    _check_fits(model, state, path, description or path.parent / MODEL_CONFIG)
+    model.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors" and path.is_file():
+        state, _ = read_tensors(path)
+    else:
+        state = load_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict (names and tensors), found something else")
+    return state
+
+
+def _check_fits(model: nn.Module, state: dict[str, Tensor], path: Path, description: object) -> None:
+    own = model.state_dict()
+    missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unknown or wrong:
+        example = sorted(missing or unknown or wrong)[0]
+        raise UserError(f"{path}: weights of another architecture than {description} describes ({len(missing)} "
+                        f"missing, {len(unknown)} unknown, {len(wrong)} of another shape, such as {example})")
+
+
+def load_pickle(path: Path, if_damaged: str = AGAIN, peek: bool = False) -> Any:
+    """torch.load of tensors and plain values only: a file that would execute code is refused, never run.
+
+    So is a damaged one; `if_damaged` says what to do then. To `peek` at the plain values is fast: tensors are neither
+    read nor checked.
+    """
+    if not peek:
+        check_archive(path, if_damaged)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=peek)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint{_instead(path)}") from None
+    except pickle.UnpicklingError:
+        with_code = zipfile.is_zipfile(path)
+        raise UserError(f"{path}: " + ("holds more than tensors and plain values; refused, since loading it could run "
+                                       "code" if with_code else "not a checkpoint, or a truncated one")) from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint, or a truncated one ({reason})") from None
+
+
+def _instead(path: Path) -> str:
+    """The checkpoints that are in the folder, for the error that misses one."""
+    there = sorted(p.name for ending in ("*.pt", "*.safetensors") for p in path.parent.glob(ending))
+    return f"; {path.parent} has {', '.join(there)}" if there else ""
+
+
+def trim_log(folder: Path, phase: str, step: int) -> None:
+    """Drop the lines of `phase` beyond `step`: they belong to work that is done again."""
+    path = folder / LOG
+    if path.is_file():
+        kept = []
+        for content in path.read_bytes().splitlines():
+            try:
+                text = content.decode("utf-8")
+                line = parse_json(text)
+                if line["phase"] != phase or line["step"] <= step:
+                    kept.append(text + "\n")
+            except (ValueError, TypeError, LookupError):
+                continue        # the last line, cut off by a power cut, or what nobody can read
+        write_text(path, "".join(kept))
+
+
+def log_line(folder: Path, line: str) -> None:
+    """Append one line to the run's log."""
+    with cannot_be_written(folder / LOG), open(folder / LOG, "a", encoding="utf-8") as file:
+        file.write(line + "\n")

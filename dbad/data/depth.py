@@ -1,0 +1,86 @@
+"""The bit depth of a data set, and the `Intensity` of a run: as it was trained, or found in its training images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dbad.checkpoints.weights import load_pickle
+from dbad.data.full_depth import Deep, is_deep, read_picture
+from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity, check_floats, largest_integer
+from dbad.data.splits import Sample
+from dbad.errors import UserError
+from dbad.files.names import last_file
+from dbad.options.command_line import check_bound, run_folder, trained_options
+
+T = TypeVar("T")
+
+
+def run_intensity(options: Any, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
+                  ) -> Intensity:
+    """How a run brings pictures to 8 bits: as it was trained or, where that does not say, found in training images.
+
+        options    intensity, None for that of the training, and num_workers
+        trained    "intensity" and "intensity_bits" of the run that `options` go on with, see `trained_options`
+        samples    good training images of all categories of the run
+
+    With auto, what is found is the smallest of `DEPTHS` that holds the largest value of all of them, never of one; it
+    is said in a line unless `quiet`. Images of 8 bits are not decoded for it.
+    """
+    known = Intensity.of({**trained, "intensity": options.intensity or trained.get("intensity")})
+    if known.is_known:
+        return known
+    deep = [path for path, is_one in _each(is_deep, [sample.path for sample in samples], options.num_workers) if is_one]
+    largest, where = max(((value, path) for path, value in _each(_largest_value, deep, options.num_workers)
+                          if value is not None), default=(0, None))
+    bits = next((bits for bits in DEPTHS if largest < 2 ** bits), None)
+    if bits is None:
+        raise UserError(f"{where}: largest value {largest}, more than the {2 ** DEPTHS[-1] - 1} of {DEPTHS[-1]} bits; "
+                        "expected --intensity window:LOW,HIGH")
+    if where is not None and not quiet:
+        print(f"images of {bits} bits: the largest value of {len(samples)} training images is {largest} ({where}); "
+              f"0 to {2 ** bits - 1} become 0 to 255")
+    return Intensity("auto", bits)
+
+
+def _each(function: Any, paths: Sequence[Path], num_workers: int) -> list[tuple[Path, Any]]:
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        return list(zip(paths, pool.map(function, paths), strict=True))
+
+
+def _largest_value(path: Path) -> int | None:
+    """Of a picture of integers; None of floats, which have to lie between 0 and 1."""
+    picture = read_picture(path)
+    assert isinstance(picture, Deep)
+    if picture.values.dtype.kind != "f":
+        return largest_integer(picture, path)
+    check_floats(picture, path)
+    return None
+
+
+def keep_intensity(options: T, begun: Mapping[str, Any]) -> T:
+    """The options with the intensity of the training that is gone on with; another one is a `UserError`."""
+    check_bound(options, begun)
+    return replace(options, intensity=options.intensity or begun.get("intensity"))
+
+
+def begun_with(options: Any, script: str, phase: str) -> dict[str, Any]:
+    """The option "intensity" of the run that a training by `script` goes on with; empty where it begins anew.
+
+    What the `phase` has saved tells it as long as train_arg_config.json is not written. Runs from before there was the
+    option have "intensity_bits" too, see `Intensity`; otherwise the depth is for the images to tell: they may have
+    changed.
+    """
+    if not options.resume:
+        return {}
+    known, state = trained_options(options, script), run_folder(options) / last_file(phase)
+    if not known and state.is_file():
+        saved = load_pickle(state, peek=True)
+        known = saved.get("settings", {}) if isinstance(saved, dict) else {}
+        known = known if "intensity" in known else AS_BEFORE.settings()
+    if Intensity.of(known) == AS_BEFORE:
+        return AS_BEFORE.settings()
+    return {"intensity": known["intensity"]} if "intensity" in known else {}

@@ -1,0 +1,262 @@
+"""Picture files at the depth they have: 8 bits per channel as Pillow gives them, more than that as numbers.
+
+Pillow keeps the 16 bits of a gray picture, but reduces those of a coloured one to their high byte when it decodes it,
+and stretches gray levels of other depths to 16 bits; nothing tells so afterwards. What becomes of a file here:
+
+    PNG of 16 bits          gray, gray + alpha, RGB, RGBA: its values
+    TIFF                    gray of 12, 16 and 32 bits, floats, RGB and RGBA of 16 bits: its values; CMYK, premultiplied
+                            alpha and separate planes of more than 8 bits: refused
+    PGM, PPM                its values; a plain-text PPM of more than 8 bits: refused
+    JPEG 2000               gray: its values; colours of more than 8 bits: refused
+    FITS of 16 bits         its values, if none is negative or shifted (BZERO), which Pillow does not heed
+    AVIF, SGI, DDS          more than 8 bits: refused
+
+Other files of more than 8 bits per channel are none that Pillow reads. Transparency is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dbad.data.pictures import orientation_of, picture_file
+from dbad.errors import UserError
+
+PLANES, SAMPLE_BITS = 284, 258          # TIFF's tags PlanarConfiguration and BitsPerSample
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}     # by the order of bytes
+_ADVICE = "expected PNG, or TIFF with RGB in one plane, which are read at their full depth"
+
+
+class Deep(NamedTuple):
+    """The pixels of a picture of more than 8 bits per channel, as they lie in the file.
+
+        values         (H, W) or (H, W, 3), integers or floats
+        white          what is white by the type of the file: 1 for floats, the highest number for integers
+        orientation    how they are to be turned by EXIF, 1 for not at all; TIFF files are turned by now
+    """
+
+    values: np.ndarray
+    white: float
+    orientation: int = 1
+
+
+Reader = Callable[[Image.Image], tuple[np.ndarray, float]]      # of a file that is opened and not decoded yet
+
+
+class _RefusedError(Exception):
+    """The values of such a file cannot be had; the message says what it is."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with picture_file(path) as image:
+            yield image
+    except _RefusedError as error:
+        raise UserError(f"{path}: {error}; {_ADVICE}") from None
+
+
+def read_picture(path: Path) -> Image.Image | Deep:
+    """A picture in its own mode where that has 8 bits per channel at most, else its values.
+
+    What fails is a `UserError` that names the file, as in `picture_files.open_picture`.
+    """
+    with _opened(path) as image:
+        read = _reader(image)
+        if read is not None:
+            return Deep(*read(image), orientation_of(image) or 1)
+        image.load()
+    return deep_values(image) or image
+
+
+def deep_values(image: Image.Image) -> Deep | None:
+    """The values of a decoded picture in one of Pillow's modes of more than 8 bits; None in other modes."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    values = np.asarray(image)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return Deep(values, 1.0 if image.mode == "F" else 65535.0, orientation_of(image) or 1)
+
+
+def is_deep(path: Path) -> bool:
+    """Whether the picture has more than 8 bits per channel, from its header; it is not decoded."""
+    with _opened(path) as image:
+        return image.mode == "F" or image.mode.startswith("I") or _reader(image) is not None
+
+
+def check_unreduced(image: Image.Image, name: object) -> None:
+    """Raise `UserError` for a picture that somebody else opened and that Pillow does not give as its file has it."""
+    if getattr(image, "tile", None):        # not decoded yet
+        changed = _is_changed(image)
+    elif image.format in _READERS and getattr(image, "filename", None) and Path(image.filename).is_file():
+        with picture_file(Path(image.filename)) as header:
+            changed = _is_changed(header)
+    else:
+        return
+    if changed:
+        raise UserError(f"{name}: a file of more than 8 bits per channel ({image.format}), which Pillow changes when "
+                        "it decodes it; expected its path, or its values as a uint16 array")
+
+
+def _is_changed(image: Image.Image) -> bool:
+    try:
+        return _reader(image) is not None
+    except _RefusedError:
+        return True
+
+
+# ------------------------------------------------------------------------------------------ what Pillow changes
+
+def _reader(image: Image.Image) -> Reader | None:
+    """What reads the values of an opened picture that Pillow would change; None where it gives them as they are."""
+    return _READERS[image.format](image) if image.format in _READERS else None
+
+
+def _png(image: Image.Image) -> Reader | None:
+    return {"RGB;16B": _colours, "RGBA;16B": _colours, "LA;16B": _gray_of_two}.get(_raw_mode(image))
+
+
+def _tiff(image: Image.Image) -> Reader | None:
+    if max(image.tag_v2.get(SAMPLE_BITS, (1,))) <= 8:
+        return None
+    kind = _raw_mode(image).partition(";")[0]
+    if image.tag_v2.get(PLANES, 1) != 1:
+        raise _RefusedError("TIFF of more than 8 bits in separate planes")
+    if kind in ("RGB", "RGBA", "RGBX"):
+        return _colours
+    if _raw_mode(image) == "I;32N":
+        return _unsigned
+    if kind in ("I", "F"):
+        return None
+    raise _RefusedError(f"TIFF of 16 bits per channel and mode {image.mode}" + " with premultiplied alpha" * (
+        kind == "RGBa"))
+
+
+def _netpbm(image: Image.Image) -> Reader | None:
+    codec, _, _, args = image.tile[0]
+    maxval = args[1] if codec in ("ppm", "ppm_plain") and not isinstance(args, str) else 255
+    if maxval <= 255:
+        return None
+    if image.mode == "I":
+        return lambda image: ((_loaded(image) * (maxval / 65535)).round().astype(np.uint16), float(maxval))
+    if codec == "ppm_plain":
+        raise _RefusedError("plain-text PPM of more than 8 bits")
+    return lambda image: (_both_bytes(image, "RGB;16B", "raw"), float(maxval))
+
+
+def _jpeg2000(image: Image.Image) -> Reader | None:
+    data = _contents(image)
+    start = data.find(b"\xff\x4f\xff\x51")      # the codestream, which begins with the marker segment SIZ
+    if start < 0:
+        return None
+    channels = int.from_bytes(data[start + 40:start + 42], "big")
+    depths = [data[start + 42 + 3 * channel] for channel in range(channels)]        # bits - 1, and the sign above
+    bits = max(depth % 128 for depth in depths) + 1
+    if bits <= 8 or depths == [15]:
+        return None
+    if channels > 1 or bits > 16 or max(depths) > 127:
+        raise _RefusedError(f"JPEG 2000 of {bits} bits in {channels} channels")
+    return lambda image: (_loaded(image) >> (16 - bits), float(2 ** bits - 1))
+
+
+def _fits(image: Image.Image) -> Reader | None:
+    return _unshifted if image.mode == "I;16" else None
+
+
+def _avif(image: Image.Image) -> Reader | None:
+    data = _contents(image)
+    place = data.find(b"av1C")
+    if place > 0 and data[place + 6] & 0x40:        # high_bitdepth
+        raise _RefusedError("AVIF of more than 8 bits")
+    return None
+
+
+def _sgi(image: Image.Image) -> Reader | None:
+    if _contents(image)[3] > 1:                 # bytes per value
+        raise _RefusedError("SGI file of 16 bits")
+    return None
+
+
+def _dds(image: Image.Image) -> Reader | None:
+    if getattr(image, "pixel_format", "").startswith("BC6H"):
+        raise _RefusedError("DDS of 16 bits")
+    return None
+
+
+_READERS = {"PNG": _png, "TIFF": _tiff, "PPM": _netpbm, "JPEG2000": _jpeg2000, "FITS": _fits, "AVIF": _avif,
+            "SGI": _sgi, "DDS": _dds}
+
+
+# ------------------------------------------------------------------------------------------ reading what it changes
+
+def _colours(image: Image.Image) -> tuple[np.ndarray, float]:
+    return _both_bytes(image, _raw_mode(image)), 65535.0
+
+
+def _both_bytes(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
+    """(H, W, 3) uint16, decoded twice: for the high bytes, and for the low ones as if bytes came in the other order."""
+    with Image.open(io.BytesIO(_contents(image))) as again:
+        low = _decoded_as(again, raw_mode[:-1] + _OTHER_BYTE[raw_mode[-1]], codec)
+    high = _decoded_as(image, raw_mode, codec)
+    return high[:, :, :3].astype(np.uint16) << 8 | low[:, :, :3]
+
+
+def _gray_of_two(image: Image.Image) -> tuple[np.ndarray, float]:
+    """Gray and alpha of two bytes each, decoded as if they were four channels of one."""
+    channels = _decoded_as(image, "RGBA").astype(np.uint16)
+    return channels[:, :, 0] << 8 | channels[:, :, 1], 65535.0
+
+
+def _unsigned(image: Image.Image) -> tuple[np.ndarray, float]:
+    return _loaded(image).view(np.uint32), 65535.0
+
+
+def _unshifted(image: Image.Image) -> tuple[np.ndarray, float]:
+    values = _loaded(image)
+    if values.max() > 0x7fff:       # they are signed
+        raise _RefusedError("FITS of 16 bits with negative or shifted values")
+    return values, 65535.0
+
+
+def _loaded(image: Image.Image) -> np.ndarray:
+    image.load()
+    return np.asarray(image)
+
+
+def _decoded_as(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
+    """Decode with another of Pillow's raw modes, its names for how bytes make pixels, than the one it has chosen."""
+    image.tile = [_changed(tile, raw_mode, codec) for tile in image.tile]
+    return _loaded(image)
+
+
+def _changed(tile: tuple, raw_mode: str, codec: str | None) -> tuple:
+    name, extents, offset, args = tile
+    if codec is not None:
+        name, args = codec, (raw_mode, 0, 1)
+    else:
+        args = raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
+    new = (name, extents, offset, args)
+    return type(tile)(*new) if hasattr(tile, "_fields") else new
+
+
+def _raw_mode(image: Image.Image) -> str:
+    args = image.tile[0][3]
+    return args if isinstance(args, str) else args[0]
+
+
+def _contents(image: Image.Image) -> bytes:
+    """The whole file of an opened picture, whose decoding is not disturbed."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    return data
+
+

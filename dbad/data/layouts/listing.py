@@ -1,0 +1,198 @@
+"""Folders of images -> samples: what lies in sub-folders, and which mask belongs to which image.
+
+A mask is found by the name of its image: 000_mask.png, 000_GT.png or 000.png for 000.png, in the folder of the ground
+truth that corresponds to the image's own; a folder 000/ there holds several masks of one image (MVTec LOCO). Where the
+names are unique, the folders may differ. A mask may also lie among the images, as 000_mask.png, 000_GT.png, or in a
+folder called mask, masks or gt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dbad.data.finding import counted, files_below, list_images, shortened
+from dbad.data.splits import Sample
+from dbad.errors import UserError
+from dbad.files.special import special_kind
+
+MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case
+
+
+class Images(NamedTuple):
+    """What is called like an image in a folder and below: the images, and masks that lie among them."""
+
+    images: list[Path]
+    masks: list[Path]
+
+
+class Match(NamedTuple):
+    """Which masks belong to which images: the one of each, those that another one goes before, and those of none."""
+
+    masks: dict[Path, Path]
+    second: list[Path]
+    unused: list[Path]
+
+
+def good_samples(folder: Path, name: str, root: Path, notes: list[str], grouped: bool = False) -> list[Sample]:
+    """The good images in a folder and below; if `grouped`, those of a sub-folder are one group.
+
+    Masks among them say nothing and are left out. What a reader should know is added to `notes`, relative to `root`.
+    """
+    images, masks = read_folder(folder, root, notes)
+    if masks:
+        notes.append(f"{counted(len(masks), 'mask')} of good images left out ({shortened(masks, root)})")
+    groups = {path: _group(path, folder) for path in images}
+    if not grouped or len({*groups.values()}) == 1:     # one folder deeper than expected is no reason to split by it
+        return [Sample(path, name, "good") for path in images]
+    if images:
+        notes.append(f"{_below(folder, root)}: images in {counted(len({*groups.values()} - {None}), 'sub-folder')}, "
+                     "each of them trained on or held out as a whole")
+    return [Sample(path, name, "good", group=group) for path, group in groups.items()]
+
+
+def defect_samples(folder: Path, defect: str, truth: Path | None, name: str, root: Path,
+                   notes: list[str]) -> list[Sample]:
+    """The images of a defect in a folder and below, with the masks that lie in the folder `truth` or among the images.
+
+    Where `truth` has no mask of an image, the file that it was looked for as is given; without `truth`, None.
+    """
+    images, beside = read_folder(folder, root, notes)
+    masks = read_files(truth, root, notes) if truth else []
+    found, among = match(images, folder, masks, truth or folder), match(images, folder, beside, folder)
+    taken = [path for image, path in among.masks.items() if image not in found.masks]
+    for paths, what in (
+            (taken, "among the images, taken as theirs"),
+            ([path for image, path in among.masks.items() if image in found.masks],
+             "among the images, left out, as the ground truth has others"),
+            (found.second + among.second, "left out, as another one is there for the same image"),
+            (found.unused + among.unused, "left out, as there is no image of that name")):
+        if paths:
+            notes.append(f"{counted(len(paths), 'mask')} {what} ({shortened(sorted(paths), root)})")
+
+    def mask_of(path: Path) -> Path | None:
+        looked_for = truth and truth / path.relative_to(folder).with_name(f"{path.stem}_mask.png")
+        return found.masks.get(path) or among.masks.get(path) or looked_for
+    return [Sample(path, name, defect, mask_of(path)) for path in images]
+
+
+def read_folder(folder: Path, root: Path, notes: list[str]) -> Images:
+    """What is called like an image in a folder and below; what is no file is named in `notes` and left out."""
+    return split_masks(folder, read_files(folder, root, notes))
+
+
+def read_files(folder: Path, root: Path, notes: list[str], recursive: bool = True) -> list[Path]:
+    """The files called like images in a folder, and below; what is no file is named in `notes` and left out."""
+    files = files_below(folder, recursive)
+    if files.special:
+        notes.append(f"{len(files.special)} left out that {'is' if len(files.special) == 1 else 'are'} no file "
+                     f"({shortened(files.special[:1], root)}: {special_kind(files.special[0])})")
+    return files.images
+
+
+def split_masks(folder: Path, files: Sequence[Path]) -> Images:
+    """Part files below `folder` into images and masks, by their names.
+
+    x_mask.png is a mask where x.png, or x.jpg, lies beside it; and where it has no image, if others there have one.
+    """
+    in_mask_folder = {path: any(part.lower() in MASK_FOLDERS for part in path.relative_to(folder).parts[:-1])
+                      for path in files}
+    if all(in_mask_folder.values()):        # then these are the images
+        in_mask_folder = dict.fromkeys(files, False)
+    stems = {(path.parent, path.stem) for path in files}
+    named = {path: (path.parent, bare) for path in files if (bare := _bare(path.stem)) != path.stem}
+    pairs = {path.parent for path, bare in named.items() if bare in stems}
+    images, masks = [], []
+    for path in files:
+        is_mask = in_mask_folder[path] or (path in named and path.parent in pairs)
+        (masks if is_mask else images).append(path)
+    return Images(images, masks)
+
+
+def match(images: Sequence[Path], image_folder: Path, masks: Sequence[Path], mask_folder: Path) -> Match:
+    """Find the mask of every image, all below their folders: by path, by a folder of its name, or by name alone."""
+    wanted = {image: _key(image, image_folder) for image in images}
+    known: dict[tuple[str, ...], list[Path]] = {}       # by the path of the image, x_mask.png before x.png
+    for bare in (True, False):
+        for mask in masks:
+            *above, stem = _key(mask, mask_folder)
+            if not bare or _bare(stem) != stem:
+                known.setdefault((*above, _bare(stem) if bare else stem), []).append(mask)
+    found = {image: known[key][0] for image, key in wanted.items() if key in known}
+    second = list(dict.fromkeys(mask for image in found for mask in known[wanted[image]][1:]))
+
+    # Several masks of one image, in a folder of its name.
+    folders: dict[tuple[str, ...], list[Path]] = {}
+    for mask in masks:
+        folders.setdefault(_key(mask, mask_folder)[:-1], []).append(mask)
+    parents = {key[:-1] for key in wanted.values()}
+    used = {*found.values(), *second}
+    for image, key in wanted.items():
+        if image not in found and key in folders and key not in parents:
+            found[image] = folders[key][0].parent
+            used.update(folders[key])
+
+    # By name, where it is that of one image and one mask.
+    rest = _by_name((image, wanted[image][-1]) for image in images if image not in found)
+    names = _by_name((mask, _bare(mask.stem)) for mask in masks if mask not in used)
+    for name in rest.keys() & names.keys():
+        if len(rest[name]) == len(names[name]) == 1:
+            found[rest[name][0]] = names[name][0]
+            used.add(names[name][0])
+    return Match(found, second, [mask for mask in masks if mask not in used])
+
+
+def left_out(folders: Iterable[Path], kept: Collection[Path], root: Path, why: str, notes: list[str]) -> None:
+    """Name in `notes` the folders, but for those kept, in which there are images that are not read."""
+    for folder in folders:
+        count = 0 if folder in kept else len(files_below(folder).images)
+        if count:
+            notes.append(f"{_below(folder, root)}: {counted(count, 'image')} left out, {why}")
+
+
+def loose_images(folder: Path, root: Path, expected: str, notes: list[str]) -> None:
+    """Name in `notes` the images that lie in a folder itself and are not read."""
+    images = list_images(folder)
+    if images:
+        notes.append(f"{_below(folder, root)}: {counted(len(images), 'image')} left out, as {expected} was expected "
+                     f"({shortened(images, root)})")
+
+
+def refuse_masks(folder: Path, images: Sequence[Path]) -> None:
+    """Raise `UserError` where masks seem to lie among images that are all said to be good."""
+    stems: dict[str, list[str]] = {}
+    for path in images:
+        stems.setdefault(_bare(path.stem), []).append(path.name)
+    both = next((names for names in stems.values() if len(names) > 1), None)
+    if both is not None:
+        raise UserError(f"{folder}: masks seem to lie among the images ({', '.join(both)}); expected images alone")
+
+
+def _bare(stem: str) -> str:
+    """000_mask or 000_GT -> 000; other names as they are."""
+    return re.sub(r"(?<=.)_(mask|gt)$", "", stem, flags=re.IGNORECASE)
+
+
+def _key(path: Path, folder: Path) -> tuple[str, ...]:
+    """Sub-folders and stem below a folder, without folders that only say that there are masks."""
+    *above, _ = path.relative_to(folder).parts
+    return (*(part for part in above if part.lower() not in MASK_FOLDERS), path.stem)
+
+
+def _group(path: Path, folder: Path) -> str | None:
+    above = path.parent.relative_to(folder).as_posix()
+    return None if above == "." else above
+
+
+def _by_name(pairs: Iterable[tuple[Path, str]]) -> dict[str, list[Path]]:
+    names: dict[str, list[Path]] = {}
+    for path, name in pairs:
+        names.setdefault(name, []).append(path)
+    return names
+
+
+def _below(folder: Path, root: Path) -> str:
+    return folder.relative_to(root).as_posix()
+

@@ -1,0 +1,92 @@
+"""Picture files: opened and decoded, or refused in one line that says why.
+
+Pillow takes a picture of more than 179 million pixels for an attack on the memory. The limit here is higher, and the
+environment variable `DBAD_MAX_MEGAPIXELS` moves it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from dbad.errors import UserError
+from dbad.files.special import special_kind
+
+LIMIT = "DBAD_MAX_MEGAPIXELS"       # environment variable
+MAX_MEGAPIXELS = 500.0              # where it is not set; 2 GB once decoded to RGB
+ORIENTATION = 0x0112                # the EXIF tag
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture in its own mode, decoded.
+
+    A file that is no picture, is truncated or has too many pixels is a `UserError` that names it; so is what is no
+    file, which is not opened: reading a named pipe may never end.
+    """
+    with picture_file(path) as image:
+        image.load()
+        return image
+
+
+@contextmanager
+def picture_file(path: Path) -> Iterator[Image.Image]:
+    """The picture, of which only the head is read yet; what fails in the block is told as in `open_picture`."""
+    kind = special_kind(path)
+    if kind is not None:
+        raise UserError(f"{path}: {kind}; expected an image file")
+    megapixels = _allow_large()
+    try:
+        # From a path Pillow maps the file into memory, and then mixes up the pixels of a TIFF that is to be turned.
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
+    except FileNotFoundError:
+        what = "a link to a file that is not there" if os.path.islink(path) else "no such file"
+        raise UserError(f"{path}: {what}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image that can be read") from None
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d{4,}", str(error))
+        raise UserError(f"{path}: {f'{int(found[0]) / 1e6:.0f}' if found else 'too many'} megapixels; at most "
+                        f"{megapixels:g} are read, unless the environment variable {LIMIT} allows more") from None
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: truncated or broken image ({error})") from None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in px as they are stored, from the head of the file alone; errors as in `open_picture`."""
+    with picture_file(path) as image:
+        return image.size
+
+
+def orientation(path: Path) -> int | None:
+    """How the picture is to be turned by its EXIF data, 1 to 8; None where they do not say."""
+    with picture_file(path) as image:
+        return orientation_of(image)
+
+
+def orientation_of(image: Image.Image) -> int | None:
+    """`orientation` of an opened picture."""
+    value = image.getexif().get(ORIENTATION)
+    return value if value in range(1, 9) else None
+
+
+def _allow_large() -> float:
+    """Set Pillow's limit, which is that of the whole process, to ours; returns it in megapixels."""
+    text = os.environ.get(LIMIT)
+    try:
+        megapixels = MAX_MEGAPIXELS if text is None else float(text)
+    except ValueError:
+        megapixels = math.nan
+    if not 0 < megapixels < math.inf:
+        raise UserError(f"{LIMIT}={text}: expected a number of megapixels above 0")
+    if Image.MAX_IMAGE_PIXELS is not None:      # None: whoever imports this has switched the limit off
+        Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)      # Pillow warns from here on, and refuses from twice this
+    return megapixels

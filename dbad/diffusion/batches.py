@@ -1,0 +1,102 @@
+"""Training a denoiser: batches of noised good images, the loss, its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from dbad.data.images import augment, random_crops, to_float
+from dbad.diffusion import noise
+from dbad.runtime.device import autocast
+
+
+@dataclass(frozen=True)
+class NoisedImages(Dataset):
+    """Good images with the noise and the timestep that a training step gives them.
+
+    Items are asked for as lists of (step, slot, index), see `training.StepBatches`; all randomness follows from the
+    seed, the purpose, the step and the slot. A batch is
+    {"image": (N, 3, S, S) in [-1, 1], "noise": likewise, "timestep": (N,) int64}.
+
+        images          uint8 (3, H, W) each
+        purpose         "train" or "validation", so that the two never share their noise
+        num_timesteps   timesteps are drawn from 0 to num_timesteps - 1
+        crop_px         cut squares of this side at random places; None takes whole images, which are then of one size
+        flip, rotate, color_jitter   see `data.augment`
+    """
+
+    images: Sequence[Tensor]
+    seed: int
+    purpose: str
+    batch_size: int
+    noise_kind: str
+    num_timesteps: int
+    crop_px: int | None = None
+    flip: bool = False
+    rotate: float = 0.0
+    color_jitter: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, wanted: list[tuple[int, int, int]]) -> dict[str, Tensor]:
+        streams = [noise.stream(self.seed, self.purpose, step, slot) for step, slot, _ in wanted]
+        pixels = [self.images[index] for _, _, index in wanted]
+        images = to_float(random_crops(pixels, self.crop_px, streams) if self.crop_px else torch.stack(pixels))
+        images = augment(images, streams, self.flip, self.rotate, self.color_jitter)
+        timestep = spread_timesteps([slot for _, slot, _ in wanted], self.batch_size, self.num_timesteps, streams)
+        return {"image": images, "noise": noise.draw(self.noise_kind, images.shape[1:], streams), "timestep": timestep}
+
+
+def spread_timesteps(numbers: Sequence[int], count: int, num_timesteps: int, streams: Sequence[Generator]) -> Tensor:
+    """A random timestep from 0 to num_timesteps - 1 for each of `numbers`, (N,) int64.
+
+    `count` numbers in a row get one out of each of as many equal ranges: every step sees light and heavy noise alike.
+    """
+    place = torch.stack([(number % count + torch.rand((), generator=stream)) / count
+                         for number, stream in zip(numbers, streams, strict=True)])
+    return (place * num_timesteps).long().clamp_max(num_timesteps - 1)
+
+
+def take_turns(index: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Which category, and which of its images, the `index` of a pass over all categories stands for.
+
+    A pass has len(counts) * max(counts) of them: categories take turns, and one with fewer images begins again sooner,
+    so that each is seen equally often. `counts` are their numbers of images.
+    """
+    place, category = divmod(index, len(counts))
+    return category, place % counts[category]
+
+
+def denoising_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, precision: str) -> Tensor:
+    """Mean squared error of the predicted noise: DDPM's simple loss (arXiv:2006.11239, Eq. 14).
+
+    The batch is that of `NoisedImages`, `abar` (T,) the cumulative alphas.
+    """
+    image, z, t = batch["image"], batch["noise"], batch["timestep"]
+    level = abar.to(image.device, torch.float32)[t].view(-1, 1, 1, 1)
+    x_t = level.sqrt() * image + (1 - level).sqrt() * z
+    with autocast(image.device, precision):
+        eps = model(x_t, t).sample
+    return F.mse_loss(eps.float(), z)
+
+
+@torch.no_grad()
+def validation_loss(data: Any, loss_of: Callable[[dict[str, Tensor]], Tensor], device: torch.device) -> float:
+    """The mean loss on held-out images, each at least once, with the same noise and timesteps every time.
+
+        data      a data set such as `NoisedImages`: a length, a batch_size, and batches of (step, slot, index)
+        loss_of   batch on `device` -> scalar
+    """
+    count, total = -(-len(data) // data.batch_size), 0.0
+    for number in range(count):
+        slots = range(number * data.batch_size, (number + 1) * data.batch_size)
+        batch = data.__getitems__([(0, slot, slot % len(data)) for slot in slots])
+        total += float(loss_of({key: value.to(device) for key, value in batch.items()}))
+    return total / count

@@ -1,0 +1,145 @@
+"""Conditioned denoising: from the image under inspection to its defect-free version.
+
+The image is noised to an intermediate timestep and denoised again in a few deterministic steps (DDIM), each of which is
+pulled towards the image itself, so that what the model knows about good parts replaces defects and keeps the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Generator, Tensor, nn
+
+from dbad.diffusion import noise
+from dbad.runtime.device import autocast, memory_format
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a reconstruction is made; the fields are those of `config.ReconstructionOptions`.
+
+        conditioning   "ddad" (arXiv:2305.15956) or "blend" (github.com/NilsB98/Diffusion-Based-AD)
+        weight         w, strength of the pull towards the image; 0 is plain DDIM
+        eta            share of fresh noise per step: 0 deterministic, 1 as DDPM
+        start          timestep to which the image is noised, 1 to the number of training timesteps
+        num_steps      denoising steps from there to 0
+        sampler        "ddim", or "dpm++": the second-order multistep DPM-Solver++ (arXiv:2211.01095), without noise
+    """
+
+    conditioning: str
+    weight: float
+    eta: float
+    start: int
+    num_steps: int
+    sampler: str = "ddim"
+
+
+def schedule(train_steps: int, beta_schedule: str) -> Tensor:
+    """abar_t, the cumulative alphas (train_steps,) float64, of one of diffusers' beta schedules.
+
+    The linear schedule runs from 1e-4 to 0.02.
+    """
+    return DDIMScheduler(num_train_timesteps=train_steps, beta_start=1e-4, beta_end=0.02,
+                         beta_schedule=beta_schedule).alphas_cumprod.double()
+
+
+def visited_timesteps(start: int, num_steps: int) -> list[int]:
+    """The indices into abar that are visited, from start - 1 evenly down; after the last one the image is clean.
+
+    250 in 10 steps: 249, 224, ..., 24. The image is noised at the first of them, which is also the first that the
+    network is told.
+    """
+    return [round(start * (num_steps - i) / num_steps) - 1 for i in range(num_steps)]
+
+
+def conditioned_step(x_t, eps, y, abar_t, abar_prev, w=0.0, sigma=0.0, fresh=None):
+    """One DDIM step from x_t to x_{t-1}, pulled towards the image under inspection.
+
+    DDIM: arXiv:2010.02502, Eq. 12. Conditioning: arXiv:2305.15956, Eq. 6 to 8, where
+    eps_hat = eps - w sqrt(1 - abar_t) (y_t - x_t) with y_t = sqrt(abar_t) y + sqrt(1 - abar_t) eps. Since
+    y_t - x_t = sqrt(abar_t) (y - x_0), this moves x_0 by the share lambda = w (1 - abar_t) of its way to y. A share
+    above 1 would overshoot the image; it is clamped.
+        x_t        noisy sample                                (N, C, H, W)
+        eps        eps_theta(x_t, t), predicted noise          (N, C, H, W)
+        y          image under inspection, in [-1, 1]          (N, C, H, W)
+        abar_*     cumulative alpha at this and the next step  scalars in (0, 1]
+        w          strength of the pull; 0 is plain DDIM
+        sigma      std of the noise `fresh` (N, C, H, W); 0 is deterministic
+    Returns x_{t-1} and the current estimate of x_0, both (N, C, H, W).
+    """
+    x_0 = (x_t - (1 - abar_t) ** 0.5 * eps) / abar_t ** 0.5             # "predicted x_0", unconditioned
+    x_0 = torch.lerp(x_0, y, min(w * (1 - abar_t), 1.0))
+    x_prev = ddim_towards(x_t, x_0, abar_t, abar_prev, sigma)
+    return (x_prev if fresh is None else x_prev + sigma * fresh), x_0
+
+
+def ddim_towards(x_t, x_0, abar_t, abar_prev, sigma=0.0):
+    """DDIM's next sample, fresh noise aside, where the estimate is x_0; arguments as for `conditioned_step`."""
+    eps_hat = (x_t - abar_t ** 0.5 * x_0) / (1 - abar_t) ** 0.5         # the noise that leads to this x_0
+    return abar_prev ** 0.5 * x_0 + max(1 - abar_prev - sigma ** 2, 0.0) ** 0.5 * eps_hat
+
+
+def extrapolated(x_0, x_0_before, abar_before, abar_t, abar_prev):
+    """The estimate of x_0 that makes a DDIM step one of DPM-Solver++(2M): arXiv:2211.01095, algorithm 2.
+
+        x_0, x_0_before    estimates of this step and of the one before    (N, C, H, W)
+        abar_*             cumulative alpha at the step before, at this and at the next one, each larger, below 1
+    With the half log-SNR lambda = log(abar / (1 - abar)) / 2 as the measure of time, it lies beyond x_0 by half a step.
+    """
+    before, now, then = (0.5 * math.log(abar / (1 - abar)) for abar in (abar_before, abar_t, abar_prev))
+    return x_0 + (then - now) / (2 * (now - before)) * (x_0 - x_0_before)
+
+
+@torch.no_grad()
+def reconstruct(unet: nn.Module, y: Tensor, streams: Sequence[Generator], abar: Tensor, how: Conditioning,
+                noise_kind: str = "gaussian", precision: str = "fp32") -> Tensor:
+    """The defect-free version of each image.
+
+        unet      eps_theta, a diffusers U-Net
+        y         images under inspection (N, 3, S, S) in [-1, 1]
+        streams   one random stream per image
+        abar      cumulative alphas of the training schedule (T,)
+    Returns (N, 3, S, S) float32 in [-1, 1].
+    """
+    visited = visited_timesteps(how.start, how.num_steps)
+    alphas = [float(abar[t]) for t in visited] + [1.0]
+    x = alphas[0] ** 0.5 * y + (1 - alphas[0]) ** 0.5 * _noise_like(y, noise_kind, streams)
+    estimates: list[Tensor] = []
+    for i, t in enumerate(visited):
+        abar_t, abar_prev = alphas[i], alphas[i + 1]
+        with autocast(y.device, precision):
+            eps = unet(x, t).sample
+        sigma = how.eta * ((1 - abar_t / abar_prev) * (1 - abar_prev) / (1 - abar_t)) ** 0.5
+        fresh = _noise_like(y, noise_kind, streams) if sigma > 0 else None
+        w = how.weight if how.conditioning == "ddad" else 0.0
+        x_t = x
+        x, x_0 = conditioned_step(x_t, eps.float(), y, abar_t, abar_prev, w, sigma, fresh)
+        if how.sampler == "dpm++" and 0 < i < len(visited) - 1:     # the last step, to abar = 1, is of first order
+            target = extrapolated(x_0, estimates[-1], alphas[i - 1], abar_t, abar_prev)
+            x = ddim_towards(x_t, target, abar_t, abar_prev)
+        estimates = [x_0]
+        if how.conditioning == "blend":
+            x = torch.lerp(x, y, min(how.weight * (t + 1) / len(abar), 1.0))
+    return x.clamp(-1, 1)
+
+
+def reconstruct_all(unet: nn.Module, images: Tensor, abar: Tensor, how: Conditioning, *, noise_kind: str, seed: int,
+                    batch_size: int, device: torch.device, precision: str, sample: int = 0) -> Tensor:
+    """`reconstruct` for any number of images (N, 3, S, S), in batches, on the CPU in and out.
+
+    The noise of an image follows from `seed`, its pixels and the number of the `sample`.
+    """
+    done = []
+    for batch in images.split(batch_size):
+        streams = [noise.image_stream(seed, image, sample) for image in batch]
+        y = batch.to(device, memory_format=memory_format(device))
+        done.append(reconstruct(unet, y, streams, abar, how, noise_kind, precision).cpu())
+    return torch.cat(done)
+
+
+def _noise_like(y: Tensor, kind: str, streams: Sequence[Generator]) -> Tensor:
+    return noise.draw(kind, y.shape[1:], streams).to(y.device)

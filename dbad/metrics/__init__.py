@@ -1,0 +1,20 @@
+"""How well scores find defects; plain functions of numpy arrays, see `dbad.metrics.areas`."""
+
+from dbad.metrics.areas import (
+    AUPRO_LIMITS,
+    MAX_EXACT_PIXELS,
+    PixelHistogram,
+    Rates,
+    aupro,
+    auroc,
+    average_precision,
+    f1_max,
+    image_metrics,
+    pixel_metrics,
+    pro_curve,
+    rates,
+    roc_curve,
+)
+
+__all__ = ["AUPRO_LIMITS", "MAX_EXACT_PIXELS", "PixelHistogram", "Rates", "aupro", "auroc", "average_precision",
+           "f1_max", "image_metrics", "pixel_metrics", "pro_curve", "rates", "roc_curve"]

@@ -1,0 +1,68 @@
+"""How pixel metrics are measured: at which resolution, on which part of the image, on how many images.
+
+The same maps give different numbers at another mask resolution, so the protocol stands in every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from dbad.data.images import upright_size
+from dbad.data.masks import read_mask
+from dbad.data.splits import Sample
+from dbad.maps import central_window
+from dbad.records import Inspection
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Where maps are compared with masks.
+
+        resolution    "network": both at the resolution the detector works at; "original": the mask as it is in its
+                      file, the map brought to that size bilinearly
+        center_crop   side of the central part that counts, in px of a 256 px image; 0 for the full frame
+    """
+
+    resolution: str = "network"
+    center_crop: int = 0
+
+    def describe(self, num_masked: int, num_images: int) -> dict[str, str]:
+        """The protocol in words, for the results.
+
+        `num_masked` of `num_images` are good or have a mask; it is 0 where no defective one has.
+        """
+        where = {"network": "the detector's resolution", "original": "the files' own size, maps upsampled bilinearly"}
+        crop = f"central {self.center_crop} of 256 px, images scored there too" if self.center_crop else "full frame"
+        images = {num_images: "all", 0: "none"}.get(
+            num_masked, f"{num_masked} of {num_images}, without the defective ones that have no mask")
+        return {"resolution": where[self.resolution], "crop": crop, "masks": "binary, resized with nearest neighbour"
+                if self.resolution == "network" else "binary, as in their files", "images": images}
+
+    def pairs(self, inspections: Sequence[Inspection], samples: Sequence[Sample]
+              ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the mask, (H, W) bool, and the anomaly map, (H, W) float32, of every image that has a mask."""
+        for inspection, sample in zip(inspections, samples, strict=True):
+            mask, values = inspection.mask, inspection.anomaly_map
+            if mask is None:
+                continue
+            if self.resolution == "original":
+                size = upright_size(sample.path)
+                values = resized_map(values, (size[1], size[0]))
+                mask = np.zeros(values.shape, bool)
+                if sample.mask is not None:
+                    mask = np.asarray(read_mask(sample.mask, size, sample.path).image) > 0
+            window = central_window(values.shape, self.center_crop)
+            yield mask[window], values[window]
+
+
+def resized_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (h, w) brought to `size` = (H, W) bilinearly, float32."""
+    if values.shape == size:
+        return values
+    maps = torch.from_numpy(values)[None, None]
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -1,0 +1,48 @@
+"""Models made ready to infer: number format, memory order, and weights in the order that the CPU's kernels want."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dbad.runtime.device import packs_weights
+
+
+class PackedConv2d(nn.Module):
+    """A convolution whose weights are brought into the order of oneDNN's kernels once, and not at every call.
+
+    Calls of another shape than the first are right as well, and may be slower. It gives bfloat16, as its weights are.
+    There are no gradients, and no weights left in the state_dict.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.how = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.bias, self.weight, self.packed = conv.bias, conv.weight, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.bfloat16)
+        if self.packed is None:         # what order is best depends on the shape
+            weight, self.weight = self.weight.detach().to_mkldnn(), None        # else there would be two of it
+            self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.how, x.shape)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], "")
+
+
+def ready(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """`model` itself on `device`, without gradients: to infer, and neither to be trained nor saved any more.
+
+    With `precision` bf16 the weights become bfloat16, so that autocast has nothing left to cast at every call.
+    """
+    model = nn.Module.to(model.eval().requires_grad_(False), device, torch.bfloat16 if precision == "bf16" else None)
+    model = nn.Module.to(model, memory_format=torch.channels_last)
+    if precision == "bf16" and packs_weights(device):
+        _pack(model)
+    return model
+
+
+def _pack(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
+            setattr(module, name, PackedConv2d(child))
+        else:
+            _pack(child)

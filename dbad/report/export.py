@@ -1,0 +1,64 @@
+"""Anomaly maps as files for the programs of MVTec, which measure all methods alike.
+
+    evaluation program of MVTec AD       anomaly_maps/bolt/test/crack/000.tiff
+    evaluation server of MVTec AD 2      anomaly_images/can/test_public/bad/000_regular.tiff
+                                         anomaly_images_thresholded/can/test_public/bad/000_regular.png
+
+The first reads 32-bit floats; the second 16-bit ones and, as PNG, 255 where a pixel is called anomalous and 0 where it
+is not. All have the size of their image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dbad.data.images import upright_size
+from dbad.data.splits import Category
+from dbad.files.atomic import atomic_write
+from dbad.files.names import ANOMALY_IMAGES, ANOMALY_MAPS, THRESHOLDED_IMAGES
+from dbad.metrics.protocol import resized_map
+from dbad.records import Inspection
+
+SAMPLE_FORMAT, IEEE_FLOAT = 339, 3      # the TIFF tag, and its value for floating-point numbers
+
+
+def export_maps(folder: Path, category: Category, inspections: Sequence[Inspection], pixel_threshold: float) -> None:
+    """Write the maps of the category's test images, one channel each, below the folder of the results.
+
+    Maps of MVTec AD 2 are as its server reads them, those of any other data set as the program of MVTec AD does.
+    """
+    for inspection, sample, place in zip(inspections, category.test, _places(category), strict=True):
+        width, height = upright_size(sample.path)
+        values = resized_map(inspection.anomaly_map, (height, width))
+        if category.layout != "mvtec_ad_2":
+            with atomic_write(folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:
+                Image.fromarray(values).save(temporary, "TIFF")
+            continue
+        with atomic_write(folder / ANOMALY_IMAGES / place.with_name(f"{place.name}.tiff")) as temporary:
+            half = values.clip(max=np.finfo(np.float16).max).astype(np.float16)
+            Image.fromarray(half.view(np.uint16)).save(temporary, "TIFF", tiffinfo={SAMPLE_FORMAT: IEEE_FLOAT})
+        with atomic_write(folder / THRESHOLDED_IMAGES / place.with_name(f"{place.name}.png")) as temporary:
+            Image.fromarray(((values >= pixel_threshold) * 255).astype(np.uint8)).save(temporary, "PNG")
+
+
+def _places(category: Category) -> list[Path]:
+    """Where the map of every test image goes, without suffix: CATEGORY/test/DEFECT/000, each place once.
+
+    Sub-folders of a defect are kept, and the suffix where 000.png lies beside 000.jpg.
+    """
+    test = "test_public" if category.layout == "mvtec_ad_2" else "test"
+    folders: dict[str, list[str]] = {}
+    for sample in category.test:
+        folders.setdefault(sample.defect, []).append(str(sample.path.parent))
+    bases = {defect: os.path.commonpath(paths) for defect, paths in folders.items()}
+    places: dict[Path, None] = {}       # in order
+    for sample in category.test:
+        below = sample.path.relative_to(bases[sample.defect])
+        stem = Path(category.name, test, sample.defect, below.parent, below.stem)
+        places[stem.with_name(below.name) if stem in places else stem] = None
+    return list(places)

@@ -1,0 +1,176 @@
+"""Result folders: what they hold, and that none is written over."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dbad.calibration.thresholds import Calibration
+from dbad.data.finding import counted
+from dbad.data.splits import Sample
+from dbad.files.atomic import ensure_folders, known_json, write_json
+from dbad.files.names import CURVES, OPTIONS, OVERVIEW, PAGE, PANELS, SCORES
+from dbad.inspection.loop import measure
+from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Thresholds
+from dbad.options.command_line import RunOptions, changed, data_of, plain
+from dbad.records import Inspection
+from dbad.report import figures, page
+
+METHODS = {"ddim": "conditioned denoising (DDIM), pixel and feature differences",
+           "lafite": "diffusion in feature space (LafitE), nearest good patches",
+           "knn": "distance to the nearest good patches, without diffusion",
+           "diad": "latent diffusion guided by the image (DiAD), feature differences"}
+
+
+def results_folder(folder: Path, options: RunOptions, inputs: str | None = None) -> Path:
+    """Make the folder with options.json in it, and return it.
+
+    Results of the same options, and of the same `inputs` where they are told, are written again. Results of others
+    that lie there are kept: their folder gets a number behind its name.
+    """
+    record = {"options": plain(options)} | ({"inputs": inputs} if inputs else {})
+    path = folder / OPTIONS
+    known = known_json(path)        # nothing if it is broken: the results may be anyone's then
+    if path.is_file() and record != {name: known.get(name) for name in record}:
+        kept = folder.rename(numbered(folder))
+        print(f"{folder} held results of other options{' or images' * bool(inputs)}; they are kept in {kept}")
+    ensure_folders(img_dir=folder)
+    write_json(path, record | {"versions": versions(), "commit": commit()})
+    return folder
+
+
+def numbered(path: Path) -> Path:
+    """The path with the lowest number behind its name that nothing has: results -> results.1."""
+    return next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists())
+
+
+def write_results(folder: Path, inspections: Sequence[Inspection], samples: Sequence[Sample], calibration: Calibration,
+                  options: Any, seconds_per_image: float) -> tuple[dict[str, Any], list[Path]]:
+    """Measure inspected test images and write all that is said of them; returns the metrics and the panels' paths."""
+    protocol = Protocol(options.eval_resolution, calibration.settings["center_crop"])
+    metrics, found = measure(inspections, calibration, samples, protocol)
+    metrics["seconds_per_image"] = seconds_per_image
+    thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
+    page.write_scores(folder / SCORES, inspections)
+    page.write_metrics(folder, metrics)
+    panels = figures.write_panels(folder / PANELS, inspections, thresholds, options.num_workers)
+    figures.write_overview(folder / OVERVIEW, inspections, thresholds)
+    figures.write_curves(folder / CURVES, inspections, thresholds, found)
+    summary = run_summary(options, calibration, len(inspections), changed(options))
+    if words := mask_words(metrics["masks"]):
+        summary["Masks"] = "; ".join(words)
+    page.write_report(folder / PAGE, inspections, metrics, summary, thresholds, found)
+    return metrics, panels
+
+
+def listing_digest(paths: Iterable[Path]) -> str:
+    """A short text that changes when files come, go, or are written again."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        try:
+            facts = path.stat()
+            text = f"{path.absolute()} {facts.st_size} {facts.st_mtime_ns}\n"
+        except OSError as error:        # a link to nowhere
+            text = f"{path.absolute()} {error.strerror}\n"
+        digest.update(text.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def run_summary(options: RunOptions, calibration: Calibration, num_images: int,
+                different: dict[str, Any]) -> dict[str, str]:
+    """What a report says of how it came about, as names and texts in reading order."""
+    promise = "none; thresholds were given by hand"
+    if calibration.false_alarm_rate is not None:
+        promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
+                   "held-out ones")
+    return {
+        "Category": options.item,
+        "Data": data_of(options),
+        "Images": str(num_images),
+        "Method": METHODS[calibration.settings.get("method", "ddim")],
+        "False alarms promised": promise,
+        "Preset": options.preset,
+        "Other than the preset": listed({name: value for name, value in different.items()
+                                         if name not in ("item", "preset", "dataset_path", "run_id", "images")}),
+        "Seed": str(options.seed),
+        "Commit": commit() or "unknown",
+        "Versions": listed(versions()),
+    }
+
+
+def listed(values: dict[str, Any]) -> str:
+    """{"seed": 1, "flip": True} -> seed 1, flip True; nothing, if it is empty."""
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "nothing"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that shape results."""
+    return {"python": platform.python_version(), "torch": torch.__version__} | {
+        name: version(name) for name in ("torchvision", "diffusers", "timm", "numpy")}
+
+
+def commit() -> str | None:
+    """The commit of this code, with + behind it where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=here, check=True,
+                              capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return name
+
+
+def headline(item: str, metrics: dict[str, Any], drawn: bool) -> str:
+    """The result in one line."""
+    parts = [f"{item}{' (drawn demo data)' if drawn else ''}: {metrics['num_images']} images"]
+    if metrics["image"]:
+        rates = metrics["image_rates"]
+        parts += [f"image AUROC {metrics['image']['auroc']:.4f}",
+                  f"missed {rates['fn']} of {rates['fn'] + rates['tp']} defective",
+                  f"false alarms {rates['fp']} of {rates['fp'] + rates['tn']} good"]
+    if metrics["pixel"]:
+        parts += [f"pixel AUROC {metrics['pixel']['auroc']:.4f}", f"pixel AP {metrics['pixel']['ap']:.4f}",
+                  f"AUPRO {metrics['pixel']['aupro_0.3']:.4f}"]
+    if "reason" in metrics:
+        parts.append(metrics["reason"])
+    return ", ".join(parts + mask_words(metrics["masks"], ("missing", "empty") if metrics["pixel"] else ("empty",)))
+
+
+def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty", "cut")) -> list[str]:
+    """What is to be said of the masks, see `evaluate.found_masks`: nothing where every defective image has a usual one.
+
+    Each of the phrases names at most three images.
+    """
+    number = {kind: len(masks[kind]) for kind in kinds}
+    total = counted(masks["num_found"] + masks["num_missing"], "defective image")
+    said = {"missing": f"no mask for {masks['num_missing']} of {total}, which pixel metrics leave out",
+            "empty": f"{counted(masks['num_empty'], 'defective image')} with an empty mask",
+            "cut": f"{counted(masks['num_cut'], 'mask')} with shades, cut in the middle of their range"}
+    return [f"{said[kind]} ({', '.join(masks[kind][:3])}{f' and {n - 3} more' * (n > 3)})"
+            for kind, n in number.items() if n]
+
+
+def set_summary(options: Any, runs: Sequence[Any]) -> dict[str, str]:
+    """What the summary of several runs, `summary.Run` each, says of how they came about, as `run_summary` for one."""
+    known = [known_json(run.folder / OPTIONS).get("options") for run in runs]
+    presets = [str(each["preset"]) for each in known if isinstance(each, dict) and "preset" in each]
+    different = {name: value for name, value in changed(options).items()
+                 if name not in ("item", "seeds", "seed", "preset", "dataset_path", "run_id")}
+    return {
+        "Data": data_of(options),
+        "Categories": ", ".join(dict.fromkeys(run.item for run in runs)),
+        "Seeds": ", ".join(map(str, getattr(options, "seeds", None) or (options.seed or 0,))),
+        "Preset": options.preset or ", ".join(dict.fromkeys(presets)) or "-",
+        "Other than the preset": listed(different),
+        "Commit": commit() or "unknown",
+        "Versions": listed(versions()),
+    }

@@ -1,0 +1,293 @@
+"""The training loop: any network, any loss; EMA, resume, validation, logging; one process or many.
+
+Everything random about a step follows from the seed and the step's number, so that a run that was stopped at any moment
+and started again ends with the weights of an unbroken one, and several processes draw what a single one would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dbad.checkpoints.weights import load_pickle, save_pickle
+from dbad.diffusion.noise import stream
+from dbad.errors import UserError
+from dbad.files.atomic import ensure_folders
+from dbad.files.names import last_file
+from dbad.runtime.signals import stop_signals
+from dbad.training.early_stopping import Best
+from dbad.training.progress import Clock, EpochSums, Log, forecast
+
+IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train, by AdamW.
+
+        num_steps          optimiser steps
+        steps_per_epoch    steps after which the mean loss is logged
+        report_every       epochs between calls of `on_report` (validation, samples, checkpoints)
+        settings           what shapes the result, as plain values: a run resumes only under equal settings
+        accumulate         batches whose mean gradient makes a step; each counts as a step of `StepBatches`
+        schedule           of the learning rate: "cosine" falls to 0 after warm-up, "constant" has neither
+        fused              AdamW in one kernel: faster, less memory, other last bits
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    report_every: int
+    learning_rate: float
+    warmup_steps: int
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.95, 0.999)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    accumulate: int = 1
+    schedule: str = "cosine"
+    fused: bool = False
+
+
+class StepBatches:
+    """Batch sampler: for every step the list of (step, slot, index of the image) that this process computes.
+
+    Images come in a new random order every epoch; a batch that reaches over the end takes the rest from the next one.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, first_step: int, num_steps: int, seed: int,
+                 process: int = 0, num_processes: int = 1):
+        if batch_size % num_processes:
+            raise UserError(f"--batch_size {batch_size}: expected a multiple of the {num_processes} processes")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.steps = range(first_step, num_steps)
+        self.slots = range(process * batch_size // num_processes, (process + 1) * batch_size // num_processes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        orders: dict[int, Tensor] = {}
+        for step in self.steps:
+            batch = []
+            for slot in self.slots:
+                epoch, place = divmod(step * self.batch_size + slot, self.num_images)
+                if epoch not in orders:
+                    orders = {k: v for k, v in orders.items() if k >= epoch - 1}
+                    orders[epoch] = torch.randperm(self.num_images, generator=stream(self.seed, "order", epoch))
+                batch.append((step, slot, int(orders[epoch][place])))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan, *,
+        batch_size: int, folder: Path, phase: str, log_dir: Path, device: torch.device, resume: bool = True,
+        on_begin: Callable[[], None] | None = None,
+        on_report: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        best: Best | None = None) -> nn.Module:
+    """Train `model` and return it with its EMA weights, with `best` those of its best epoch.
+
+        data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
+        loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
+        folder       run folder, made if it is missing: one line per epoch in log.jsonl, and the last state in last.pt
+        phase        what is trained, as logs and bars call it; "diffusion" has last.pt, others <phase>_last.pt
+        on_begin     called once the run is known to be able to start or go on
+        on_report    called with the EMA model and the epoch; what it returns is logged
+        best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
+
+    A finished run is not repeated. Frozen weights are not saved: the caller brings them with the model. Ctrl-C and
+    SIGTERM end the step in progress and save; after `kill -9` at most `progress.SAVE_EVERY_S` seconds are computed
+    again, more where a save takes longer than `progress.LONG_SAVE_S`. The log has the losses of an unbroken run.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    state = _State(model.to(accelerator.device), plan, accelerator, best)
+    last = folder / last_file(phase)
+    if resume and last.is_file():
+        state.restore(last)
+    ensure_folders(diffusion_checkpoint_dir=folder, log_dir=log_dir)
+    if on_begin and accelerator.is_main_process:
+        on_begin()
+    if best and not best.weights:       # nothing was restored
+        state.judge(state.report(on_report) if accelerator.is_main_process else {})
+    if not state.finished:
+        batches = StepBatches(len(data), batch_size, state.step * plan.accumulate, plan.num_steps * plan.accumulate,
+                              plan.seed, accelerator.process_index, accelerator.num_processes)
+        # Drawn in this process: others inherit its handlers of signals, and ending them hung on a GPU.
+        loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
+        log = Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
+        _loop(accelerator, state, loader, loss_of, last, log, on_report)
+    state.use_ema()
+    if best:
+        best.copy_to(state.trainable)
+    return model
+
+
+def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, last: Path,
+          log: Log | None, on_report: Callable | None) -> None:
+    """Step until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
+    plan, clock = state.plan, Clock()
+    wrapped, optimizer = accelerator.prepare(state.model, state.optimizer)
+    bar = tqdm(total=plan.num_steps, initial=state.step, unit="step", desc=f"training {log.phase}" if log else None,
+               disable=log is None, mininterval=1.0)
+    with bar, stop_signals(lambda: clock.longest_step_s) if log else stop_signals() as asked:
+        for number, batch in enumerate(loader, start=1):
+            wrapped.train()
+            whole = number % plan.accumulate == 0       # the step has all its batches
+            with clock.network(), nullcontext() if whole else accelerator.no_sync(wrapped):
+                losses = loss_of(wrapped, {key: value.to(accelerator.device) for key, value in batch.items()})
+                accelerator.backward(losses["loss"] / plan.accumulate)
+            state.losses.add(losses)
+            if not whole:
+                continue
+            with clock.network():
+                norm = accelerator.clip_grad_norm_(state.trainable, plan.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            state.advance()
+            bar.update()
+            if state.step % plan.steps_per_epoch == 0 or state.finished:
+                means = state.losses.means(accelerator)
+                _check_finite(means["loss"], state.step)
+                means |= clock.epoch()
+                bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+                with clock.aside():
+                    found = state.report(on_report) if log else {}
+                if log:
+                    log.write(state.epoch, state.step, means | found)
+                state.judge(found)
+                accelerator.wait_for_everyone()
+                state.losses.restart()
+            step_s = clock.step()
+            if step_s and log and not state.finished:
+                bar.write(f"{bar.desc}: {forecast(step_s, plan.num_steps - state.step, state.best is not None)}")
+            stopped, due = _together(accelerator, asked(), clock.save_is_due())
+            if stopped or state.finished or due:
+                _check_finite(float(losses["loss"].detach() + norm), state.step)
+                with clock.saving():
+                    state.save(last if log else None)
+            if stopped:
+                raise KeyboardInterrupt
+            if state.finished:
+                break
+
+
+def _together(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """Each wish is granted to all processes if one has it: they stop and save after the same step."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    votes = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(votes, "sum") > 0).tolist()
+
+
+def _as_is(batch: Any) -> Any:
+    """The data set makes whole batches itself."""
+    return batch
+
+
+class _State:
+    """What a training consists of, and what resuming it needs."""
+
+    def __init__(self, model: nn.Module, plan: Plan, accelerator: Accelerator, best: Best | None = None):
+        self.model, self.plan, self.best, self.step = model, plan, best, 0
+        self.accelerator, self.losses = accelerator, EpochSums()
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, plan.learning_rate, betas=plan.betas,
+                                           weight_decay=plan.weight_decay, fused=plan.fused or None)
+        self.rate = get_scheduler(plan.schedule, self.optimizer, num_training_steps=plan.num_steps,
+                                  num_warmup_steps=min(plan.warmup_steps, plan.num_steps // 10))
+        self.ema = EMAModel(self.trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
+                            foreach=True)
+        self._parts = {"model": model, "optimizer": self.optimizer, "rate": self.rate, "ema": self.ema}
+        if best:
+            self._parts["best"] = best
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.plan.num_steps or (self.best is not None and self.best.exhausted)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in progress, or the one that has just ended; from 1."""
+        return -(-self.step // self.plan.steps_per_epoch)
+
+    def advance(self) -> None:
+        """After the optimiser's step: the learning rate's and the moving average's."""
+        self.rate.step()
+        self.ema.step(self.trainable)
+        self.step += 1
+
+    def report(self, on_report: Callable[[nn.Module, int], dict[str, float]] | None) -> dict[str, float]:
+        """The learning rate, and every `report_every` epochs and at the end what `on_report` says of the EMA model."""
+        found = {"learning_rate": self.rate.get_last_lr()[0]}
+        if on_report and (self.epoch % self.plan.report_every == 0 or self.finished):
+            self.ema.store(self.trainable)
+            self.use_ema()
+            self.model.eval()
+            found |= on_report(self.model, self.epoch)
+            self.ema.restore(self.trainable)
+        return found
+
+    def judge(self, found: dict[str, float]) -> None:
+        """Tell every process's `Best` the held-out loss, which only the main one has `found`."""
+        if self.best:
+            loss = torch.tensor(found["val_loss"] if found else 0.0, device=self.accelerator.device)
+            self.best.judge(self.epoch, float(self.accelerator.reduce(loss, "sum")), self.ema.shadow_params)
+
+    def use_ema(self) -> None:
+        self.ema.copy_to(self.trainable)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The weights that are not trained, by their names in the model's state."""
+        names = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name: value for name, value in self.model.state_dict().items() if name in names}
+
+    def save(self, path: Path | None) -> None:
+        """Write what `restore` reads; all processes have to ask together, and those without a `path` write nothing."""
+        losses = self.losses.state(self.accelerator)
+        if path is None:
+            return
+        parts = {key: part.state_dict() for key, part in self._parts.items()}
+        for name in self.frozen():
+            del parts["model"][name]
+        save_pickle({**parts, "step": self.step, "settings": self.plan.settings, "epoch": losses}, path)
+
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote; a state that was trained under other settings is a `UserError`."""
+        saved = load_pickle(path, "move it away, or give --no_resume, to begin again")
+        if not isinstance(saved, dict) or not {*self._parts, "step", "settings"} <= saved.keys():
+            raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
+        now, then = self.plan.settings, saved["settings"]
+        other = sorted((key for key in now.keys() | then.keys() if now.get(key) != then.get(key)),
+                       key=lambda name: (name == IMAGES, name not in now.keys() & then.keys(), name))
+        if other:
+            name = other[0]
+            how = "on other images" if name == IMAGES else f"with --{name} {then.get(name)}, now it is {now.get(name)}"
+            raise UserError(f"{path}: was trained {how}; give the same options to go on, --no_resume to begin again, "
+                            "or another --run_id")
+        saved["model"] = self.frozen() | saved["model"]
+        for key, part in self._parts.items():
+            part.load_state_dict(saved[key])
+        self.ema.to(self.trainable[0].device)
+        self.step = saved["step"]
+        if "epoch" in saved:            # older ones have none: their epoch's mean is that of the steps to come
+            self.losses.restore(saved["epoch"], self.accelerator)
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"the training loss or its gradient became {loss} by step {step}; try a smaller "
+                        "--learning_rate, --precision fp32, or look for broken images")

@@ -1,0 +1,156 @@
+"""What is known of a training while it runs: the mean losses of an epoch, the time it takes, and the log of both."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from dbad.checkpoints.weights import log_line, trim_log
+from dbad.files.atomic import cannot_be_written
+
+SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
+LONG_SAVE_S = 6         # a network that takes longer to save is saved more rarely, in proportion
+WARM_UP_STEPS = 3       # slower than the others: memory is found, kernels are chosen
+LONG_STEP_S = 10.0      # a step that takes longer is waited for once, however slow the first one is
+MEASURED_S = 2.0        # the time of a step is the mean over so long, at least
+
+
+class EpochSums:
+    """The losses of the epoch so far, summed over its batches by this process."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Count a batch."""
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0) + value.detach()
+        self.count += 1
+
+    def restart(self) -> None:
+        """Begin an epoch."""
+        self.sums, self.count = {}, 0
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean losses over the batches and all processes, which have to ask together."""
+        return {key: float(accelerator.reduce(value / self.count, "mean")) for key, value in self.sums.items()}
+
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What `restore` takes: for each loss the sums of all processes (P,), which have to ask together."""
+        return {"count": self.count, "sums": {
+            key: accelerator.gather(value.reshape(1)).cpu() for key, value in self.sums.items()}}
+
+    def restore(self, state: Mapping[str, Any], accelerator: Accelerator) -> None:
+        """Go on from what `state` gave. Where there are more or fewer processes than then, they share the sum."""
+        self.count, shares = state["count"], accelerator.num_processes
+        for key, values in state["sums"].items():
+            own = values[accelerator.process_index] if len(values) == shares else values.sum() / len(values)
+            self.sums[key] = own.to(accelerator.device)
+
+
+class Clock:
+    """Seconds of an epoch and of a step; `outside_network` is the share of time not spent in the network.
+
+    On an accelerator the network runs on while the loop goes ahead, so that the share is meaningful on a CPU only; of
+    steps there, all but the first wait for the one before.
+    """
+
+    def __init__(self):
+        self.longest_step_s: float | None = None
+        self._saved = self._begun = self._step_begun = time.monotonic()
+        self._pause_s, self._network_s, self._aside_s = SAVE_EVERY_S, 0.0, 0.0
+        self._steps, self._measured_s, self._step_is_known = 0, 0.0, False
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._network_s += time.monotonic() - begun
+
+    def epoch(self) -> dict[str, float]:
+        """The seconds of the epoch that ends, with which the next one begins."""
+        now = time.monotonic()
+        seconds, network_s = now - self._begun, self._network_s
+        self._begun, self._network_s = now, 0.0
+        return {"seconds": round(seconds, 3), "outside_network": round(1 - network_s / seconds, 4)}
+
+    def step(self) -> float | None:
+        """Tell the clock of the end of a step; once, after the first ones, it gives the seconds that a step takes."""
+        now = time.monotonic()
+        self.longest_step_s = max(now - self._step_begun, self.longest_step_s or 0.0)
+        worked_s = now - self._step_begun - self._aside_s
+        self._step_begun, self._aside_s = now, 0.0
+        self._steps += 1
+        if self._step_is_known:
+            return None
+        if worked_s > LONG_STEP_S:
+            self._step_is_known = True
+            return worked_s
+        if self._steps <= WARM_UP_STEPS:
+            return None
+        self._measured_s += worked_s
+        self._step_is_known = self._measured_s >= MEASURED_S
+        return self._measured_s / (self._steps - WARM_UP_STEPS) if self._step_is_known else None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in the block is no part of a step."""
+        begun = time.monotonic()
+        yield
+        self._aside_s += time.monotonic() - begun
+
+    def save_is_due(self) -> bool:
+        return time.monotonic() - self._saved > self._pause_s
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """The next save is due the later, the longer this one takes."""
+        begun = time.monotonic()
+        with self.aside():
+            yield
+        self._saved = time.monotonic()
+        self._pause_s = SAVE_EVERY_S * max(1.0, (self._saved - begun) / LONG_SAVE_S)
+
+
+def forecast(step_s: float, num_steps: int, at_most: bool = False) -> str:
+    """How long so many steps take, in words: about 12 minutes (0.48 s/step, 1500 steps)."""
+    seconds = max(1.0, step_s * num_steps)
+    size, unit = next((size, unit) for size, unit in (
+        (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")) if seconds >= 2 * size or size == 1)
+    return (f"{'at most ' if at_most else ''}about {_shown(seconds / size)} {unit} "
+            f"({_shown(step_s)} s/step, {num_steps} steps)")
+
+
+def _shown(value: float) -> str:
+    """Two digits, and no fraction from 10 on."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+class Log:
+    """The run's log.jsonl, and for TensorBoard the events of a phase; what is logged again is there once.
+
+    Lines and events beyond `step` belong to work that is done again: lines go, and TensorBoard hides the events.
+    """
+
+    def __init__(self, folder: Path, log_dir: Path, phase: str, step: int):
+        trim_log(folder, phase, step)
+        self.folder, self.log_dir, self.phase = folder, log_dir / phase, phase
+        with cannot_be_written(self.log_dir):
+            self._events = SummaryWriter(str(self.log_dir), purge_step=step + 1)
+
+    def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Log an epoch that has ended."""
+        log_line(self.folder, json.dumps({"phase": self.phase, "epoch": epoch, "step": step, **values}))
+        with cannot_be_written(self.log_dir):
+            for key, value in values.items():
+                self._events.add_scalar(f"{self.phase}/{key}", value, step)
+            self._events.flush()
