@@ -40,7 +40,7 @@ from dbad.options.command_line import (
     run_folder,
     trained_options,
 )
-from dbad.options.declared import check_declared, check_types
+from dbad.declared import check_declared, check_types
 from dbad.options.setting_types import setting_types
 from dbad.report.results import listed
 from dbad.runtime.device import pick_device, pick_precision

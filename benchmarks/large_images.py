@@ -42,7 +42,8 @@ from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.options.command_line import run_folder
 from dbad.options.presets import PRESETS
-from dbad.runtime.device import one_line_failures, pick_device, pick_precision
+from dbad.runtime.failures import one_line_failures
+from dbad.runtime.device import pick_device, pick_precision
 
 DEFECT_PX = 8.0
 COUNTS = (20, 10, 7)        # drawn images to train on, good ones to test, and of each of three defects

@@ -40,7 +40,8 @@ from dbad.options.command_line import (
     trained_options,
 )
 from dbad.options.presets import PRESETS, default_preset
-from dbad.runtime.device import one_line_failures, pick_device, pick_precision
+from dbad.runtime.failures import one_line_failures
+from dbad.runtime.device import pick_device, pick_precision
 
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,
            inference_diad, train_tune_eval]

@@ -12,7 +12,7 @@ from dbad.checkpoints.weights import trim_log
 from dbad.errors import UserError
 from dbad.files.atomic import read_json, write_json
 from dbad.options.command_line import setting_names
-from dbad.options.declared import check_declared, described, fits, types_of
+from dbad.declared import check_declared, described, fits, types_of
 from dbad.options.presets import PRESETS
 from dbad.options.setting_types import LATER, setting_types
 

@@ -19,7 +19,7 @@ from dbad.data.demo import draw
 from dbad.errors import UserError, printable
 from dbad.finite import NotFinite
 from dbad.options.command_line import main
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 from dbad.runtime.output import CLOSED
 from inference_ddim import Options
 

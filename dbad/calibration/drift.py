@@ -15,7 +15,6 @@ import numpy as np
 from scipy.stats import ks_2samp, norm
 
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.trained import script_for
 from dbad.errors import UserError
 
 TOLERATED_SHARE = 0.1   # of the new images may be defective without being taken for drift
@@ -48,8 +47,9 @@ class Drift:
     share_observed: float
 
 
-def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 0.01) -> Drift:
-    """Test whether the scores of new images are distributed as those of the calibration.
+def drift(calibration: Calibration, new_scores: Sequence[float], script: str = "evaluation.py",
+          level: float = 0.01) -> Drift:
+    """Test whether the scores of new images are distributed as those of the calibration, made by a `script`.
 
     Production has defects, and they score high. So the tenth of the new images that scores highest
     (`TOLERATED_SHARE`) is left out where the question is whether the new scores are higher; it stays in where the
@@ -64,7 +64,6 @@ def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 
     """
     good, new = np.asarray(calibration.scores, np.float64), np.sort(np.asarray(new_scores, np.float64))
     if not len(good):
-        script = script_for("calibration", calibration.settings.get("method", "ddim"))
         raise UserError("--drift_check: the calibration has no scores to compare with, as thresholds that are given by "
                         f"hand; run {script}, and leave such thresholds out")
     if not len(new):

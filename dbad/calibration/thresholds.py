@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dbad.checkpoints.trained import method_of, script_for
-from dbad.data.intensity import Intensity
+from dbad.declared import check_declared, types_of
 from dbad.errors import UserError
-from dbad.files.atomic import read_json, write_json
+from dbad.files.atomic import write_json
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.maps import central_window
-from dbad.options.checks import check
-from dbad.options.declared import check_declared, check_types, types_of
-from dbad.options.setting_types import LATER, setting_types
+
+FORMAT = 1                              # of calibration.json; files without one are older
+OPEN_SHARE = {"between": (0, 1)}        # a range, see `fields.opt`
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,10 @@ class Calibration:
         num_pixels         good pixels it rests on
         pixel_quantile     of the good pixels, for scales and pixel_threshold
         false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
-        settings           what the detector was made with when this was measured, as plain values
+        settings           of the detector that this was measured with, as JSON has them
         digests            of the files it belongs to
+        method             name of the detector's family
+        format             of the file
     """
 
     scales: dict[str, float]
@@ -46,10 +47,12 @@ class Calibration:
     image_threshold: float
     scores: tuple[float, ...] = ()
     num_pixels: int = 0
-    pixel_quantile: float | None = None
-    false_alarm_rate: float | None = None
+    pixel_quantile: float | None = field(default=None, metadata=OPEN_SHARE)
+    false_alarm_rate: float | None = field(default=None, metadata=OPEN_SHARE)
     settings: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    method: str = "ddim"
+    format: int = FORMAT
 
     def p_value(self, score: float) -> float | None:
         """Share of good images, this one counted among them, that score at least as high; None without scores.
@@ -75,38 +78,12 @@ class Calibration:
         write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
 
 
-def load_calibration(path: Path) -> Calibration:
-    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
-
-    A setting that came later than the file has the value of what was done before, see `setting_types.LATER`.
-    """
-    if not path.is_file():
-        method = method_of(path.parent)
-        raise UserError(f"{path}: no such file; run {script_for('calibration', method)} first"
-                        + ", or give --pxl_threshold and --feature_threshold" * (method == "ddim"))
-    values = read_json(path)
-    settings = values.get("settings")
-    method = settings.get("method", "ddim") if isinstance(settings, dict) else method_of(path.parent)
-    try:
-        return _calibration(values, method)
-    except UserError as error:
-        raise UserError(f"{path}: not a calibration ({error}); run {script_for('calibration', method)} again"
-                        ) from None
-
-
-def _calibration(values: dict[str, Any], method: Any) -> Calibration:
+def read_calibration(values: dict[str, Any]) -> Calibration:
     """The calibration that the contents of a file say; what is wrong with them is a `UserError` without its name."""
     declared = types_of(Calibration)
-    check_types(values, declared, "values", tuple(declared))
-    check({name: values[name] for name in ("pixel_quantile", "false_alarm_rate")})
-    method = method if isinstance(method, str) else "ddim"
-    types = setting_types(method)
-    settings = dict(LATER) | {name: tuple(value) if isinstance(value, list) else value
-                              for name, value in values["settings"].items()}
-    check_declared(settings, types, "settings", tuple(types))
-    Intensity.of(settings)
-    if unknown := sorted(settings.keys() - types.keys()):
-        raise UserError(f"settings: {unknown[0]}: no setting of this method")
+    check_declared(values, declared, "values", tuple(declared))
+    if values["format"] != FORMAT:
+        raise UserError(f"format {values['format']}: expected {FORMAT}")
     fields = {name: values[name] for name in declared}
     scales = {name: float(scale) for name, scale in fields["scales"].items()}
     thresholds = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
@@ -115,7 +92,7 @@ def _calibration(values: dict[str, Any], method: Any) -> Calibration:
         raise UserError("scales and thresholds: expected numbers above 0")
     if list(scores) != sorted(scores):
         raise UserError("scores: expected them sorted")
-    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores, "settings": settings})
+    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores})
 
 
 def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],

@@ -28,7 +28,7 @@ from dbad.options.checks import check
 from dbad.options.command_line import RunOptions
 from dbad.report.figures import MUTED, PAPER, font, outlined, tile
 from dbad.runtime import parsing
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 
 KINDS: tuple[str, ...] = tuple(kinds.KINDS)
 

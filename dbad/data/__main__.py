@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dbad.data.layouts.registry import LAYOUTS, describe, open_dataset
 from dbad.runtime import parsing
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 
 
 def main(argv: Sequence[str] | None = None) -> None:

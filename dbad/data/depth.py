@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-from dbad.checkpoints.weights import load_pickle
 from dbad.data.full_depth import Deep, is_deep, read_picture
-from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity, check_floats, largest_integer
+from dbad.data.intensity import DEPTHS, Intensity, check_floats, largest_integer
 from dbad.data.splits import Sample
 from dbad.errors import UserError
-from dbad.files.names import last_file
-from dbad.options.command_line import check_bound, run_folder, trained_options
-
-T = TypeVar("T")
 
 
-def run_intensity(options: Any, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
+class Reading(Protocol):
+    """The options of reading images."""
+
+    intensity: str
+    num_workers: int
+
+
+def run_intensity(options: Reading, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
                   ) -> Intensity:
     """How a run brings pictures to 8 bits: as it was trained or, where that does not say, found in training images.
 
@@ -59,28 +60,3 @@ def _largest_value(path: Path) -> int | None:
         return largest_integer(picture, path)
     check_floats(picture, path)
     return None
-
-
-def keep_intensity(options: T, begun: Mapping[str, Any]) -> T:
-    """The options with the intensity of the training that is gone on with; another one is a `UserError`."""
-    check_bound(options, begun)
-    return replace(options, intensity=options.intensity or begun.get("intensity"))
-
-
-def begun_with(options: Any, script: str, phase: str) -> dict[str, Any]:
-    """The option "intensity" of the run that a training by `script` goes on with; empty where it begins anew.
-
-    What the `phase` has saved tells it as long as train_arg_config.json is not written. Runs from before there was the
-    option have "intensity_bits" too, see `Intensity`; otherwise the depth is for the images to tell: they may have
-    changed.
-    """
-    if not options.resume:
-        return {}
-    known, state = trained_options(options, script), run_folder(options) / last_file(phase)
-    if not known and state.is_file():
-        saved = load_pickle(state, peek=True)
-        known = saved.get("settings", {}) if isinstance(saved, dict) else {}
-        known = known if "intensity" in known else AS_BEFORE.settings()
-    if Intensity.of(known) == AS_BEFORE:
-        return AS_BEFORE.settings()
-    return {"intensity": known["intensity"]} if "intensity" in known else {}

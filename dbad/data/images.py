@@ -31,7 +31,7 @@ from dbad.data.splits import Category, Sample, split_by_hash
 from dbad.data.tiling import pad_to
 from dbad.errors import UserError
 from dbad.options.command_line import RunOptions
-from dbad.runtime.device import say_once
+from dbad.runtime.failures import say_once
 
 T = TypeVar("T")
 

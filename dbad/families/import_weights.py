@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dbad.checkpoints.trained import ProcessOptions
 from dbad.checkpoints.weights import load_network, load_pickle, model_config, save_weights
+from dbad.declared import Types, check_declared, types_of
 from dbad.errors import UserError
 from dbad.families.ddim.weights import HEADS, convert, is_ddad
 from dbad.families.diad.weights import import_diad, is_diad_file
@@ -35,9 +36,8 @@ from dbad.files.atomic import read_json, write_json
 from dbad.files.locks import writing_out
 from dbad.files.names import EXTRACTOR, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import Extractor, build_extractor, save_extractor
-from dbad.options.declared import Types, check_declared, types_of
 from dbad.runtime import parsing
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 
 DDAD, DIFFUSION_BASED_AD = "DDAD", "Diffusion-Based-AD"
 WEIGHTS = "final.pt"                # where the scripts look for them

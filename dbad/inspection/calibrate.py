@@ -10,52 +10,56 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from dbad.calibration.digests import check_digests, digests
-from dbad.calibration.thresholds import Calibration, calibrate, check_promise, load_calibration
-from dbad.data.images import Sample, open_category, split_category
+from dbad.calibration.thresholds import Calibration, calibrate, check_promise
+from dbad.data.images import open_category, split_category
 from dbad.data.intensity import with_intensity
+from dbad.data.splits import Sample
+from dbad.declared import check_declared
 from dbad.errors import UserError
-from dbad.families.detector import Detector, calibration_file
+from dbad.families.detector import Detector
+from dbad.families.digests import check_digests, digests
+from dbad.families.family import Family
+from dbad.families.registry import FAMILIES, recorded_method
+from dbad.families.runs import calibration_file, load_calibration
+from dbad.families.settings import Settings
 from dbad.files.atomic import read_json, write_json
-from dbad.files.names import (
-    CATEGORY_CALIBRATION,
-    CATEGORY_DISCRIMINATOR,
-    CATEGORY_TUNING,
-    DISCRIMINATOR,
-    TRAIN_OPTIONS,
-    TUNING,
-    UNFINISHED,
-)
+from dbad.files.names import CATEGORY_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.inspection.loop import walk
-from dbad.options.declared import check_declared
 
 # Options that say where and how, and not what; the bit depth follows from the images.
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",
                     "intensity_bits"})
 
 
-def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
-                  prepare: Callable[[str | None], dict[str, Any]] = lambda name: {}) -> dict[str | None, Calibration]:
+class CalibrationOptions(Protocol):
+    """The options of a calibration."""
+
+    pixel_quantile: float
+    false_alarm_rate: float | None
+    num_workers: int
+
+
+def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
+                  held_out: Mapping[str, Sequence[Sample]], options: CalibrationOptions
+                  ) -> dict[str | None, Calibration]:
     """The thresholds by held-out images: of all categories together and, where there are several, of each.
 
-        held_out   the good images of every category that were not trained on
-        settings   what the detector was made with, see `Calibration`
-        options    pixel_quantile, false_alarm_rate and num_workers
-        prepare    called for each of `with_thresholds`, brings the detector to the settings of its own that it has, and
-                   returns them
+        detector_of   the detector of each of `with_thresholds`, under the settings that it has
+        held_out      the good images of every category that were not trained on
     Their digests are missing; `finish_files` writes them.
     """
     known: dict[str, list[tuple[Path, dict[str, Tensor]]]] = {}
     found: dict[str | None, Calibration] = {}
-    used: dict[str, Any] = {}
+    used: Settings | None = None
     for name in with_thresholds(held_out):
-        before, used = used, settings | prepare(name)
-        if used != before:
+        detector = detector_of(name)
+        if detector.settings != used:
             known.clear()
+        used = detector.settings
         for category in [name] if name else held_out:
             if category not in known:
                 known[category] = [(item.path, parts) for item, parts, _ in walk(
@@ -63,8 +67,8 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
         images = known[name] if name else [image for category in known.values() for image in category]
         paths, parts = zip(*images, strict=True)
         calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
-                                used["center_crop"], paths)
-        found[name] = replace(calibration, settings=used)
+                                used.center_crop, paths)
+        found[name] = replace(calibration, settings=used.record(), method=family.name)
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
               f"{calibration.false_alarm_rate:.1%} false alarms")
@@ -82,7 +86,7 @@ def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str])
     before = read_json(path) if path.is_file() else {}
     check_declared(before, {"item": str | tuple[str, ...]}, path)
     kept = {*names, *(calibration_file(folder, name, record["item"]).name for name in with_thresholds(record["item"]))}
-    for name in sorted(_named_files(before) - kept):
+    for name in sorted(_named_files(before, path) - kept):
         (folder / name).unlink(missing_ok=True)
     write_json(path, {**record, UNFINISHED: True})
 
@@ -90,16 +94,21 @@ def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str])
 def finish_files(folder: Path, record: Mapping[str, Any], thresholds: Mapping[str | None, Calibration]) -> None:
     """Write the thresholds of a run whose other files are there, and that it is finished."""
     for name, calibration in thresholds.items():
-        calibration = replace(calibration, digests=digests(folder, calibration.settings))
+        family = FAMILIES[calibration.method]
+        found = digests(folder, family, family.settings.read(calibration.settings))
+        calibration = replace(calibration, digests=found)
         calibration.save(calibration_file(folder, name, record["item"]))
     write_json(folder / TRAIN_OPTIONS, record)
 
 
-def _named_files(record: Mapping[str, Any]) -> set[str]:
+def _named_files(record: Mapping[str, Any], path: Path) -> set[str]:
     """What a run of these options may have written that a run of other categories, or another method, has not."""
-    items = record.get("item", ())
-    each = (CATEGORY_CALIBRATION, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING) if len(items) > 1 else ()
-    return {DISCRIMINATOR, TUNING, *(name.format(item) for name in each for item in items)} if items else set()
+    items, method = record.get("item", ()), recorded_method(record, path)
+    if not items or method not in FAMILIES:
+        return set()
+    names = FAMILIES[method].by_category
+    each = (CATEGORY_CALIBRATION, *(name for name in names if "{}" in name)) if len(items) > 1 else ()
+    return {*(name for name in names if "{}" not in name), *(name.format(item) for name in each for item in items)}
 
 
 def check_promises(options: Any, items: Iterable[str]) -> None:

@@ -32,7 +32,7 @@ def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, descri
     Images are read at the network's size; at their own size where the detector works in tiles.
     """
     size = None if detector.patching else detector.size
-    step = 1 if detector.patching else detector.batch_size
+    step = 1 if detector.patching else detector.machine.batch_size
     for first in tqdm(range(0, len(samples), step), desc=description, unit="batch"):
         items = read_items(samples[first:first + step], size, num_workers, detector.intensity)
         parts, reconstructions = detector.parts(torch.stack([item.image for item in items]))

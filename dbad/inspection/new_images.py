@@ -195,7 +195,7 @@ def _batches(paths: Sequence[Path], detector: Detector, pool: Executor
 
     While the caller works on one, the next is being decoded.
     """
-    size, step = (None, 1) if detector.patching else (detector.size, detector.batch_size)
+    size, step = (None, 1) if detector.patching else (detector.size, detector.machine.batch_size)
     todo, batch, broken = iter(paths), [], []
     waiting = deque(pool.submit(_decode, path, size, detector.intensity) for path in islice(todo, step))
     while waiting:

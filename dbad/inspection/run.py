@@ -2,60 +2,33 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dbad.calibration.drift import drift, sentence
 from dbad.calibration.thresholds import Calibration
 from dbad.data.images import open_category, test_images
 from dbad.errors import UserError
-from dbad.families.detector import Detector, build_detector
+from dbad.families.detector import Detector, open_detector
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
 from dbad.inspection.loop import inspect
 from dbad.inspection.new_images import find_images, inspect_new, last_line
 from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import announce, changed, opt, run_folder, trained_options
+from dbad.options.resolve import announce, changed, run_folder
 from dbad.records import Inspection
 from dbad.report import figures, page
 from dbad.report.export import export_maps
 from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
-from dbad.runtime.device import pick_device, pick_precision
+from dbad.runtime.device import Machine
 
 
-@dataclass(frozen=True, kw_only=True)
-class InspectionOptions:
-    """What is inspected, and what is written of it."""
-
-    item_states: tuple[str, ...] = opt("folders of test/ to inspect, such as: good crack", ("all",),
-                                       aliases=["--mvtec_item_states"])
-    eval_resolution: Literal["network", "original"] = opt(
-        "where maps are compared with masks: at the network's resolution, or at the size of the files", "network")
-    masks: Literal["where_there_are", "required"] = opt(
-        "defective test images without mask: left out of pixel metrics, which is said, or refused", "where_there_are")
-    export_maps: Literal["none", "mvtec"] = opt(
-        "also write the maps as float TIFF files, as the evaluation program of MVTec AD reads them; with the data of "
-        "MVTec AD 2 as its evaluation server does, and thresholded ones beside them", "none")
-    img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
-    plt_imgs: bool = opt("also show the figures on the screen, half a second each, where there is one", False)
-    shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewImageOptions:
-    """Images without ground truth, instead of the test images of a data set."""
-
-    images: tuple[str, ...] | None = opt("files, folders or quoted patterns such as 'camera/*.png'", None)
-    recursive: bool = opt("with --images: also those in sub-folders", False)
-    drift_check: bool = opt("with --images: test whether, as a whole, they still look like the good images of the "
-                            "calibration; if not, its promise is void", False)
-
-
-def results_of(options: Any, script: str | None = None) -> Path:
-    """The folder of the results: called as the run and, where the model of `script` is for more, as the category."""
-    learnt = trained_options(options, script).get("item", [options.item]) if script else [options.item]
+def results_of(options: Any, *methods: str) -> Path:
+    """The folder of the results: called as the run and, where a model of the `methods` is for more, as the category."""
+    learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
     name = options.run_id or options.item
     return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
 
@@ -66,7 +39,7 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> 
         return folder
     inspect_them = inspect_images if options.images else inspect_test
     with writing_results(folder):
-        return inspect_them(open_detector(calibration, options), calibration, options, folder)
+        return inspect_them(open_run(calibration, options), calibration, options, folder)
 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
@@ -80,11 +53,10 @@ def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     return announce(options, folder / SCORES, *(folder / name for name in written))
 
 
-def open_detector(calibration: Calibration, options: Any) -> Detector:
+def open_run(calibration: Calibration, options: Any) -> Detector:
     """The detector of the run, on the machine that the options name."""
-    device = pick_device(options.device)
-    return build_detector(run_folder(options), calibration.settings, device, pick_precision(options.precision, device),
-                          options.batch_size, calibration)
+    machine = Machine.of(options.device, options.precision, options.batch_size)
+    return open_detector(run_folder(options), calibration, machine)
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
@@ -97,7 +69,8 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Any, fol
     samples = test_images(category, options.masks)
     inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
     folder = results_folder(folder, options)
-    metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds)
+    metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds,
+                                    FAMILIES[calibration.method].about)
     if also:
         also(folder, inspections)
     if options.export_maps == "mvtec":
@@ -116,11 +89,11 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     folder = results_folder(folder, options, listing_digest(paths))
     found = inspect_new(detector, calibration, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    summary = run_summary(options, calibration, found.num_good + found.num_defective, changed(options))
+    summary = run_summary(options, calibration, found.num_good + found.num_defective, FAMILIES[calibration.method].about)
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
-        result = drift(calibration, [row.score for row in found.rows])
+        result = drift(calibration, [row.score for row in found.rows], FAMILIES[calibration.method].scripts.calibration)
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from urllib.parse import quote
 
+from dbad.declared import check_declared, check_types
 from dbad.errors import UserError
 from dbad.files.atomic import read_json, write_text
 from dbad.files.names import METRICS, OPTIONS, PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY_TEXT
 from dbad.files.tables import read_table, write_table
-from dbad.options.declared import check_declared, check_types
 from dbad.report.page import flatten, template
 from dbad.report.published import NAMES, PUBLISHED, Published
 

@@ -1,27 +1,30 @@
-"""The machine: device, number format, memory order, and how failures reach the user."""
+"""The machine: device, number format, memory order."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from dbad.errors import UserError, printable
-from dbad.runtime.output import quiet_output
-from dbad.runtime.signals import STATUS, STOPPED, terminable
+from dbad.errors import UserError
 
-# What a user's names, disks and limits can cause, beside what is found by looking first.
-_UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ETXTBSY)
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE,
-             errno.ENFILE, errno.EIO, errno.ESTALE)
+
+class Machine(NamedTuple):
+    """Where networks compute: the device, "fp32" or "bf16" inside them, and how many images go through at once."""
+
+    device: torch.device
+    precision: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Machine:
+        """The machine that --device, --precision and --batch_size name."""
+        chosen = pick_device(device)
+        return cls(chosen, pick_precision(precision, chosen), batch_size)
 
 
 def pick_device(name: str) -> torch.device:
@@ -92,33 +95,6 @@ def _cpu_has(*features: str) -> bool:
 
 
 @contextlib.contextmanager
-def one_line_failures() -> Iterator[None]:
-    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback.
-
-    Ctrl-C and SIGTERM end it with status 130.
-    """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
-    logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with terminable(), quiet_output():
-            yield
-    except UserError as error:
-        _exit(str(error), 2)
-    except KeyboardInterrupt:
-        _exit(STOPPED, STATUS)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE + _UNUSABLE:
-            raise
-        what = "written" if error.errno in _UNWRITABLE else "read or written"
-        _exit(f"{error.filename or 'output'}: cannot be {what} ({error.strerror})", 2)
-
-
-@contextlib.contextmanager
 def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, otherwise: str) -> Iterator[None]:
     """Turn running out of memory into a line that says what to change; the first ways hardly change the result.
 
@@ -134,19 +110,3 @@ def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, 
         ways += ["--gradient_checkpointing"] * (not options.gradient_checkpointing)
         ways += ["--precision bf16"] * (options.precision != "bf16") + [otherwise]
         raise UserError(f"the device ran out of memory with {now}; try {', or '.join(ways)}") from None
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line that several scripts in one process, or several looks at the same files, would repeat."""
-    print(printable(line))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was missing: on a CPU torch says so in words alone."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _exit(message: str, status: int) -> None:
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {printable(message)}", file=sys.stderr)
-    raise SystemExit(status)

@@ -1,0 +1,31 @@
+"""Latent diffusion guided by the image (DiAD, arXiv:2312.06607): one model for many categories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dbad.families.diad.options import DiadSettings
+from dbad.families.family import Family, Scripts
+from dbad.files.names import DIAD_FILES
+
+if TYPE_CHECKING:
+    from dbad.families.diad.detector import DiadDetector
+    from dbad.runtime.device import Machine
+
+
+def _files(settings: DiadSettings | None = None) -> dict[str, str]:
+    return {name.removesuffix(".safetensors"): name for name in DIAD_FILES}
+
+
+def _open(folder: Path, settings: DiadSettings, machine: Machine) -> DiadDetector:
+    from dbad.families.diad.detector import open_diad  # it loads torch
+    return open_diad(folder, settings, machine)
+
+
+DIAD = Family(
+    name="diad", about="latent diffusion guided by the image (DiAD), feature differences", settings=DiadSettings,
+    scripts=Scripts("train_diad.py", "train_diad.py", "inference_diad.py"),
+    phases=("build_diad", "train_diad", "inference_diad"), files=_files, open=_open, sign="steps_latent",
+    together=True)
+AUTOENCODER_RUN = ("finetune_autoencoder.py", "discriminator_start")

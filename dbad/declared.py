@@ -1,7 +1,7 @@
 """Values from a JSON file, checked against the types and ranges that are declared for them in the code.
 
 People edit these files by hand, and disks damage them. What a field of an options' dataclass may hold is known from its
-annotation and from `checks`; a file that says something else is told by its name, the field, what was found and
+declaration (`dbad.fields`); a file that says something else is told by its name, the field, what was found and
 what was expected.
 """
 
@@ -15,10 +15,10 @@ import typing
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dbad.errors import UserError
-from dbad.options.checks import check
+from dbad.fields import check_value
 
 Types = Mapping[str, Any]       # names of fields -> annotations
 
@@ -29,11 +29,11 @@ _SHOWN = 40                     # characters of what was found that a message sh
 
 @lru_cache
 def types_of(*classes: type) -> Types:
-    """The annotations of the fields of dataclasses, as types."""
+    """The annotations of the fields of dataclasses, as types that know what is declared of the field besides."""
     hints: dict[str, Any] = {}
     for cls in classes:
         found = typing.get_type_hints(cls)
-        hints |= {field.name: found[field.name] for field in dataclasses.fields(cls)}
+        hints |= {field.name: Annotated[found[field.name], field.metadata] for field in dataclasses.fields(cls)}
     return hints
 
 
@@ -45,10 +45,12 @@ def check_declared(values: Mapping[str, Any], declared: Types, where: object, re
     Names that are not declared are not looked at.
     """
     check_types(values, declared, where, required)
-    try:
-        check({name: values[name] for name in declared if name in values})
-    except UserError as error:
-        raise UserError(_begun(where) + str(error).removeprefix("--")) from None
+    for name, hint in declared.items():
+        if name in values and typing.get_origin(hint) is Annotated:
+            try:
+                check_value(name, values[name], hint.__metadata__[0])
+            except UserError as error:
+                raise UserError(_begun(where) + str(error).removeprefix("--")) from None
 
 
 def check_types(values: Mapping[str, Any], declared: Types, where: object, required: Collection[str] = ()) -> None:
@@ -71,6 +73,8 @@ def fits(value: Any, hint: Any) -> bool:
     Lists stand for tuples of one type, texts for paths, objects for dictionaries with texts as keys.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return fits(value, arguments[0])
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
@@ -98,6 +102,8 @@ def _is_text(value: str) -> bool:
 def described(hint: Any) -> str:
     """An annotation in words, for what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return described(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(described, arguments))
     if origin is Literal:

@@ -1,0 +1,99 @@
+"""The options of LafitE and of its memory bank alone, knn: features, their diffusion, and the maps made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dbad.families.settings import Settings
+from dbad.fields import Given, opt
+from dbad.options.shared import (
+    BackboneOptions,
+    ScoreOptions,
+    ThresholdOptions,
+    TrainingOptions,
+    TuneOptions,
+    one_for_each_level,
+)
+
+PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
+DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # what needs the denoiser
+TIMESTEPS = 1000
+
+
+def _timestep(value: int) -> str | None:
+    return f"expected at most {TIMESTEPS}, the timesteps there are" if value > TIMESTEPS else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMapOptions(ScoreOptions):
+    """From features to one anomaly map: the parameters of inference that are worth editing."""
+
+    neighbours: int = opt("nearest good patches of which a patch's edited version is a weighted mean", later=3,
+                          least=1)
+    editing: bool = opt("edit features before they are noised and denoised", later=True)
+    feature_start: int = opt("noise features up to this timestep of 1000", later=600, least=1, check=_timestep)
+    feature_steps_back: int = opt("denoising steps from there back to 0", later=1, least=1)
+    context_power: float = opt(
+        "distances are divided by this power of the error that the network expects of a patch, given its surroundings; "
+        "0 for plain distances", later=0.0, least=0, most=10)
+    discriminator_contrib: float = opt("contribution of the network that judges a patch by all its distances, learnt "
+                                       "from pseudo-anomalies", later=1.0, least=0)
+    knn_contrib: float = opt("contribution of the distance to the nearest good patch", later=0.0, least=0)
+    edit_contrib: float = opt("contribution of the distance to the edited patch", later=0.0, least=0)
+    denoise_contrib: float = opt("contribution of the distance to the denoised patch", later=0.0, least=0)
+    inversion_contrib: float = opt("contribution of how unlikely the noise is that the features lead to", later=0.0,
+                                   least=0)
+
+    @staticmethod
+    def contradictions(given: Given) -> Iterator[str]:
+        """Maps that cannot be made."""
+        names = [f"{name}_contrib" for name in PARTS]
+        if all(getattr(given, name) == 0 for name in names):
+            yield f"--{', --'.join(names[:-1])} and --{names[-1]} are all 0: the anomaly map would be empty"
+        if given.feature_start is not None and (given.feature_steps_back or 1) > given.feature_start:
+            yield (f"--feature_steps_back {given.feature_steps_back}: more steps than the {given.feature_start} "
+                   "timesteps of --feature_start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(FeatureMapOptions, Settings):
+    """The settings of a detector of this family."""
+
+    discriminator: str = opt("file of the discriminator in the run folder; empty for none", "", flag=False)
+
+    @property
+    def contributions(self) -> dict[str, float]:
+        """The weights of the maps that count."""
+        found = {name: getattr(self, f"{name}_contrib") for name in PARTS}
+        return {name: weight for name, weight in found.items() if weight > 0}
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether it counts how well a patch is known by its surroundings."""
+        return bool(self.context_power or self.discriminator_contrib)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOptions):
+    """Features, memory bank and training of the denoiser."""
+
+    method: Literal["lafite", "knn"] | None = opt("lafite, or knn: the memory bank alone, without diffusion (lafite)",
+                                                  None)
+    grid: int = opt("side of the grid of patches", later=32, least=4, most=512)
+    feature_cache: Path | None = opt("folder in which extracted features are kept (~/.cache/dbad/features)", None)
+    bank_mb: float = opt("size of the memory bank in 10^6 bytes, shared equally by the categories", later=8.0, above=0,
+                         most=1_000_000)
+    components: int = opt("principal components of the features that are diffused, at most all", later=64, least=1,
+                          most=65536)
+    prediction: Literal["x0", "v", "epsilon"] = opt(
+        "what the network learns to give: clean features, velocity or noise", later="x0")
+    feature_channels: tuple[int, ...] = opt("channels of the U-Net at each resolution, the full grid first",
+                                            demo=(64, 128, 192), base=(128, 256, 384, 512), most=4096,
+                                            check=one_for_each_level)
+    steps_features: int = opt("length of the training in optimiser steps", demo=600, small=1500, base=20000, least=1)
+    feature_batch_size: int = opt("feature maps per training batch, over all processes", demo=8, base=64, least=1,
+                                  most=65536)
+    feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1))
