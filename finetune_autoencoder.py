@@ -46,7 +46,8 @@ from dbad.options.command_line import check, data_of, main, opt, plain, run_fold
 from dbad.options.presets import PRESETS, default_preset
 from dbad.runtime.device import memory_advice, memory_format, pick_device, pick_precision
 from dbad.training.early_stopping import Best
-from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 from dbad.training.samples import in_turn, write_sheet
 
 # The lengths and speeds of the sizes. kl-f8 is as published: constant rate, a step of 8 batches of 4.
@@ -169,10 +170,10 @@ def train(options: Options, start: AutoencoderKL | None) -> None:
 
     with memory_advice(options, "batch_size", "accumulate", "resolution", otherwise="a smaller --resolution"):
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
-            plan_of(options, good, held_out), batch_size=options.batch_size, folder=folder, phase="autoencoder",
-            log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
-            on_begin=lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings()),
-            on_report=report, best=best)
+            plan_of(options, good, held_out),
+            Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume),
+            batch_size=options.batch_size, device=device, hooks=Hooks(
+                lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings()), report, best))
 
     # Write the best weights, the scale of their latents, and how well they reconstruct.
     model.eval()

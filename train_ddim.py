@@ -37,7 +37,8 @@ from dbad.options.command_line import (
     trained_options,
 )
 from dbad.runtime.device import memory_format, pick_device, pick_precision
-from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +146,9 @@ def train(options: Options, folder: Path) -> None:
             validation, lambda batch: denoising_loss(model, batch, abar, precision), device)}
 
     unet = unet.to(memory_format=memory_format(device))
-    unet = fit(unet, data, loss_of, plan, phase="diffusion", batch_size=options.batch_size, folder=folder,
-               log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
-               on_begin=begin, on_report=report)
+    place = Place(folder, options.log_dir / options.run_id, "diffusion", options.resume)
+    unet = fit(unet, data, loss_of, plan, place, batch_size=options.batch_size, device=device,
+               hooks=Hooks(begin, report))
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
 
 

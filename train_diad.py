@@ -49,7 +49,8 @@ from dbad.options.command_line import (
 from dbad.options.presets import PRESETS
 from dbad.report.results import listing_digest
 from dbad.runtime.device import memory_advice, memory_format, pick_device, pick_precision
-from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 from dbad.training.samples import in_turn, write_sheet
 
 REPORT_EVERY = 2        # epochs
@@ -246,8 +247,8 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
                 options.latent_learning_rate, warmup_steps=50, seed=options.seed, settings=settings, weight_decay=0.01,
                 betas=(0.9, 0.999), accumulate=options.latent_accumulate, schedule=options.latent_schedule,
                 fused=options.fused_optimizer)
-    fit(model, data, loss_of, plan, phase=FAMILY, batch_size=batch_size, folder=folder,
-        log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report)
+    fit(model, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, FAMILY, options.resume),
+        batch_size=batch_size, device=device, hooks=Hooks(on_report=report))
     model.eval()
 
 

@@ -41,7 +41,8 @@ from dbad.options.command_line import (
 )
 from dbad.runtime.device import memory_format, pick_device, pick_precision
 from dbad.training.early_stopping import Best
-from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
 
@@ -145,9 +146,9 @@ def adapt(options: Options, length_given: bool) -> None:
             return held_out_losses(model, validation, loss_of, options.batch_size, device)
 
         fit(model.to(memory_format=memory_format(device)), data, loss_of,
-            plan_of(objective, options, data, validation), phase="extractor", batch_size=options.batch_size,
-            folder=folder, log_dir=options.log_dir / options.run_id, device=device, resume=options.resume,
-            on_report=report, best=best)
+            plan_of(objective, options, data, validation),
+            Place(folder, options.log_dir / options.run_id, "extractor", options.resume),
+            batch_size=options.batch_size, device=device, hooks=Hooks(on_report=report, best=best))
         print(outcome(objective, best))
     save_extractor(extractor, path)
 

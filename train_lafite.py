@@ -72,7 +72,8 @@ from dbad.options.command_line import (
 from dbad.options.presets import default_preset
 from dbad.report.results import listing_digest
 from dbad.runtime.device import pick_device, pick_precision
-from dbad.training.loop import IMAGES, Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,9 +270,8 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     settings[IMAGES] = fingerprint([pixels for part in good.values() for pixels in part.pixels])
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)
-    net = fit(net, data, loss_of, plan, phase="features", batch_size=options.feature_batch_size, folder=folder,
-              log_dir=options.log_dir / options.run_id, device=device, resume=options.resume, on_report=report)
-    return net
+    return fit(net, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, "features", options.resume),
+               batch_size=options.feature_batch_size, device=device, hooks=Hooks(on_report=report))
 
 
 def may_judge(options: Options, given: Sequence[str]) -> bool:
