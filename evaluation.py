@@ -18,7 +18,7 @@ from dbad.calibration.digests import digests
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.checkpoints.trained import trained_process
 from dbad.data.depth import run_intensity
-from dbad.data.images import Sample, open_category, random_crops, read_images, some_of, split_category, to_float
+from dbad.data.images import open_category, random_crops, read_images, some_of, split_category, to_float
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.normalise import save_normalisation
 from dbad.families.ddim.search import Search, normalisation_of, pseudo_validation, write_trials
@@ -42,6 +42,7 @@ from dbad.options.command_line import (
 )
 from dbad.options.declared import check_declared, check_types
 from dbad.options.setting_types import setting_types
+from dbad.records import Sample
 from dbad.report.results import listed
 from dbad.runtime.device import pick_device, pick_precision
 

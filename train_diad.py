@@ -19,7 +19,7 @@ import torch
 
 from dbad.calibration.digests import digests
 from dbad.data.depth import begun_with, keep_intensity, run_intensity
-from dbad.data.images import Sample, chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
 from dbad.data.intensity import AS_BEFORE, Intensity
 from dbad.data.pictures import picture_size
 from dbad.diffusion.batches import validation_loss
@@ -47,6 +47,7 @@ from dbad.options.command_line import (
     trained_options,
 )
 from dbad.options.presets import PRESETS
+from dbad.records import Sample
 from dbad.report.results import listing_digest
 from dbad.runtime.device import memory_advice, memory_format, pick_device, pick_precision
 from dbad.training.loop import fit

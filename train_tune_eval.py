@@ -33,6 +33,7 @@ import train_lafite
 from dbad.checkpoints.weights import check_trained
 from dbad.data.depth import run_intensity
 from dbad.data.images import category_names, check_readable, chosen_items, named_items, open_category, test_images
+from dbad.data.splits import files_of
 from dbad.errors import UserError, printable
 from dbad.families.detector import check_layer_weights
 from dbad.files.atomic import check_folders, known_json, write_json
@@ -198,7 +199,7 @@ def attempt(options: CategoryOptions, run: Run) -> Run:
     begun, finished = time.monotonic(), run.folder / FINISHED
     try:
         category = open_category(options, options.item_states)
-        files = [path for sample in category.good + category.test for path in sample.files]
+        files = [path for sample in category.good + category.test for path in files_of(sample)]
         record = {"options": plain(options), "data": listing_digest(files)}
         if options.resume and given(known_json(finished)) == given(record):
             print("finished before")

@@ -32,7 +32,7 @@ from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import build_unet
 from dbad.data.demo import draw
-from dbad.data.images import Sample, open_category, read_items, test_images
+from dbad.data.images import open_category, read_items, test_images
 from dbad.data.tiling import tile_places
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.errors import UserError
@@ -42,6 +42,7 @@ from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.options.command_line import run_folder
 from dbad.options.presets import PRESETS
+from dbad.records import Sample
 from dbad.runtime.device import one_line_failures, pick_device, pick_precision
 
 DEFECT_PX = 8.0

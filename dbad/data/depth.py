@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from dbad.checkpoints.weights import load_pickle
 from dbad.data.full_depth import Deep, is_deep, read_picture
 from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity, check_floats, largest_integer
-from dbad.data.splits import Sample
 from dbad.errors import UserError
 from dbad.files.names import last_file
 from dbad.options.command_line import check_bound, run_folder, trained_options
+from dbad.records import Sample
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dbad.calibration.digests import check_digests, digests
 from dbad.calibration.thresholds import Calibration, calibrate, check_promise, load_calibration
-from dbad.data.images import Sample, open_category, split_category
+from dbad.data.images import open_category, split_category
 from dbad.data.intensity import with_intensity
 from dbad.errors import UserError
 from dbad.families.detector import Detector, calibration_file
@@ -32,6 +32,7 @@ from dbad.files.names import (
 )
 from dbad.inspection.loop import walk
 from dbad.options.declared import check_declared
+from dbad.records import Sample
 
 # Options that say where and how, and not what; the bit depth follows from the images.
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",
