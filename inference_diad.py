@@ -13,60 +13,33 @@ Every category is decided by its own thresholds. Beside the report, log_image/ h
     xxx-heatmap.png            the same over the image
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-
-from dbad.calibration.thresholds import Calibration
-from dbad.data.images import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
-from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.diad.detector import DiadDetector, check_foreign
-from dbad.files.atomic import atomic_write, check_folders
-from dbad.files.locks import writing_results
+from dbad.families.diad.options import DiadMapOptions, ResumeOptions, check_foreign
 from dbad.files.names import LOG_IMAGE
-from dbad.inspection.run import (
-    InspectionOptions,
-    NewImageOptions,
-    about_to_write,
-    check_new_images,
-    inspect_images,
-    inspect_test,
-    open_detector,
-    results_of,
-)
-from dbad.inspection.settle import settle_trained
-from dbad.options.command_line import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
-from dbad.records import Inspection
-from dbad.report import figures, summary
-from dbad.report.results import set_summary
-from dbad.report.summary import Run
+from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.options.command_line import main
+from dbad.options.resolve import run_name
+from dbad.options.shared import RunOptions, SeveralItems
 
-TRAINED_BY = "train_diad.py"
-JPEG_QUALITY = 95
+if TYPE_CHECKING:
+    from dbad.report.summary import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """The run, by its folder."""
-
-    resume_path: Path | None = opt("run folder of the model, instead of --run_id and --diffusion_checkpoint_dir", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, ResumeOptions, NewImageOptions, InspectionOptions, DiadMapOptions):
+class Options(SeveralItems, RunOptions, ResumeOptions, NewImageOptions, InspectionOptions, DiadMapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
-
-    item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"])
 
 
 def run(options: Options) -> Path:
     """Inspect; returns the folder of the results, for several categories that of all of them."""
+    from dbad.report import summary  # these load torch, which reading the command line does without
+    from dbad.report.results import set_summary
     results = inspect_categories(options)
     if len(results) == 1:
         return results[0].folder
@@ -77,29 +50,46 @@ def run(options: Options) -> Path:
     return options.img_dir
 
 
-def inspect_categories(options: Options) -> list[Run]:
+def inspect_categories(options: Options) -> list["Run"]:
     """Inspect one category after the other, with the same model; says where the results of each are."""
-    options = located(options)
+    import time
+
+    from dbad.data.images import check_readable, chosen_items, open_category, test_images
+    from dbad.data.intensity import Intensity
+    from dbad.families.diad.log_images import write_log_images
+    from dbad.families.runs import trained_options
+    from dbad.files.atomic import check_folders
+    from dbad.files.locks import writing_results
+    from dbad.inspection.calibrated import resolve_calibrated
+    from dbad.inspection.run import (
+        about_to_write,
+        check_new_images,
+        inspect_images,
+        inspect_test,
+        open_run,
+        results_of,
+    )
+    from dbad.report.summary import Run
+    options = of_run(options)
     check_new_images(options)
     names, detector, results = chosen_items(options), None, []
     if options.images and len(names) > 1:
         raise UserError(f"--images: expected one --item with it, found {len(names)}")
     check_folders(img_dir=options.img_dir)
-    trained = trained_options(options, TRAINED_BY)
+    trained = trained_options(options, "diad")
     for name in names if trained and not options.images and not options.dry_run else ():
         category = open_category(replace(options, item=name), options.item_states)
         check_readable(test_images(category, options.masks), options.num_workers, Intensity.of(trained))
 
     for name in names:
         begun, each = time.monotonic(), replace(options, item=name)
-        folder = results_of(each, TRAINED_BY)
+        folder = results_of(each, "diad")
         results.append(Run(name, options.seed or 0, folder, "done"))
-        calibration, each = settle_trained(each, TRAINED_BY)
+        calibration, each = resolve_calibrated(each, "diad")
         if not about_to_write(each, folder, LOG_IMAGE):
             continue
         with writing_results(folder):
-            detector = detector or open_detector(calibration, each)
-            detector.calibration = calibration
+            detector = replace(detector or open_run(calibration, each), calibration=calibration)
             if options.images:
                 inspect_images(detector, calibration, each, folder)
             else:
@@ -108,7 +98,7 @@ def inspect_categories(options: Options) -> list[Run]:
     return results
 
 
-def located(options: Options) -> Options:
+def of_run(options: Options) -> Options:
     """The options with the run that --resume_path or --run_id names."""
     check_foreign(options)
     path = options.resume_path
@@ -127,24 +117,9 @@ def located(options: Options) -> Options:
     return replace(options, run_id=path.name, diffusion_checkpoint_dir=path.parent)
 
 
-def write_log_images(detector: DiadDetector, calibration: Calibration, folder: Path,
-                     inspections: Sequence[Inspection]) -> None:
-    """Write five pictures of every image, see above; colours mean the same in all of them."""
-    scale = figures.map_scales(inspections, calibration.pixel_threshold).get("anomaly map", 0.0)
-    for name, found in zip(figures.panel_names(inspections), inspections, strict=True):
-        image = to_float(torch.from_numpy(found.image.copy()).movedim(-1, 0))
-        pictures = {
-            "input.jpg": found.image, "samples.jpg": found.reconstruction,
-            "reconstruction.jpg": to_pixels(detector.autoencoded(image[None]))[0],
-            "features.jpg": figures.heat(found.anomaly_map, scale),
-            "heatmap.png": figures.overlay(found.image, found.anomaly_map, scale)}
-        for ending, pixels in pictures.items():
-            with atomic_write(folder / LOG_IMAGE / f"{name.removesuffix('.png')}-{ending}") as temporary:
-                Image.fromarray(pixels).save(temporary, **{"quality": JPEG_QUALITY} if ending.endswith("jpg") else {})
-
-
-def table(results: Sequence[Run]) -> str:
+def table(results: "Sequence[Run]") -> str:
     """The seven metrics of DiAD's tables, in percent: a line for every category, and their mean."""
+    from dbad.report import summary
     columns = summary.COLUMNS[:7]
     found = {each: summary.measured(each) for each in results}
     cells = [summary.cells(column, found) for column in columns]

@@ -18,13 +18,12 @@ import inference_ddim
 from benchmarks.metrics import draw_maps
 from dbad.calibration.thresholds import Calibration
 from dbad.data.demo import draw
-from dbad.data.images import Sample
 from dbad.inspection.loop import measure
 from dbad.metrics import verdicts
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
 from dbad.options.command_line import resolve
-from dbad.records import Inspection
+from dbad.records import Inspection, Sample
 from dbad.report import figures, page
 from dbad.report.results import write_results
 

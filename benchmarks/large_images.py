@@ -26,13 +26,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dbad.options.presets import PRESETS
 
 import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import build_unet
 from dbad.data.demo import draw
-from dbad.data.images import Sample, open_category, read_items, test_images
+from dbad.data.images import open_category, read_items, test_images
 from dbad.data.tiling import tile_places
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.errors import UserError
@@ -41,9 +42,9 @@ from dbad.files.atomic import read_json
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.options.command_line import run_folder
-from dbad.options.presets import PRESETS
-from dbad.runtime.failures import one_line_failures
+from dbad.records import Sample
 from dbad.runtime.device import pick_device, pick_precision
+from dbad.runtime.failures import one_line_failures
 
 DEFECT_PX = 8.0
 COUNTS = (20, 10, 7)        # drawn images to train on, good ones to test, and of each of three defects

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("demo", "small", "base")
 MOST, SEEDS = 10 ** 9, 2 ** 63      # more would take the memory of any machine, or overflow
+LEVELS = 10             # of a network, at most
 EACH_PRESET = "presets"
 
 
@@ -30,7 +31,7 @@ class About(TypedDict, total=False):
         least, most, above, between    range of a number, or of each number of several; `above` and `between` are open
         check        takes a value and returns what was expected instead, None if it is right
         flag         False for what is recorded and never asked for
-        first        whether the flag stands among the first in the help
+        first        place of the flag among those that the help has first; 0 for none of them
     """
 
     aliases: Sequence[str]
@@ -44,14 +45,14 @@ class About(TypedDict, total=False):
     between: tuple[float, float]
     check: Callable[[Any], str | None]
     flag: bool
-    first: bool
+    first: int
 
 
 def opt(help: str, default: Any = dataclasses.MISSING, **about: Unpack[About]) -> Any:
     """A dataclass field of options; without a default, now or later, it has to be given."""
     if unknown := about.keys() - About.__annotations__.keys():
         raise TypeError(f"{sorted(unknown)[0]}: no property of an option")
-    metadata: dict[str, Any] = {"help": help, "aliases": (), "flag": True, "first": False} | about
+    metadata: dict[str, Any] = {"help": help, "aliases": (), "flag": True, "first": 0} | about
     presets = _presets(about)
     if presets is not None:
         default, metadata[EACH_PRESET] = None, presets

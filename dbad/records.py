@@ -1,10 +1,76 @@
-"""What was found in one image: the record that evaluation fills and the report shows."""
+"""The records that rooms hand to one another: files of a data set, a decoded image, an inspected image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file of a category, not read yet.
+
+        defect      name of the defect, or "good"
+        mask        file with the ground truth, or folder of several files that together are it (MVTec LOCO); None for
+                    good images and where no ground truth exists
+        group       images of one group must stay on one side of every split; None: the image is on its own
+    """
+
+    path: Path
+    category: str
+    defect: str
+    mask: Path | None = None
+    group: str | None = None
+
+    @property
+    def label(self) -> int:
+        """1 defective, 0 good."""
+        return int(self.defect != "good")
+
+
+@dataclass(frozen=True)
+class Category:
+    """The files of one category: good ones to train on, and those of the test.
+
+    Paths are reported relative to the parent of `root`.
+
+        held_out    good images that the data set itself keeps for validation; empty where they are to be taken from
+                    `train`
+        unmasked    the defective images of the test without mask; as samples whose `mask`, if any, is the file that was
+                    looked for
+        notes       what was left out and what a reader would not expect, in lines
+        layout      how the data set lies on disk
+    """
+
+    name: str
+    root: Path
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    held_out: tuple[Sample, ...] = ()
+    unmasked: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    layout: str = ""
+
+    @property
+    def good(self) -> tuple[Sample, ...]:
+        """The good images that a training may look at: those to train on, and those that are held out."""
+        return self.train + self.held_out
+
+
+class Item(NamedTuple):
+    """One image. Train and test items have the same fields."""
+
+    image: Tensor           # (3, H, W) float32 in [-1, 1]
+    mask: Tensor            # (1, H, W) float32 in {0, 1}, 1 on the defect; all 0 for a good image, or without a mask
+    label: int              # 0 good, 1 defective
+    category: str
+    defect: str             # name of the defect's folder, or "good"
+    path: Path              # the file the image came from
+    cut: bool = False       # the file of the mask has shades, see dbad.data.masks
 
 
 @dataclass(frozen=True)
@@ -25,7 +91,7 @@ class Inspection:
         parts           named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
         mask            (H, W) bool ground truth; None where there is none
         cut             the file of the mask has shades, which were cut in the middle of their range
-        counterpart     what `reconstruction` is to be called
+        counterpart     the name of `reconstruction` in a report
     """
 
     path: str

@@ -13,11 +13,10 @@ from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import build_unet
-from dbad.data.splits import Sample
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.diffusion.noise import stream
 from dbad.families.detector import DdimDetector, MapSettings
-from dbad.records import Inspection
+from dbad.records import Inspection, Sample
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars

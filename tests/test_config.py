@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dbad.options.checks import check
+from dbad.options.presets import PRESETS, default_preset
 from helpers import one_line
 
 import build_diad
@@ -26,7 +28,6 @@ from dbad.errors import UserError
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.inspection.run import results_of
-from dbad.options.checks import check
 from dbad.options.command_line import (
     announce,
     changed,
@@ -39,9 +40,8 @@ from dbad.options.command_line import (
     subset,
     trained_options,
 )
-from dbad.options.presets import PRESETS, default_preset
-from dbad.runtime.failures import one_line_failures
 from dbad.runtime.device import pick_device, pick_precision
+from dbad.runtime.failures import one_line_failures
 
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,
            inference_diad, train_tune_eval]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dbad.data.images import (
-    Sample,
     augment,
     find_category,
     random_crops,
@@ -25,6 +24,7 @@ from dbad.data.images import (
 )
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
+from dbad.records import Sample
 
 RGB = drawn(3, (12, 8))
 GREY = RGB[:, :, 0]

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbad.options.presets import PRESETS
+from dbad.options.setting_types import LATER, setting_types
 from helpers import MAPS, json_of, one_line
 
 import evaluation
 from dbad.calibration.thresholds import Calibration, load_calibration
 from dbad.checkpoints.weights import trim_log
+from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
 from dbad.files.atomic import read_json, write_json
 from dbad.options.command_line import setting_names
-from dbad.declared import check_declared, described, fits, types_of
-from dbad.options.presets import PRESETS
-from dbad.options.setting_types import LATER, setting_types
 
 SETTINGS = {name: PRESETS["demo"][name] for name in setting_names("ddim") if name in PRESETS["demo"]} | {
     "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dbad.options.presets import PRESETS
 from helpers import MAPS, drawn, random_images, tiny_detector, tiny_unet
 from pretend import cuda_device
 from torch import nn
@@ -15,7 +16,6 @@ from torch import nn
 import train_lafite
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.checkpoints.weights import build_unet
-from dbad.data.splits import Sample
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.families.ddim import objectives
@@ -33,7 +33,7 @@ from dbad.families.lafite.lessons import Good
 from dbad.networks import features
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
-from dbad.options.presets import PRESETS
+from dbad.records import Sample
 from dbad.training.loop import Best
 
 SIZE, GRID = 32, 4

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from dbad.options.presets import PRESETS
 from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.checkpoints.weights import build_unet
 from dbad.data.intensity import Intensity
-from dbad.data.splits import Sample
 from dbad.errors import UserError
 from dbad.families.ddim.search import Search, combined, pseudo_validation
 from dbad.families.diad.detector import DiadSettings
@@ -20,7 +20,7 @@ from dbad.inspection.loop import inspect
 from dbad.inspection.new_images import inspect_new
 from dbad.networks.extractors import build_extractor
 from dbad.options.command_line import FeatureMapOptions
-from dbad.options.presets import PRESETS
+from dbad.records import Sample
 
 DEMO = PRESETS["demo"]
 FEATURES = FeatureSettings(**{name: DEMO[name] for name in FeatureMapOptions.__dataclass_fields__})

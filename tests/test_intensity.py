@@ -17,11 +17,11 @@ from dbad.data.depth import begun_with, run_intensity
 from dbad.data.images import check_readable, read_image, read_images, read_items
 from dbad.data.inputs import to_batch
 from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity
-from dbad.data.splits import Sample
 from dbad.errors import UserError
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.records import Sample
 
 FORMS = {"PNG": png, "TIFF": tiff, "TIFF of the other order": lambda values: tiff(values, ">")}
 DEEP = [bits for bits in DEPTHS if bits > 8]

@@ -31,7 +31,8 @@ from dbad.networks.extractors import build_extractor, load_extractor
 from dbad.options.command_line import parse
 from dbad.training import loop
 from dbad.training.early_stopping import Best
-from dbad.training.loop import Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import Hooks, Place, Plan
 
 ABAR = schedule(1000, "linear")
 RUN = Path("checkpoints/hazelnut")
@@ -178,8 +179,8 @@ def descend(folder: Path, val_losses, patience: int, at_step=lambda step: None):
 
     num_epochs = len(val_losses) - 1
     plan = Plan(num_epochs * STEPS_PER_EPOCH, STEPS_PER_EPOCH, 1, 1e-2, 0, seed=3, settings={"patience": patience})
-    model = fit(nn.Conv2d(3, 3, 1), data, loss_of, plan, batch_size=2, folder=folder, phase="extractor",
-                log_dir=folder / "events", device=CPU, on_report=report, best=best)
+    model = fit(nn.Conv2d(3, 3, 1), data, loss_of, plan, Place(folder, folder / "events", "extractor"), batch_size=2,
+                device=CPU, hooks=Hooks(on_report=report, best=best))
     return list(model.parameters()), best, seen, len(steps)
 
 
@@ -380,7 +381,7 @@ def test_few_images_are_seen_more_often_unless_the_length_is_given(given, batch_
                                                                   monkeypatch):
     """9 images to train on: to see 100 batches of 4 takes 45 epochs."""
     plans = []
-    monkeypatch.setattr(train_extractor, "fit", lambda model, data, loss_of, plan, **others: plans.append(plan))
+    monkeypatch.setattr(train_extractor, "fit", lambda *given, **others: plans.append(given[3]))
     monkeypatch.setattr(train_extractor, "outcome", lambda *args: "")
     flags = tiny_flags("train_extractor.py")
     place = flags.index("--epochs_extractor")

@@ -8,7 +8,6 @@ from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_dete
 
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.data.images import Sample
 from dbad.errors import UserError
 from dbad.inspection import loop
 from dbad.inspection.loop import measure, measure_pixels
@@ -16,6 +15,7 @@ from dbad.maps import central_window, cropped, image_score
 from dbad.metrics.protocol import Protocol, resized_map
 from dbad.networks.extractors import build_extractor
 from dbad.options.command_line import check
+from dbad.records import Sample
 from dbad.report.results import headline, mask_words
 
 

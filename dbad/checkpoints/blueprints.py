@@ -23,7 +23,7 @@ from torch import nn
 
 from dbad.declared import check_types, shown
 from dbad.errors import UserError
-from dbad.options.checks import LEVELS
+from dbad.fields import LEVELS
 
 MOST_PARAMETERS = 3 * 10 ** 9   # Stable Diffusion XL has 2.6
 MOST_LAYERS = 256               # levels x layers of each x layers of their attention; Stable Diffusion XL has 60

@@ -23,9 +23,9 @@ from dbad.data.depth import run_intensity
 from dbad.data.images import open_category, read_images, to_float, to_pixels
 from dbad.diffusion.noise import image_stream, stream
 from dbad.errors import UserError
+from dbad.fields import check, check_value
 from dbad.files.atomic import atomic_write
-from dbad.options.checks import check
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 from dbad.report.figures import MUTED, PAPER, font, outlined, tile
 from dbad.runtime import parsing
 from dbad.runtime.failures import one_line_failures
@@ -298,10 +298,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="every anomaly follows from it")
     with one_line_failures():
         args = parser.parse_args(argv)
-        check(vars(args))
+        options = RunOptions(item=args.item, dataset_path=args.dataset_path, intensity=args.intensity, seed=args.seed)
+        check(options)
+        check_value("resolution", args.resolution, {"most": 4096})
         if args.resolution < 16 or args.rows < 1:
             raise UserError(f"--resolution {args.resolution} --rows {args.rows}: expected at least 16 pixels and 1 row")
-        options = RunOptions(item=args.item, dataset_path=args.dataset_path, intensity=args.intensity)
         category = open_category(options)
         count = min(args.rows, len(category.train))
         samples = [category.train[i * len(category.train) // count] for i in range(count)]      # evenly over the files

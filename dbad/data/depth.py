@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from dbad.data.full_depth import Deep, is_deep, read_picture
 from dbad.data.intensity import DEPTHS, Intensity, check_floats, largest_integer
-from dbad.data.splits import Sample
 from dbad.errors import UserError
+from dbad.records import Sample
 
 
 class Reading(Protocol):

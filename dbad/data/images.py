@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,25 +27,14 @@ from dbad.data.intensity import UNKNOWN, Intensity
 from dbad.data.layouts.registry import open_dataset
 from dbad.data.masks import read_mask
 from dbad.data.pictures import open_picture
-from dbad.data.splits import Category, Sample, split_by_hash
+from dbad.data.splits import split_by_hash
 from dbad.data.tiling import pad_to
 from dbad.errors import UserError
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
+from dbad.records import Category, Item, Sample
 from dbad.runtime.failures import say_once
 
 T = TypeVar("T")
-
-
-class Item(NamedTuple):
-    """One image. Train and test items have the same fields."""
-
-    image: Tensor           # (3, H, W) float32 in [-1, 1]
-    mask: Tensor            # (1, H, W) float32 in {0, 1}, 1 on the defect; all 0 for a good image, or without a mask
-    label: int              # 0 good, 1 defective
-    category: str
-    defect: str             # name of the defect's folder, or "good"
-    path: Path              # the file the image came from
-    cut: bool = False       # the file of the mask has shades, see dbad.data.masks
 
 
 def open_category(options: RunOptions, states: Sequence[str] = ("all",)) -> Category:

@@ -1,73 +1,22 @@
-"""The contracts of a data set: an image file with what is known of it, the files of a category, their split by name."""
+"""Samples of a data set: their files, their order, and how good ones are split by name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 from dbad.data.finding import list_images
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image file of a category, not read yet.
-
-        defect      name of the defect, or "good"
-        mask        file with the ground truth, or folder of several files that together are it (MVTec LOCO); None for
-                    good images and where no ground truth exists
-        group       images of one group must stay on one side of every split; None: the image is on its own
-    """
-
-    path: Path
-    category: str
-    defect: str
-    mask: Path | None = None
-    group: str | None = None
-
-    @property
-    def label(self) -> int:
-        return int(self.defect != "good")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image and its masks."""
-        return (self.path, *(mask_files(self.mask) if self.mask else ()))
-
-
-@dataclass(frozen=True)
-class Category:
-    """The files of one category: good ones to train on, and those of the test.
-
-    Paths are reported relative to the parent of `root`.
-
-        held_out    good images that the data set itself keeps for validation; empty where they are to be taken from
-                    `train`
-        unmasked    the defective images of the test without mask; as samples whose `mask`, if any, is the file that was
-                    looked for
-        notes       what was left out and what a reader would not expect, in lines
-        layout      how the data set lies on disk
-    """
-
-    name: str
-    root: Path
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-    held_out: tuple[Sample, ...] = ()
-    unmasked: tuple[Sample, ...] = ()
-    notes: tuple[str, ...] = ()
-    layout: str = ""
-
-    @property
-    def good(self) -> tuple[Sample, ...]:
-        """The good images that a training may look at: those to train on, and those that are held out."""
-        return self.train + self.held_out
-
+from dbad.records import Category, Sample
 
 Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the categories, and what lists one's files
+
+
+def files_of(sample: Sample) -> tuple[Path, ...]:
+    """The image file of a sample, and the files of its mask."""
+    return (sample.path, *(mask_files(sample.mask) if sample.mask else ()))
 
 
 def mask_files(mask: Path) -> list[Path]:

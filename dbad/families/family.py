@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class Family:
         name          as --method has it, and as every run records it
         about         one line for reports and for the help
         scripts       by which messages send users to the right one
-        phases        the scripts that train_tune_eval.py chains, in order
+        phases        the scripts that train_tune_eval.py chains, in order, each with the option that skips it
         settings      flags, settings of the detector and record of the calibration in one dataclass
         files         settings -> the files in the run folder that a calibration belongs to, by what they are
         open          run folder, settings, machine -> detector, not calibrated yet
@@ -48,7 +48,7 @@ class Family:
     settings: type[Settings]
     files: Callable[[Any], Mapping[str, str]]
     open: Callable[[Path, Any, Machine], Detector]
-    phases: tuple[str, ...] = ()
+    phases: Mapping[str, str] = field(default_factory=dict)
     sign: str = ""
     together: bool = False
     by_category: tuple[str, ...] = ()

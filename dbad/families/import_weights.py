@@ -26,10 +26,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad.checkpoints.trained import ProcessOptions
 from dbad.checkpoints.weights import load_network, load_pickle, model_config, save_weights
 from dbad.declared import Types, check_declared, types_of
 from dbad.errors import UserError
+from dbad.families.ddim.options import ProcessOptions
 from dbad.families.ddim.weights import HEADS, convert, is_ddad
 from dbad.families.diad.weights import import_diad, is_diad_file
 from dbad.files.atomic import read_json, write_json

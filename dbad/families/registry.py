@@ -46,3 +46,9 @@ def recorded_method(trained: Mapping[str, Any], path: Path) -> str | None:
     if found is None:
         return next((name for sign, name in signs.items() if sign and sign in trained), None)
     return found if found in tuple(_OTHER_RUNS) else family_of(found, path).name
+
+
+def trained_alike(method: str) -> tuple[str, ...]:
+    """The methods whose runs are trained by the same script, the given one first."""
+    script = FAMILIES[method].scripts.model
+    return (method, *(name for name, family in FAMILIES.items() if family.scripts.model == script and name != method))

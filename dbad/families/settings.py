@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -52,7 +53,8 @@ class Settings(CropOptions, Shared):
         if unset := next((field.name for field in fields(cls)
                           if EACH_PRESET in field.metadata and values[field.name] is None), None):
             raise UserError(f"{unset} null: expected a value")
-        read = cls(**values)
+        read = cls(**{name: Path(value) if isinstance(value, str) and _is_path(types[name]) else value
+                      for name, value in values.items()})
         try:
             check(read)
         except UserError as error:
@@ -63,6 +65,10 @@ class Settings(CropOptions, Shared):
         """The settings as JSON has them."""
         return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
                 for name, value in asdict(self).items()}
+
+
+def _is_path(hint: Any) -> bool:
+    return Path in (hint, *typing.get_args(hint), *typing.get_args(typing.get_args(hint)[0]))
 
 
 def _from_json(value: Any) -> Any:

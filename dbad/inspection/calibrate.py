@@ -17,7 +17,6 @@ from torch import Tensor
 from dbad.calibration.thresholds import Calibration, calibrate, check_promise
 from dbad.data.images import open_category, split_category
 from dbad.data.intensity import with_intensity
-from dbad.data.splits import Sample
 from dbad.declared import check_declared
 from dbad.errors import UserError
 from dbad.families.detector import Detector
@@ -29,6 +28,7 @@ from dbad.families.settings import Settings
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import CATEGORY_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.inspection.loop import walk
+from dbad.records import Sample
 
 # Options that say where and how, and not what; the bit depth follows from the images.
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",

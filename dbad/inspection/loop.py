@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import Item, read_items, to_pixels
-from dbad.data.splits import Sample
+from dbad.data.images import read_items, to_pixels
 from dbad.errors import printable
 from dbad.families.detector import Detector
 from dbad.finite import naming
 from dbad.metrics import verdicts
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import MAX_CURVE_POINTS, Curve, Curves
-from dbad.records import Inspection
+from dbad.records import Inspection, Item, Sample
 
 
 def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, description: str

@@ -7,10 +7,11 @@ from typing import Any
 
 from dbad.calibration.drift import drift, sentence
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import open_category, test_images
+from dbad.data.depth import run_intensity
+from dbad.data.images import check_readable, open_category, test_images
 from dbad.errors import UserError
 from dbad.families.detector import Detector, open_detector
-from dbad.families.registry import FAMILIES
+from dbad.families.registry import FAMILIES, trained_alike
 from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
@@ -89,11 +90,12 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     folder = results_folder(folder, options, listing_digest(paths))
     found = inspect_new(detector, calibration, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    summary = run_summary(options, calibration, found.num_good + found.num_defective, FAMILIES[calibration.method].about)
+    family = FAMILIES[calibration.method]
+    summary = run_summary(options, calibration, found.num_good + found.num_defective, family.about)
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
-        result = drift(calibration, [row.score for row in found.rows], FAMILIES[calibration.method].scripts.calibration)
+        result = drift(calibration, [row.score for row in found.rows], family.scripts.calibration)
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
@@ -115,3 +117,22 @@ def check_new_images(options: Any) -> None:
     if options.drift_check and getattr(options, "pxl_threshold", None):
         raise UserError("--drift_check: needs the scores of a calibration; the thresholds were given by hand")
     find_images(options.images, options.recursive)
+
+
+def check_inspected(options: Any, begun: Callable[[Any], dict[str, Any]] | None, method: str) -> None:
+    """Raise `UserError` for what the inspection of a category would stumble over, before the long work.
+
+        begun     gives the intensity of a training that is gone on with; None where the training is skipped
+        method    of the run
+    On --dry_run only options are looked at.
+    """
+    check_new_images(options)
+    if options.dry_run:
+        return
+    check_folders(img_dir=options.img_dir)
+    if options.images:
+        return
+    category = open_category(options, options.item_states)
+    known = begun(options) if begun else trained_options(options, *trained_alike(method))
+    check_readable(test_images(category, options.masks), options.num_workers,
+                   run_intensity(options, known, category.good, quiet=True))

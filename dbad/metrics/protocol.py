@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from dbad.data.images import upright_size
 from dbad.data.masks import read_mask
-from dbad.data.splits import Sample
 from dbad.maps import central_window
-from dbad.records import Inspection
+from dbad.records import Inspection, Sample
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dbad.runtime.failures import one_line_failures
 
 T = TypeVar("T")
 
-FIRST = "First of all"      # the heading of the flags that matter first
+FIRST = "First of all"                                  # the heading of the flags that matter first
+LAST = ("The data", "The run", "The machine")           # those of the flags that most scripts share
 
 
 def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None,
@@ -122,16 +123,44 @@ def _with_underscores(word: str) -> str:
 def _fields_by_title(cls: type) -> list[tuple[str, dataclasses.Field]]:
     """Fields with the heading that they stand under: those that matter first, then group by group.
 
-    A group is the class that declares its fields, and its heading the first line of that class's docstring. Groups
-    stand in the order of the bases, those of shared options last.
+    A group is what classes of one `heading` declare; a class without has the first line of its docstring. Groups stand
+    in the order of the bases, those of shared options last.
     """
     order = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
-    pairs = []
-    for field in dataclasses.fields(cls):
-        if not field.metadata["flag"]:
-            continue
+    headings = {base: vars(base).get("heading") or (base.__doc__ or "").strip().splitlines()[0].rstrip(".")
+                for base in order}
+    places = {heading: place for place, heading in reversed(list(enumerate([*headings.values(), *LAST])))}
+    places |= {heading: len(order) + place for place, heading in enumerate(LAST)}
+    found = []
+    for number, field in enumerate(field for field in dataclasses.fields(cls) if field.metadata["flag"]):
         owner = next(base for base in reversed(order) if field.name in base.__dict__.get("__annotations__", {}))
-        heading = (owner.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        place = -1 if field.metadata["first"] else order.index(owner)
-        pairs.append((place, FIRST if field.metadata["first"] else heading, field))
-    return [(title, field) for _, title, field in sorted(pairs, key=lambda pair: pair[0])]
+        first = field.metadata["first"]
+        heading = FIRST if first else headings[owner]
+        found.append((0 if first else 1 + places[heading], first or number, heading, field))
+    return [(heading, field) for _, _, heading, field in sorted(found, key=lambda entry: entry[:2])]
+
+
+def flags_of(cls: type) -> set[str]:
+    """Every spelling of the flags of the dataclass `cls`."""
+    hints = typing.get_type_hints(cls)
+    found = set()
+    for field in dataclasses.fields(cls):
+        if field.metadata["flag"]:
+            found |= {f"--{field.name}", *field.metadata["aliases"]}
+            found |= {f"--no_{field.name}"} if _kind(hints[field.name])[0] is bool else set()
+    return found
+
+
+def given_flags(words: Sequence[str]) -> list[str]:
+    """The flags among the words of a command line, spelled with underscores and without values."""
+    return [_with_underscores(word).partition("=")[0] for word in words if word.startswith("--")]
+
+
+def flag_value(words: Sequence[str], flag: str) -> str | None:
+    """The last value that the words of a command line give to a flag; None where there is none."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = _with_underscores(word).partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dbad.data.intensity import INTENSITY, Depth, Intensity
-from dbad.fields import SEEDS, Given, opt
+from dbad.fields import LEVELS, SEEDS, Given, opt
 
-LEVELS = 10             # of a network, at most
 EMBEDDED = "efficientnet_lite0"     # the backbone whose weights come with a package
 
 
@@ -34,12 +33,16 @@ def two_betas(value: tuple[float, ...]) -> str | None:
 class SeedOption:
     """The seed."""
 
+    heading: ClassVar[str] = "The run"
+
     seed: int = opt("every random number of the run follows from it", later=0, least=0, most=SEEDS - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntensityOptions:
     """The gray levels of the images."""
+
+    heading: ClassVar[str] = "The data"
 
     intensity: str = opt(INTENSITY, later="auto")
     intensity_bits: Depth | None = opt("bit depth of the data set, found with --intensity auto", None, flag=False)
@@ -56,6 +59,8 @@ class IntensityOptions:
 class Shared(SeedOption, IntensityOptions):
     """What shapes a prediction in every family."""
 
+    heading: ClassVar[str] = "The run"
+
     patching: bool = opt("cut images into tiles of the network's size instead of resizing them", later=False,
                          aliases=["--patch_imgs", "--crop"])
     diffusion_checkpoint_name: str = opt(
@@ -67,9 +72,11 @@ class Shared(SeedOption, IntensityOptions):
 class CropOptions:
     """The part of an image that is inspected."""
 
+    heading: ClassVar[str] = "From maps to the score of an image"
+
     center_crop: int = opt(
-        "inspect and measure only the central square of so many px of a 256 px image (224: the papers' protocol); 0 for "
-        "the full frame", later=0, least=0,
+        "inspect and measure only the central square of so many px of a 256 px image (224: the papers' protocol); 0 "
+        "for the full frame", later=0, least=0,
         check=lambda px: "expected at most 256, the side of the whole image" if px > 256 else None)
 
 
@@ -87,8 +94,10 @@ class ScoreOptions(CropOptions):
 class DataOptions:
     """The data set."""
 
+    heading: ClassVar[str] = "The data"
+
     dataset_path: Path | None = opt(
-        "folder of the data set (layouts: see --layout); without it the built-in demo data is drawn", None, first=True)
+        "folder of the data set (layouts: see --layout); without it the built-in demo data is drawn", None, first=2)
     layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto")
     holdout: float = opt("share of train/good kept out of training, for validation and calibration; a data set with "
@@ -99,7 +108,9 @@ class DataOptions:
 class MachineOptions:
     """The machine."""
 
-    device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto", first=True)
+    heading: ClassVar[str] = "The machine"
+
+    device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto", first=5)
     precision: Literal["auto", "fp32", "bf16"] = opt(
         "number format inside the networks; auto is bf16 where the processor has it", "auto")
     num_workers: int = opt("threads that read images and draw figures; 0 for none", 2, least=0, most=1024)
@@ -108,6 +119,8 @@ class MachineOptions:
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """The run folder."""
+
+    heading: ClassVar[str] = "The run"
 
     diffusion_checkpoint_dir: Path = opt("folder in which every run has a folder of its own", Path("checkpoints"),
                                          aliases=["--checkpoint_dir"])
@@ -118,13 +131,15 @@ class FolderOptions:
 class RunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
     """The run."""
 
-    item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=True)
+    heading: ClassVar[str] = "The run"
+
+    item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
     run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
-                             "-diad where the method is another than ddim)", None, aliases=["--run_name"], first=True)
+                             "-diad where the method is another than ddim)", None, aliases=["--run_name"], first=3)
     preset: Literal["demo", "small", "base"] | None = opt(
         "family of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, a GPU); "
         "demo with the demo data; with real data small on a CPU and for lafite and knn, as the model is for diad, else "
-        "base", None, first=True)
+        "base", None, first=4)
     batch_size: int = opt("images per batch, over all processes", demo=4, base=8, least=1, most=65536)
 
 
@@ -132,12 +147,14 @@ class RunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
 class SeveralItems:
     """The categories."""
 
-    item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=True)
+    item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOption:
     """The pretrained network that compares images."""
+
+    heading: ClassVar[str] = "The backbone"
 
     extractor: str = opt("backbone: efficientnet_lite0 (comes with its weights), a torchvision ResNet such as "
                          "wide_resnet101_2 or resnet50, or any timm backbone", EMBEDDED)
@@ -147,9 +164,11 @@ class BackboneOption:
 class BackboneOptions(BackboneOption):
     """Its stages, and the size of the images that it sees."""
 
+    heading: ClassVar[str] = "The backbone"
+
     extractor_layers: tuple[int, ...] | None = opt(
-        "feature stages to compare, the first being 0 (those of strides 4, 8 and 16; with lafite and knn that of stride "
-        "2 too)", None)
+        "feature stages to compare, the first being 0 (those of strides 4, 8 and 16; with lafite and knn that of "
+        "stride 2 too)", None)
     feature_resolution: int = opt("side to which the extractor resizes images, in px", demo=128, base=256, small=256,
                                   least=32, most=4096)
 
@@ -186,6 +205,8 @@ class TrainingOptions:
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
     """Memory of a training."""
+
+    heading: ClassVar[str] = "The course of a training"
 
     gradient_checkpointing: bool = opt("compute activations twice instead of keeping them: less memory, a third slower",
                                        False)

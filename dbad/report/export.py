@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image
 
 from dbad.data.images import upright_size
-from dbad.data.splits import Category
 from dbad.files.atomic import atomic_write
 from dbad.files.names import ANOMALY_IMAGES, ANOMALY_MAPS, THRESHOLDED_IMAGES
 from dbad.metrics.protocol import resized_map
-from dbad.records import Inspection
+from dbad.records import Category, Inspection
 
 SAMPLE_FORMAT, IEEE_FLOAT = 339, 3      # the TIFF tag, and its value for floating-point numbers
 

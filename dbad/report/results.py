@@ -15,7 +15,6 @@ import torch
 
 from dbad.calibration.thresholds import Calibration
 from dbad.data.finding import counted
-from dbad.data.splits import Sample
 from dbad.files.atomic import ensure_folders, known_json, write_json
 from dbad.files.names import CURVES, OPTIONS, OVERVIEW, PAGE, PANELS, SCORES
 from dbad.inspection.loop import measure
@@ -23,7 +22,7 @@ from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
 from dbad.options.resolve import changed, data_of, plain
 from dbad.options.shared import RunOptions
-from dbad.records import Inspection
+from dbad.records import Inspection, Sample
 from dbad.report import figures, page
 
 

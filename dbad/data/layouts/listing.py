@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, files_below, list_images, shortened
-from dbad.data.splits import Sample
 from dbad.errors import UserError
 from dbad.files.special import special_kind
+from dbad.records import Sample
 
 MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, is_good, subfolders
-from dbad.data.splits import Category, Found, Sample, in_order
+from dbad.data.splits import Found, in_order
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 COLUMNS = ("object", "split", "label", "image", "mask")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dbad.data.finding import counted, shortened, subfolders
 from dbad.data.layouts.listing import left_out, loose_images, read_files
-from dbad.data.splits import Category, Found, Sample, in_order, split_by_hash
+from dbad.data.splits import Found, in_order, split_by_hash
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 TEST_SHARE = 0.17       # of the good images
 GAP = 260               # frames; no tile has two images further apart

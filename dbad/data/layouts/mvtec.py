@@ -14,8 +14,9 @@ from pathlib import Path
 from dbad.data.finding import counted, files_below, good_folder, good_folders, is_good, subfolders
 from dbad.data.layouts.ksdd2 import find_ksdd2
 from dbad.data.layouts.listing import defect_samples, good_samples, left_out, loose_images
-from dbad.data.splits import Category, Found, Sample
+from dbad.data.splits import Found
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 TRUTH, PUBLIC, PRIVATE = "ground_truth", "test_public", ("test_private", "test_private_mixed")
 

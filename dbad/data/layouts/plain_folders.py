@@ -14,7 +14,8 @@ from dbad.data.layouts.listing import (
     read_files,
     refuse_masks,
 )
-from dbad.data.splits import Category, Found, Sample, in_order, split_by_hash
+from dbad.data.splits import Found, in_order, split_by_hash
+from dbad.records import Category, Sample
 
 TEST_SHARE = 0.2        # of the good images
 

@@ -35,8 +35,9 @@ from dbad.data.layouts.manifests import find_manifest, find_visa
 from dbad.data.layouts.mtd import find_mtd
 from dbad.data.layouts.mvtec import find_btad, find_mvtec, find_mvtec_ad_2
 from dbad.data.layouts.plain_folders import find_folder
-from dbad.data.splits import Category, Found, in_order
+from dbad.data.splits import Found, in_order
 from dbad.errors import UserError, printable
+from dbad.records import Category
 
 _READERS: dict[str, Callable[[Path], Found | None]] = {        # in the order in which auto tries them
     "mvtec_ad_2": find_mvtec_ad_2, "mvtec": find_mvtec, "btad": find_btad, "visa": find_visa, "mtd": find_mtd,

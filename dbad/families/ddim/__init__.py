@@ -33,5 +33,6 @@ def _facts(folder: Path) -> object:
 DDIM = Family(
     name="ddim", about="conditioned denoising (DDIM), pixel and feature differences", settings=DdimSettings,
     scripts=Scripts("train_ddim.py", "evaluation.py", "inference_ddim.py", "train_extractor.py"),
-    phases=("train_ddim", "train_extractor", "evaluation", "inference_ddim"),
+    phases={"train_ddim": "skip_train", "train_extractor": "skip_extractor", "evaluation": "skip_threshold",
+            "inference_ddim": "skip_evaluation"},
     files=_files, open=_open, facts=_facts, sign="noise_kind")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
@@ -21,11 +21,11 @@ class Reconstruction:
         "how the inspected image guides denoising: ddad corrects the predicted noise, blend mixes the image in",
         later="ddad")
     recon_weight: float = opt("w, pull towards the inspected image; 0 is unconditioned", later=2.0, least=0,
-                              aliases=["--reconstruction_weight"], first=True)
+                              aliases=["--reconstruction_weight"], first=6)
     eta: float = opt(
         "DDIM's share of fresh noise per step: 0 deterministic, 1 as DDPM", later=0.0, least=0,
         check=lambda eta: "expected a number from 0 (deterministic) to 1 (as DDPM)" if eta > 1 else None)
-    start_at_timestep: int = opt("noise the image up to this training timestep", later=250, least=1, first=True)
+    start_at_timestep: int = opt("noise the image up to this training timestep", later=250, least=1, first=7)
     steps_to_regenerate: int = opt("denoising steps from there back to 0", demo=3, base=25, least=1,
                                    aliases=["--num_inference_steps"])
     sampler: Literal["ddim", "dpm++"] = opt("solver of these steps; dpm++ is of second order from the third step on",
@@ -80,6 +80,8 @@ class MapOptions(ScoreOptions):
 class AdaptedExtractor:
     """The file of the feature extractor."""
 
+    heading: ClassVar[str] = "Training of the feature extractor"
+
     extractor_path: Path | None = opt("file of the adapted extractor (extractor.pt in the run folder)", None,
                                       aliases=["--save_to"])
 
@@ -108,6 +110,8 @@ class GivenThresholds:
 class ProcessOptions:
     """The diffusion process that the network learns to reverse."""
 
+    heading: ClassVar[str] = "Training of the diffusion model"
+
     train_steps: int = opt("timesteps of the diffusion process", 1000, least=2, most=100_000)
     max_timestep: int = opt("train on timesteps up to this one only, as inspection visits no others; 0 for all",
                             demo=250, base=0, least=0)
@@ -134,6 +138,8 @@ class ProcessOptions:
 @dataclass(frozen=True, kw_only=True)
 class ImageSize:
     """The size of the images that go into the networks."""
+
+    heading: ClassVar[str] = "Training of the diffusion model"
 
     resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching (the "
                           "extractor's adaptation takes that of the trained diffusion model, if there is one)",

@@ -26,6 +26,6 @@ def _open(folder: Path, settings: DiadSettings, machine: Machine) -> DiadDetecto
 DIAD = Family(
     name="diad", about="latent diffusion guided by the image (DiAD), feature differences", settings=DiadSettings,
     scripts=Scripts("train_diad.py", "train_diad.py", "inference_diad.py"),
-    phases=("build_diad", "train_diad", "inference_diad"), files=_files, open=_open, sign="steps_latent",
-    together=True)
+    phases={"build_diad": "skip_train", "train_diad": "skip_train", "inference_diad": "skip_evaluation"},
+    files=_files, open=_open, sign="steps_latent", together=True)
 AUTOENCODER_RUN = ("finetune_autoencoder.py", "discriminator_start")

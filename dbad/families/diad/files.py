@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from dbad.checkpoints.blueprints import planned
 from dbad.declared import Types, check_declared
 from dbad.errors import UserError
+from dbad.fields import LEVELS
 from dbad.files.atomic import read_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG
-from dbad.options.checks import LEVELS
 
 FAMILY = "diad"
 _CONFIG: Types = {"family": str, "resolution": int, "hint_channels": tuple[int, ...], "autoencoder": dict[str, Any],

@@ -30,7 +30,9 @@ def _open(folder: Path, settings: FeatureSettings, machine: Machine) -> FeatureD
     return open_features(folder, settings, machine)
 
 
-_SHARED = {"settings": FeatureSettings, "scripts": _SCRIPTS, "phases": ("train_lafite", "inference_lafite"),
+_SHARED = {"settings": FeatureSettings, "scripts": _SCRIPTS,
+           "phases": {"train_lafite": "skip_train", "inference_lafite": "skip_evaluation"},
+
            "open": _open, "sign": "bank_mb", "together": True, "on_gpu": "small",
            "by_category": (DISCRIMINATOR, TUNING, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING)}
 LAFITE = Family(name="lafite", about="diffusion in feature space (LafitE), nearest good patches", files=_files,

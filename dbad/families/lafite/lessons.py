@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dbad.data.images import Sample, some_of, to_float
+from dbad.data.images import some_of, to_float
 from dbad.families.lafite.bank import build_bank
 from dbad.families.lafite.detector import FeatureDetector
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator
@@ -34,6 +34,7 @@ from dbad.families.search import (
     write_trials,
 )
 from dbad.files.names import CATEGORY_DISCRIMINATOR, CATEGORY_TUNING, DISCRIMINATOR, TUNING
+from dbad.records import Sample
 from dbad.report.results import listed
 
 NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with

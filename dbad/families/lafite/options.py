@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from dbad.errors import UserError
 from dbad.families.settings import Settings
 from dbad.fields import Given, opt
 from dbad.options.shared import (
@@ -17,6 +18,8 @@ from dbad.options.shared import (
     TuneOptions,
     one_for_each_level,
 )
+
+T = TypeVar("T")
 
 PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
 DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # what needs the denoiser
@@ -97,3 +100,34 @@ class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOpt
     feature_batch_size: int = opt("feature maps per training batch, over all processes", demo=8, base=64, least=1,
                                   most=65536)
     feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1))
+
+
+# The settings of knn, which has no denoiser.
+_PLAIN = {"discriminator_contrib": 0.0, "knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0,
+          "inversion_contrib": 0.0, "context_power": 0.0}
+
+
+def has_denoiser(method: str) -> bool:
+    """Whether runs of the method diffuse features: those of lafite do, those of knn do not."""
+    return method == "lafite"
+
+
+def of_method(options: T, method: str) -> T:
+    """The options with what the method settles: without a denoiser, only distances to good patches count."""
+    if has_denoiser(method):
+        return options
+    for name in ("discriminator_contrib", "denoise_contrib", "inversion_contrib", "context_power"):
+        if getattr(options, name):
+            raise UserError(f"--{name} {getattr(options, name)}: --method {method} has no denoiser; expected 0")
+    return replace(options, **{name: value for name, value in _PLAIN.items() if getattr(options, name) is None})
+
+
+def may_judge(options: FeatureOptions, given: Collection[str]) -> bool:
+    """Whether discriminators are trained; the search may then do without. The `given` settings are not searched."""
+    searched = options.tune and "discriminator_contrib" not in given
+    return has_denoiser(options.method) and bool(options.discriminator_contrib > 0 or searched)
+
+
+def fixed_settings(options: FeatureOptions, given: Collection[str]) -> set[str]:
+    """The settings that a search leaves alone: the given ones, and those that a method without denoiser settles."""
+    return set(given) | (set() if has_denoiser(options.method) else {"knn_contrib", "edit_contrib"})

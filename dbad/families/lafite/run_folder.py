@@ -7,15 +7,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dbad.checkpoints.weights import load_pickle, load_unet, load_weights, save_pickle, save_weights
+from dbad.checkpoints.weights import (
+    load_pickle,
+    load_unet,
+    load_weights,
+    model_config,
+    save_pickle,
+    save_weights,
+)
 from dbad.errors import UserError
 from dbad.families.lafite import discriminator
-from dbad.families.lafite.bank import Bank, load_bank, save_bank
+from dbad.families.lafite.bank import load_bank, save_bank
 from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator
 from dbad.families.lafite.model import Components
 from dbad.families.lafite.options import FeatureSettings
-from dbad.files.names import BANK, SPACE
+from dbad.files.atomic import write_json
+from dbad.files.names import BANK, MODEL_CONFIG, SPACE
 from dbad.networks.extractors import build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
 from dbad.runtime.device import Machine
@@ -48,11 +56,14 @@ def load_space(folder: Path) -> FeatureSpace:
                         state["prediction"], tuple(state["categories"]))
 
 
-def save_run(folder: Path, space: FeatureSpace, bank: Bank, judges: Mapping[str, Discriminator] | None = None) -> None:
-    """Write what a detector needs beside its network, with the discriminators by their files."""
-    save_space(space, folder)
-    save_bank(bank, folder / BANK)
-    for name, judge in (judges or {}).items():
+def save_run(folder: Path, detector: FeatureDetector, judges: Mapping[str, Discriminator]) -> None:
+    """Write what a detector is made of, with the discriminators by their files."""
+    if detector.net is not None:
+        save_weights(detector.net.state_dict(), folder / detector.settings.diffusion_checkpoint_name)
+        write_json(folder / MODEL_CONFIG, model_config(detector.net))
+    save_space(detector.space, folder)
+    save_bank(detector.bank, folder / BANK)
+    for name, judge in judges.items():
         save_discriminator(judge, folder / name)
 
 
