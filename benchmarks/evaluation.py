@@ -22,7 +22,7 @@ from dbad.inspection.loop import measure
 from dbad.metrics import verdicts
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import resolve
+from dbad.options.resolve import resolve
 from dbad.records import Inspection, Sample
 from dbad.report import figures, page
 from dbad.report.results import write_results

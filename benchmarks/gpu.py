@@ -37,7 +37,7 @@ import torch
 from benchmarks import throughput
 from dbad.data.demo import draw
 from dbad.data.images import open_category
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 from dbad.report.results import commit, versions
 
 ROOT = Path(__file__).resolve().parents[1]

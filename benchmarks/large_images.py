@@ -31,17 +31,18 @@ from dbad.options.presets import PRESETS
 import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
 from dbad.data.demo import draw
 from dbad.data.images import open_category, read_items, test_images
 from dbad.data.tiling import tile_places
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.errors import UserError
-from dbad.families.detector import DdimDetector, MapSettings, load_detector
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.detector import load_detector
 from dbad.files.atomic import read_json
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor
-from dbad.options.command_line import run_folder
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import run_folder
 from dbad.records import Sample
 from dbad.runtime.device import pick_device, pick_precision
 from dbad.runtime.failures import one_line_failures

@@ -17,9 +17,10 @@ import evaluation
 import train_extractor
 from benchmarks.sampling import detector_of, measured
 from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.families.runs import trained_options
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import load_extractor
-from dbad.options.command_line import resolve, trained_options
+from dbad.options.resolve import resolve
 
 COLUMNS = ("category", "objective", "epochs", "image_auroc", "aupro", "pixel_ap", "seconds")
 

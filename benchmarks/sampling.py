@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dbad.options.presets import PRESETS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,11 +24,13 @@ from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
 from dbad.data.images import open_category, read_items, split_category, test_images
 from dbad.data.intensity import Intensity
-from dbad.families.detector import DdimDetector, build_ddim, detector_settings
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.detector import build_ddim, detector_settings
+from dbad.families.runs import trained_options
 from dbad.files.atomic import atomic_write
 from dbad.files.tables import read_table, write_table
-from dbad.options.command_line import SETTING_NAMES, resolve, run_folder, trained_options
-from dbad.options.presets import PRESETS
+from dbad.options.command_line import SETTING_NAMES
+from dbad.options.resolve import resolve, run_folder
 from dbad.runtime.device import pick_device, pick_precision
 
 CALLS = (1, 2, 3, 5, 10, 25)

@@ -17,23 +17,24 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from dbad.options.presets import PRESETS
 from torch import Tensor, nn
 
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
 from dbad.diffusion.batches import denoising_loss
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.families.ddim import search as tuning
-from dbad.families.detector import DdimDetector, MapSettings
+from dbad.families.ddim.detector import DdimDetector
 from dbad.families.diad.detector import DiadDetector, DiadSettings
 from dbad.families.diad.latents import latent_loss
 from dbad.families.diad.model import SIZES, random_diad
 from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import Bank, coreset
-from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.options import PARTS
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
-from dbad.options.presets import PRESETS
+from dbad.networks.unet import build_unet
 from dbad.runtime.device import memory_format, pick_device, pick_precision
 
 REPEATS = 5

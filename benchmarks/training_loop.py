@@ -10,11 +10,11 @@ import statistics
 import time
 
 import torch
+from dbad.options.presets import PRESETS
 
-from dbad.checkpoints.weights import build_unet
 from dbad.diffusion.batches import NoisedImages, denoising_loss
 from dbad.diffusion.ddim import schedule
-from dbad.options.presets import PRESETS
+from dbad.networks.unet import build_unet
 from dbad.runtime.device import pick_precision
 
 REPEATS = 7

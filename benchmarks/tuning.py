@@ -19,15 +19,16 @@ import torch
 import evaluation
 import train_ddim
 import train_extractor
-from dbad.calibration.thresholds import load_calibration
 from dbad.data.images import open_category, read_items, some_of, split_category, test_images
 from dbad.families.ddim.search import PseudoValidation, Search
 from dbad.families.detector import load_detector
+from dbad.families.runs import load_calibration
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table
 from dbad.inspection.loop import inspect, measure
 from dbad.metrics.protocol import Protocol
-from dbad.options.command_line import SETTING_NAMES, run_folder, subset
+from dbad.options.command_line import SETTING_NAMES
+from dbad.options.resolve import run_folder, subset
 from train_tune_eval import CategoryOptions
 
 COLUMNS = ("category", "settings", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "missed",

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,15 @@ import torch
 from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.diffusion.noise import stream
-from dbad.families.detector import DdimDetector, MapSettings
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import DdimSettings, Reconstruction
+from dbad.families.ddim.reconstruct import Denoiser
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import subset
 from dbad.records import Inspection, Sample
+from dbad.runtime.device import Machine
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars
@@ -142,14 +147,29 @@ def everything() -> dict[str, tuple[int, int]]:
     return stamps("checkpoints") | stamps("results")
 
 
-MAPS = MapSettings(num_samples=1, pixel_difference="max_square", layer_weights=(1.0,), map_norm="none", top_share=0.0,
-                   feature_smoothing_kernel=3, blur_sigma=4.0, tile_overlap=0.25, center_crop=0, pl_contrib=0.7,
-                   fl_contrib=0.7)
+SETTINGS = DdimSettings(
+    conditioning="ddad", recon_weight=1.0, eta=0.0, start_at_timestep=250, steps_to_regenerate=2, sampler="ddim",
+    num_samples=1, pixel_difference="max_square", layer_weights=(1.0,), map_norm="none", top_share=0.0,
+    feature_smoothing_kernel=3, blur_sigma=4.0, tile_overlap=0.25, center_crop=0, pl_contrib=0.7, fl_contrib=0.7,
+    seed=0, patching=False, intensity="auto")
+MACHINE = Machine(CPU, "fp32", 8)
+CALIBRATION = Calibration({"pixel": 0.01, "feature": 0.1}, 1.0, 2.0)
 
 
-def tiny_detector(extractor, size: int = 16, **changes):
-    """A `DdimDetector` with a random U-Net; `changes` replace what it is made with. It is calibrated by hand."""
-    made_with = dict(noise_kind="gaussian", seed=0, patching=False, batch_size=8, device=CPU, precision="fp32",
-                     calibration=Calibration({"pixel": 0.01, "feature": 0.1}, 1.0, 2.0))
-    return DdimDetector(tiny_unet(size), extractor, schedule(1000, "linear"), Conditioning("ddad", 1.0, 0.0, 250, 2),
-                        MAPS, **made_with | changes)
+def reconstruction(**changes) -> Reconstruction:
+    """How an image is reconstructed: deterministic, from timestep 250, but for the `changes`."""
+    return replace(subset(Reconstruction, SETTINGS), **changes)
+
+
+def tiny_detector(extractor, size: int = 16, noise_kind: str = "gaussian", calibration=CALIBRATION,
+                  normalisation=None, **changes) -> DdimDetector:
+    """A detector with a random U-Net; `changes` are those of its settings and of the machine. Calibrated by hand."""
+    machine = {name: changes.pop(name) for name in MACHINE._fields if name in changes}
+    denoiser = Denoiser(tiny_unet(size), schedule(1000, "linear"), noise_kind)
+    return DdimDetector(settings=replace(SETTINGS, **changes), machine=MACHINE._replace(**machine), denoiser=denoiser,
+                        extractor=extractor, calibration=calibration, normalisation=normalisation)
+
+
+def with_settings(detector, **changes):
+    """The detector under other settings."""
+    return replace(detector, settings=replace(detector.settings, **changes))

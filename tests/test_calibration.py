@@ -5,17 +5,18 @@ import math
 
 import numpy as np
 import pytest
+from dbad.options.presets import PRESETS
 from helpers import make_category, one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dbad.calibration.__main__ import main as calibration_module
-from dbad.calibration.thresholds import Calibration, conformal_threshold, load_calibration, map_quantile, smallest_rate
+from dbad.calibration.thresholds import Calibration, conformal_threshold, map_quantile, smallest_rate
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
+from dbad.families.runs import load_calibration
 from dbad.options.command_line import SETTING_NAMES
-from dbad.options.presets import PRESETS
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dbad.options.checks import check
-from dbad.options.presets import PRESETS, default_preset
+from dbad.options.presets import PRESETS
 from helpers import one_line
 
 import build_diad
@@ -25,21 +24,13 @@ import train_extractor
 import train_lafite
 import train_tune_eval
 from dbad.errors import UserError
+from dbad.families.runs import trained_options
+from dbad.fields import check
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.inspection.run import results_of
-from dbad.options.command_line import (
-    announce,
-    changed,
-    main,
-    parse,
-    plain,
-    resolve,
-    run_folder,
-    run_name,
-    subset,
-    trained_options,
-)
+from dbad.options.command_line import main, parse
+from dbad.options.resolve import announce, changed, default_preset, plain, resolve, run_folder, run_name, subset
 from dbad.runtime.device import pick_device, pick_precision
 from dbad.runtime.failures import one_line_failures
 

@@ -10,7 +10,7 @@ from dbad.data import images
 from dbad.data.__main__ import main
 from dbad.data.images import find_category, open_category
 from dbad.errors import UserError
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 
 
 def options(path: Path | None, item: str, layout: str = "auto") -> RunOptions:

@@ -9,10 +9,11 @@ from dbad.options.setting_types import LATER, setting_types
 from helpers import MAPS, json_of, one_line
 
 import evaluation
-from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import trim_log
 from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
+from dbad.families.runs import load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.options.command_line import setting_names
 

@@ -8,14 +8,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from helpers import CPU, Oracle, random_images, streams, tiny_unet
 
 from dbad.diffusion import noise
-from dbad.diffusion.ddim import (
-    Conditioning,
-    conditioned_step,
-    reconstruct,
-    reconstruct_all,
-    schedule,
-    visited_timesteps,
-)
+from dbad.diffusion.ddim import conditioned_step, schedule, visited_timesteps
+from dbad.families.ddim.reconstruct import reconstruct, reconstruct_all
 
 ABAR = schedule(1000, "linear")
 PLAIN = Conditioning("ddad", weight=0.0, eta=0.0, start=250, num_steps=5)

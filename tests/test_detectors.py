@@ -10,17 +10,17 @@ from helpers import MAPS, drawn, one_line, random_images, tiny_detector, tiny_un
 from PIL import Image
 
 import dbad
-from dbad.calibration.digests import digests
 from dbad.calibration.thresholds import Calibration, conformal_threshold
 from dbad.checkpoints.weights import model_config, save_weights
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.detector import MapSettings, load_detector
+from dbad.families.ddim.options import MapOptions
+from dbad.families.detector import load_detector
+from dbad.families.digests import digests
 from dbad.files.atomic import write_json
 from dbad.files.names import CALIBRATION, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.maps import blur
 from dbad.networks.extractors import EMBEDDED, build_extractor, save_extractor
-from dbad.options.command_line import MapOptions, ReconstructionOptions
 
 
 @pytest.fixture(scope="module")

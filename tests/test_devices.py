@@ -15,9 +15,8 @@ from torch import nn
 
 import train_lafite
 from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.checkpoints.weights import build_unet
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.families.ddim import objectives
 from dbad.families.ddim import search as tuning
 from dbad.families.ddim.normalise import fit
@@ -33,6 +32,7 @@ from dbad.families.lafite.lessons import Good
 from dbad.networks import features
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
+from dbad.networks.unet import build_unet
 from dbad.records import Sample
 from dbad.training.loop import Best
 

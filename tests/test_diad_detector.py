@@ -7,8 +7,7 @@ import torch
 from helpers import CPU, one_line, random_images, streams
 from torch.nn import functional as F
 
-from dbad.calibration.digests import digests
-from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.calibration.thresholds import Calibration
 from dbad.diffusion.batches import validation_loss
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
@@ -16,6 +15,8 @@ from dbad.families.detector import calibration_file, load_detector
 from dbad.families.diad.detector import DiadDetector, DiadSettings, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
 from dbad.families.diad.model import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
+from dbad.families.digests import digests
+from dbad.families.runs import load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor

@@ -10,33 +10,25 @@ from helpers import CPU, drawn, one_line, random_images
 from torch import nn
 
 import dbad
-from dbad.calibration.digests import digests
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet, load_pickle, model_config, save_pickle, save_weights
+from dbad.checkpoints.weights import load_pickle, model_config, save_pickle, save_weights
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.detector import build_detector, calibration_file, load_detector
+from dbad.families.digests import digests
 from dbad.families.lafite import detector as feature_detector
 from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import (
-    PARTS,
-    FeatureDetector,
-    FeatureSettings,
-    FeatureSpace,
-    load_discriminator,
-    load_space,
-    save_discriminator,
-    save_run,
-    save_space,
-)
+from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator, num_planes
 from dbad.families.lafite.model import Components, denoise, feature_schedule, upsampled
+from dbad.families.lafite.options import PARTS, FeatureMapOptions
+from dbad.families.lafite.run_folder import load_discriminator, load_space, save_discriminator, save_run, save_space
 from dbad.files.atomic import write_json
 from dbad.files.names import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
 from dbad.maps import blur
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation, to_maps, to_patches
-from dbad.options.command_line import FeatureMapOptions
+from dbad.networks.unet import build_unet
 
 SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}

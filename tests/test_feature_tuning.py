@@ -13,23 +13,18 @@ from torch.nn import functional as F
 
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
-from dbad.checkpoints.weights import build_unet
 from dbad.errors import UserError
 from dbad.families.ddim.search import PseudoValidation
 from dbad.families.lafite import search as feature_tuning
 from dbad.families.lafite.bank import Bank
-from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
 from dbad.families.lafite.model import Components, Context
-from dbad.families.lafite.search import (
-    LEAST_GAIN,
-    FeatureSearch,
-    FeatureTrial,
-    best_on_average,
-    changes,
-    write_feature_trials,
-)
+from dbad.families.lafite.options import PARTS
+from dbad.families.lafite.search import LEAST_GAIN, FeatureSearch, FeatureTrial, best_on_average, write_feature_trials
+from dbad.families.search import changes
 from dbad.networks.extractors import Extractor, Stage
 from dbad.networks.features import PatchExtractor, Standardisation, to_patches
+from dbad.networks.unet import build_unet
 
 BEGIN = FeatureSettings(neighbours=3, editing=True, feature_start=600, feature_steps_back=1, context_power=0.0,
                         discriminator_contrib=0.0, knn_contrib=0.0, edit_contrib=1.0, denoise_contrib=1.0,

@@ -9,17 +9,18 @@ from dbad.options.presets import PRESETS
 from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
 from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.checkpoints.weights import build_unet
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.ddim.search import Search, combined, pseudo_validation
+from dbad.families.ddim.search import Search
 from dbad.families.diad.detector import DiadSettings
 from dbad.families.lafite.detector import FeatureSettings
+from dbad.families.lafite.options import FeatureMapOptions
+from dbad.families.search import combined, pseudo_validation
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.inspection.loop import inspect
 from dbad.inspection.new_images import inspect_new
 from dbad.networks.extractors import build_extractor
-from dbad.options.command_line import FeatureMapOptions
+from dbad.networks.unet import build_unet
 from dbad.records import Sample
 
 DEMO = PRESETS["demo"]

@@ -17,7 +17,7 @@ from dbad.families.import_weights import BACKBONES, Found, main, recognise, run
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor, load_extractor, save_extractor
-from dbad.options.command_line import resolve
+from dbad.options.resolve import resolve
 from evaluation import Options
 
 # DDAD's U-Net as its code computes it, under its names: what the converted one is held against

@@ -13,11 +13,12 @@ from PIL import Image
 
 from dbad.checkpoints.weights import save_pickle
 from dbad.data import depth
-from dbad.data.depth import begun_with, run_intensity
+from dbad.data.depth import run_intensity
 from dbad.data.images import check_readable, read_image, read_images, read_items
 from dbad.data.inputs import to_batch
 from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity
 from dbad.errors import UserError
+from dbad.families.runs import begun_with
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import EMBEDDED, build_extractor

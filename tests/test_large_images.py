@@ -17,7 +17,7 @@ from dbad.data.images import find_category
 from dbad.data.tiling import stitch, tile_places, tile_starts
 from dbad.errors import UserError
 from dbad.files.atomic import write_json
-from dbad.options.command_line import plain, resolve
+from dbad.options.resolve import plain, resolve
 
 SHAPE, TILE = (512, 640), 64      # without overlap, tiles fit exactly
 

@@ -15,7 +15,7 @@ from dbad.data.images import find_category, split_holdout
 from dbad.data.layouts import registry
 from dbad.data.layouts.registry import LAYOUTS, open_dataset
 from dbad.errors import UserError
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 
 # Recognising
 

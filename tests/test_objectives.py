@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import train_extractor
 import train_tune_eval
-from dbad.diffusion.ddim import Conditioning, reconstruct_all, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.errors import UserError
 from dbad.families.ddim import objectives
 from dbad.families.ddim.objectives import (
@@ -27,6 +27,7 @@ from dbad.families.ddim.objectives import (
     held_out_losses,
     network_and_loss,
 )
+from dbad.families.ddim.reconstruct import reconstruct_all
 from dbad.networks.extractors import build_extractor, load_extractor
 from dbad.options.command_line import parse
 from dbad.training import loop

@@ -9,12 +9,12 @@ from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_dete
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.errors import UserError
+from dbad.fields import check
 from dbad.inspection import loop
 from dbad.inspection.loop import measure, measure_pixels
 from dbad.maps import central_window, cropped, image_score
 from dbad.metrics.protocol import Protocol, resized_map
 from dbad.networks.extractors import build_extractor
-from dbad.options.command_line import check
 from dbad.records import Sample
 from dbad.report.results import headline, mask_words
 

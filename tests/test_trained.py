@@ -5,18 +5,21 @@ import os
 from pathlib import Path
 
 import pytest
+from dbad.checkpoints.trained import method_of, script_for
 from helpers import one_line, tiny_detector
 
-from dbad.calibration.digests import check_digests, digests
 from dbad.calibration.drift import drift
-from dbad.calibration.thresholds import Calibration, load_calibration
-from dbad.checkpoints.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
+from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
+from dbad.families.ddim.options import ProcessOptions
+from dbad.families.ddim.process import trained_process
 from dbad.families.detector import load_detector
 from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.weights import is_diad_file
+from dbad.families.digests import check_digests, digests
 from dbad.families.lafite.detector import FeatureDetector
+from dbad.families.runs import learnt_categories, load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.files.checksums import read_tensors
 from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
