@@ -34,8 +34,11 @@ class Settings(CropOptions, Shared):
 
     @classmethod
     def of(cls, options: Any, **others: Any) -> Self:
-        """The settings out of larger options; `others` are those that no option gives, or not as it is recorded."""
-        values = {field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)}
+        """The settings out of larger options; `others` are those that no option gives, or not as it is recorded.
+
+        A setting that neither has takes its default.
+        """
+        values = {field.name: getattr(options, field.name, default_of(field, "base")) for field in fields(cls)}
         return cls(**values | others)
 
     @classmethod
