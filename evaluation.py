@@ -17,8 +17,11 @@ from torch import Tensor
 from dbad.calibration.digests import digests
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.checkpoints.trained import trained_process
+from dbad.data.augment import random_crops
+from dbad.data.categories import open_category, split_category
 from dbad.data.depth import run_intensity
-from dbad.data.images import open_category, random_crops, read_images, some_of, split_category, to_float
+from dbad.data.images import read_images, to_float
+from dbad.data.splits import some_of
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.normalise import save_normalisation
 from dbad.families.ddim.search import Search, normalisation_of, pseudo_validation, write_trials

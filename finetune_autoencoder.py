@@ -17,8 +17,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from dbad.data.categories import chosen_items, open_category, split_category
 from dbad.data.depth import begun_with, keep_intensity, run_intensity
-from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import INTENSITY
 from dbad.errors import UserError
 from dbad.families.diad.adversarial import (

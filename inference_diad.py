@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
+from dbad.data.categories import chosen_items, open_category, test_images
+from dbad.data.images import check_readable, to_float, to_pixels
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
 from dbad.families.diad.detector import DiadDetector, check_foreign

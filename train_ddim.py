@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dbad.checkpoints.trained import ProcessOptions
 from dbad.checkpoints.weights import build_unet, model_config, save_weights
+from dbad.data.categories import open_category, split_category
 from dbad.data.depth import begun_with, keep_intensity, run_intensity
-from dbad.data.images import fingerprint, open_category, read_images, split_category, to_pixels
+from dbad.data.images import fingerprint, read_images, to_pixels
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.ddim import Conditioning, reconstruct, schedule
 from dbad.diffusion.noise import image_stream

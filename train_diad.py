@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 
 from dbad.calibration.digests import digests
+from dbad.data.categories import chosen_items, open_category, split_category
 from dbad.data.depth import begun_with, keep_intensity, run_intensity
-from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import AS_BEFORE, Intensity
 from dbad.data.pictures import picture_size
 from dbad.diffusion.batches import validation_loss

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from dbad.checkpoints.trained import trained_process
 from dbad.checkpoints.weights import load_unet
+from dbad.data.augment import random_crops
+from dbad.data.categories import open_category, split_category
 from dbad.data.depth import run_intensity
-from dbad.data.images import fingerprint, open_category, random_crops, read_images, split_category, to_float
+from dbad.data.images import fingerprint, read_images, to_float
 from dbad.diffusion.ddim import Conditioning, reconstruct_all, schedule
 from dbad.diffusion.noise import stream
 from dbad.errors import UserError

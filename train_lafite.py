@@ -20,8 +20,9 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from dbad.checkpoints.weights import build_unet, model_config, save_weights
+from dbad.data.categories import chosen_items, open_category, split_category
 from dbad.data.depth import begun_with, keep_intensity, run_intensity
-from dbad.data.images import chosen_items, fingerprint, open_category, read_images, split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import validation_loss
 from dbad.errors import UserError

@@ -31,8 +31,9 @@ import train_diad
 import train_extractor
 import train_lafite
 from dbad.checkpoints.weights import check_trained
+from dbad.data.categories import category_names, chosen_items, named_items, open_category, test_images
 from dbad.data.depth import run_intensity
-from dbad.data.images import category_names, check_readable, chosen_items, named_items, open_category, test_images
+from dbad.data.images import check_readable
 from dbad.data.splits import files_of
 from dbad.errors import UserError, printable
 from dbad.families.detector import check_layer_weights

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.families.detector import load_detector
 from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator

@@ -31,8 +31,9 @@ import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import build_unet
+from dbad.data.categories import open_category, test_images
 from dbad.data.demo import draw
-from dbad.data.images import open_category, read_items, test_images
+from dbad.data.images import read_items
 from dbad.data.tiling import tile_places
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.errors import UserError

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 import evaluation
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.data.intensity import Intensity
 from dbad.families.detector import DdimDetector, build_ddim, detector_settings
 from dbad.files.atomic import atomic_write

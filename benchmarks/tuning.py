@@ -20,7 +20,9 @@ import evaluation
 import train_ddim
 import train_extractor
 from dbad.calibration.thresholds import load_calibration
-from dbad.data.images import open_category, read_items, some_of, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
+from dbad.data.splits import some_of
 from dbad.families.ddim.search import PseudoValidation, Search
 from dbad.families.detector import load_detector
 from dbad.files.names import CALIBRATION

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from dbad.damage import kinds
 from dbad.damage.kinds import Picture, Site
+from dbad.data.categories import open_category
 from dbad.data.depth import run_intensity
-from dbad.data.images import open_category, read_images, to_float, to_pixels
+from dbad.data.images import read_images, to_float, to_pixels
 from dbad.diffusion.noise import image_stream, stream
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write

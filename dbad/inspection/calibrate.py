@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dbad.calibration.digests import check_digests, digests
 from dbad.calibration.thresholds import Calibration, calibrate, check_promise, load_calibration
-from dbad.data.images import open_category, split_category
+from dbad.data.categories import open_category, split_category
 from dbad.data.intensity import with_intensity
 from dbad.errors import UserError
 from dbad.families.detector import Detector, calibration_file

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dbad.calibration.drift import drift, sentence
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import open_category, test_images
+from dbad.data.categories import open_category, test_images
 from dbad.errors import UserError
 from dbad.families.detector import Detector, build_detector
 from dbad.files.atomic import check_folders, write_json
