@@ -52,8 +52,9 @@ def resolve_all(options: Options, trained: Mapping[str, Any]) -> Options:
 
 def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
     """The calibration of a run; the settings that are not `given` are chosen before, if that is asked for."""
+    from dbad.data.categories import open_category, split_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category, some_of, split_category
+    from dbad.data.splits import some_of
     from dbad.families.ddim import DDIM
     from dbad.families.ddim.detector import open_ddim
     from dbad.families.ddim.normalise import save_normalisation

@@ -43,8 +43,8 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     """Train the auto-encoder of a run, which begins as `start`, and save its best weights."""
     import torch
 
+    from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category
     from dbad.families.diad import adversarial
     from dbad.families.diad.autoencoder import BalancedImages, build_autoencoder
     from dbad.families.diad.encoder_training import begun, finish, plan_of, read_categories, write_samples

@@ -54,7 +54,8 @@ def inspect_categories(options: Options) -> list["Run"]:
     """Inspect one category after the other, with the same model; says where the results of each are."""
     import time
 
-    from dbad.data.images import check_readable, chosen_items, open_category, test_images
+    from dbad.data.categories import chosen_items, open_category, test_images
+    from dbad.data.images import check_readable
     from dbad.data.intensity import Intensity
     from dbad.families.diad.log_images import write_log_images
     from dbad.families.runs import trained_options

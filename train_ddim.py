@@ -59,8 +59,8 @@ def train(options: Options, folder: Path) -> None:
     from torch import Tensor
 
     from dbad.checkpoints.weights import model_config, save_weights
+    from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category
     from dbad.diffusion.batches import denoising_loss, validation_loss
     from dbad.diffusion.ddim import schedule
     from dbad.families.ddim.reconstruct import Denoiser

@@ -39,7 +39,7 @@ def run(options: Options) -> Path:
 
 def resolve_all(options: Options) -> Options:
     """The options with every default filled in from the model, the data and the preset, and the categories by name."""
-    from dbad.data.images import chosen_items
+    from dbad.data.categories import chosen_items
     from dbad.families.diad.training import autoencoders, model_to_begin_with
     from dbad.families.runs import keep_intensity, trained_options
     from dbad.inspection.calibrate import check_promises
@@ -76,8 +76,8 @@ def train(options: Options, folder: Path) -> None:
     """Train and calibrate a run, unless that is done."""
     import torch
 
+    from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category
     from dbad.families.diad import DIAD
     from dbad.families.diad.detector import DiadDetector, extractor_settings
     from dbad.families.diad.model import load_diad, save_diad

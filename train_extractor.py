@@ -57,8 +57,9 @@ def adapt(options: Options, length_given: bool) -> None:
     """Adapt the extractor of a run and save it."""
     import torch
 
+    from dbad.data.categories import open_category, split_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category, read_images, split_category
+    from dbad.data.images import read_images
     from dbad.families.ddim.adaptation import chosen_objective, images_of, outcome, pairing, plan_of
     from dbad.families.ddim.objectives import Pairs, held_out_losses, network_and_loss
     from dbad.families.runs import trained_options

@@ -58,7 +58,7 @@ def resolve_all(options: Options) -> Options:
     """The options with every default filled in, and the categories by name."""
     import torch
 
-    from dbad.data.images import chosen_items
+    from dbad.data.categories import chosen_items
     from dbad.families.lafite.training import new_network
     from dbad.families.registry import FAMILIES
     from dbad.families.runs import keep_intensity, trained_options
@@ -85,8 +85,8 @@ def begun(options: Options) -> dict[str, Any]:
 
 def train(options: Options, given: Sequence[str], folder: Path) -> None:
     """Train, tune and calibrate a run, unless that is done; `given` are the settings that the search leaves alone."""
+    from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import open_category
     from dbad.families.lafite import model as lafite
     from dbad.families.lafite.lessons import learn_from_damage
     from dbad.families.lafite.run_folder import save_run

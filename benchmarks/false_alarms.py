@@ -21,8 +21,9 @@ from tqdm import trange
 
 import train_tune_eval
 from dbad.calibration.thresholds import calibrate, smallest_rate
+from dbad.data.categories import open_category, split_category
 from dbad.data.demo import draw as demo
-from dbad.data.images import open_category, split_category, to_float, to_uint8
+from dbad.data.images import to_float, to_uint8
 from dbad.families.ddim.detector import DdimDetector
 from dbad.families.detector import load_detector
 from dbad.files.atomic import atomic_write

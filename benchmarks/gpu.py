@@ -35,8 +35,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import throughput
+from dbad.data.categories import open_category
 from dbad.data.demo import draw
-from dbad.data.images import open_category
 from dbad.options.shared import RunOptions
 from dbad.report.results import commit, versions
 

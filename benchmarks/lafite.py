@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.families.detector import load_detector
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings
+from dbad.families.lafite.detector import FeatureDetector
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator
 from dbad.families.lafite.lessons import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
 from dbad.families.lafite.model import HIDDEN, Context
-from dbad.families.lafite.options import PARTS
+from dbad.families.lafite.options import PARTS, FeatureSettings
 from dbad.files.tables import read_table, write_table
 
 BLIND = "fused, discriminator without diffusion"

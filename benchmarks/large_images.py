@@ -26,18 +26,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dbad.options.presets import PRESETS
 
 import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
+from dbad.data.categories import open_category, test_images
 from dbad.data.demo import draw
-from dbad.data.images import open_category, read_items, test_images
+from dbad.data.images import read_items
 from dbad.data.tiling import tile_places
 from dbad.diffusion.ddim import schedule
 from dbad.errors import UserError
 from dbad.families.ddim.detector import DdimDetector
 from dbad.families.detector import load_detector
+from dbad.fields import PRESETS
 from dbad.files.atomic import read_json
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor

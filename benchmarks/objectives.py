@@ -16,7 +16,8 @@ import torch
 import evaluation
 import train_extractor
 from benchmarks.sampling import detector_of, measured
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.families.runs import trained_options
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import load_extractor

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dbad.options.presets import PRESETS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import evaluation
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.data.intensity import Intensity
 from dbad.families.ddim.detector import DdimDetector
 from dbad.families.detector import build_ddim, detector_settings
 from dbad.families.runs import trained_options
+from dbad.fields import PRESETS
 from dbad.files.atomic import atomic_write
 from dbad.files.tables import read_table, write_table
 from dbad.options.command_line import SETTING_NAMES

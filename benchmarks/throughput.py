@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from dbad.options.presets import PRESETS
 from torch import Tensor, nn
 
 from dbad.calibration.thresholds import Calibration
@@ -25,13 +24,15 @@ from dbad.diffusion.batches import denoising_loss
 from dbad.diffusion.ddim import schedule
 from dbad.families.ddim import search as tuning
 from dbad.families.ddim.detector import DdimDetector
-from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.latents import latent_loss
 from dbad.families.diad.model import SIZES, random_diad
+from dbad.families.diad.options import DiadSettings
 from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import Bank, coreset
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
-from dbad.families.lafite.options import PARTS
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
+from dbad.families.lafite.options import PARTS, FeatureSettings
+from dbad.fields import PRESETS
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
 from dbad.networks.unet import build_unet

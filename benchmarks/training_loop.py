@@ -10,10 +10,10 @@ import statistics
 import time
 
 import torch
-from dbad.options.presets import PRESETS
 
 from dbad.diffusion.batches import NoisedImages, denoising_loss
 from dbad.diffusion.ddim import schedule
+from dbad.fields import PRESETS
 from dbad.networks.unet import build_unet
 from dbad.runtime.device import pick_precision
 

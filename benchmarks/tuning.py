@@ -19,10 +19,12 @@ import torch
 import evaluation
 import train_ddim
 import train_extractor
-from dbad.data.images import open_category, read_items, some_of, split_category, test_images
-from dbad.families.ddim.search import PseudoValidation, Search
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
+from dbad.data.splits import some_of
 from dbad.families.detector import load_detector
 from dbad.families.runs import load_calibration
+from dbad.families.search import PseudoValidation, Search
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table
 from dbad.inspection.loop import inspect, measure

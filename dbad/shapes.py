@@ -1,4 +1,4 @@
-"""Anti-aliased shapes, smooth noise and light, out of which `dbad.data.demo.drawings` composes its scenes.
+"""Anti-aliased shapes, smooth noise and light, of which the demo data (`dbad.data.demo`) and damage are drawn.
 
 Lengths are in scene units: the frame is [-1, 1] across, x to the right, y down. Shapes are signed distances at the
 pixel centres, negative inside; coordinates and distances are (S, S) float32 arrays unless said otherwise.

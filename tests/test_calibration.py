@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from dbad.options.presets import PRESETS
 from helpers import make_category, one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from dbad.calibration.thresholds import Calibration, conformal_threshold, map_qu
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
 from dbad.families.runs import load_calibration
+from dbad.fields import PRESETS
 from dbad.options.command_line import SETTING_NAMES
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)

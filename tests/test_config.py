@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dbad.options.presets import PRESETS
 from helpers import one_line
 
 import build_diad
@@ -25,7 +24,7 @@ import train_lafite
 import train_tune_eval
 from dbad.errors import UserError
 from dbad.families.runs import trained_options
-from dbad.fields import check
+from dbad.fields import PRESETS, check
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.inspection.run import results_of

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbad.options.presets import PRESETS
 from dbad.options.setting_types import LATER, setting_types
 from helpers import MAPS, json_of, one_line
 
@@ -14,6 +13,7 @@ from dbad.checkpoints.weights import trim_log
 from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
 from dbad.families.runs import load_calibration
+from dbad.fields import PRESETS
 from dbad.files.atomic import read_json, write_json
 from dbad.options.command_line import setting_names
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dbad.options.presets import PRESETS
 from helpers import MAPS, drawn, random_images, tiny_detector, tiny_unet
 from pretend import cuda_device
 from torch import nn
@@ -21,20 +20,23 @@ from dbad.families.ddim import objectives
 from dbad.families.ddim import search as tuning
 from dbad.families.ddim.normalise import fit
 from dbad.families.diad import adversarial, autoencoder, latents
-from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.options import DiadSettings
 from dbad.families.lafite import lessons, search
 from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator
 from dbad.families.lafite.lessons import Good
+from dbad.families.lafite.options import FeatureSettings
+from dbad.fields import PRESETS
 from dbad.networks import features
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
 from dbad.networks.unet import build_unet
 from dbad.records import Sample
-from dbad.training.loop import Best
+from dbad.training.early_stopping import Best
 
 SIZE, GRID = 32, 4
 LATENT = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)

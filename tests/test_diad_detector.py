@@ -11,12 +11,13 @@ from dbad.calibration.thresholds import Calibration
 from dbad.diffusion.batches import validation_loss
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.families.detector import calibration_file, load_detector
-from dbad.families.diad.detector import DiadDetector, DiadSettings, extractor_settings
+from dbad.families.detector import load_detector
+from dbad.families.diad.detector import DiadDetector, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
 from dbad.families.diad.model import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
+from dbad.families.diad.options import DiadSettings
 from dbad.families.digests import digests
-from dbad.families.runs import load_calibration
+from dbad.families.runs import calibration_file, load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from dbad.options.presets import PRESETS
 from edits import edit
 from helpers import complaint, json_of, one_line, random_images, tiny_unet
 
@@ -26,6 +25,7 @@ from dbad.families.diad.autoencoder import build_autoencoder, load_autoencoder, 
 from dbad.families.diad.files import read_built
 from dbad.families.diad.model import Size, load_diad, random_diad, save_diad
 from dbad.families.runs import learnt_categories, load_calibration, trained_options
+from dbad.fields import PRESETS
 from dbad.files.atomic import write_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor

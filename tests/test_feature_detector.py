@@ -14,15 +14,17 @@ from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import load_pickle, model_config, save_pickle, save_weights
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.families.detector import build_detector, calibration_file, load_detector
+from dbad.families.detector import load_detector
 from dbad.families.digests import digests
 from dbad.families.lafite import detector as feature_detector
 from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator, num_planes
 from dbad.families.lafite.model import Components, denoise, feature_schedule, upsampled
-from dbad.families.lafite.options import PARTS, FeatureMapOptions
+from dbad.families.lafite.options import PARTS, FeatureMapOptions, FeatureSettings
 from dbad.families.lafite.run_folder import load_discriminator, load_space, save_discriminator, save_run, save_space
+from dbad.families.lafite.training import build_detector
+from dbad.families.runs import calibration_file
 from dbad.files.atomic import write_json
 from dbad.files.names import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
 from dbad.maps import blur

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
 from dbad.errors import UserError
-from dbad.families.ddim.search import PseudoValidation
 from dbad.families.lafite import search as feature_tuning
 from dbad.families.lafite.bank import Bank
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.model import Components, Context
-from dbad.families.lafite.options import PARTS
+from dbad.families.lafite.options import PARTS, FeatureSettings
 from dbad.families.lafite.search import LEAST_GAIN, FeatureSearch, FeatureTrial, best_on_average, write_feature_trials
-from dbad.families.search import changes
+from dbad.families.search import PseudoValidation, changes
 from dbad.networks.extractors import Extractor, Stage
 from dbad.networks.features import PatchExtractor, Standardisation, to_patches
 from dbad.networks.unet import build_unet

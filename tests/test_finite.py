@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from dbad.options.presets import PRESETS
 from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
 from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.ddim.search import Search
-from dbad.families.diad.detector import DiadSettings
-from dbad.families.lafite.detector import FeatureSettings
-from dbad.families.lafite.options import FeatureMapOptions
-from dbad.families.search import combined, pseudo_validation
+from dbad.families.diad.options import DiadSettings
+from dbad.families.lafite.options import FeatureMapOptions, FeatureSettings
+from dbad.families.search import Search, combined, pseudo_validation
+from dbad.fields import PRESETS
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.inspection.loop import inspect
 from dbad.inspection.new_images import inspect_new

@@ -18,8 +18,9 @@ from PIL import Image
 import train_lafite
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import load_pickle, save_pickle
-from dbad.data.images import open_category, read_items, split_holdout
-from dbad.data.images import test_images as images_to_test
+from dbad.data.categories import open_category, split_holdout
+from dbad.data.categories import test_images as images_to_test
+from dbad.data.images import read_items
 from dbad.errors import UserError
 from dbad.families.ddim import search as tuning
 from dbad.families.detector import load_detector

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from benchmarks import large_images
 from benchmarks.seams import border_ratios, measure_seams, near_borders
+from dbad.data.categories import find_category
 from dbad.data.demo import draw
-from dbad.data.images import find_category
 from dbad.data.tiling import stitch, tile_places, tile_starts
 from dbad.errors import UserError
 from dbad.files.atomic import write_json

@@ -9,7 +9,8 @@ import pytest
 from helpers import make_category, one_line, save_drawn, save_mask
 from trees import CSV, found, line, manifest, mvtec_ad_2, put, put_lines
 
-from dbad.data.images import find_category, read_items, split_category, split_holdout
+from dbad.data.categories import find_category, split_category, split_holdout
+from dbad.data.images import read_items
 from dbad.data.layouts.listing import match, split_masks
 from dbad.data.layouts.registry import open_dataset
 from dbad.data.splits import files_of

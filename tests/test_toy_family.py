@@ -8,7 +8,8 @@ import torch
 from helpers import json_of, make_category, rows_of, save_drawn
 
 from dbad import load_detector
-from dbad.data.images import open_category, read_images, split_category, to_float
+from dbad.data.categories import open_category, split_category
+from dbad.data.images import read_images, to_float
 from dbad.errors import UserError
 from dbad.families.detector import Detector
 from dbad.families.family import Family, Scripts

@@ -12,9 +12,8 @@ from PIL import Image
 
 from dbad.families.ddim import search as tuning
 from dbad.families.ddim.detector import Differences
-from dbad.families.ddim.search import PseudoValidation, Search, Trial
 from dbad.families.detector import load_detector
-from dbad.families.search import pseudo_validation, write_trials
+from dbad.families.search import PseudoValidation, Search, Trial, pseudo_validation, write_trials
 from dbad.networks.extractors import build_extractor
 
 RUN = Path("checkpoints/hazelnut")

@@ -1,17 +1,18 @@
-"""Samples of a data set: their files, their order, and how good ones are split by name."""
+"""Samples of a data set: their files, their order, a split by name, an even choice."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 from dbad.data.finding import list_images
-from dbad.records import Category, Sample
+from dbad.records import Sample
 
-Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the categories, and what lists one's files
+T = TypeVar("T")
 
 
 def files_of(sample: Sample) -> tuple[Path, ...]:
@@ -30,10 +31,10 @@ def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
 
 
 def split_by_hash(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into (the others, about `share` of them), groups undivided; all are others where there is one group.
+    """Split samples into (the others, about `share` of them); with one group only, all are others.
 
-    Taken are the files whose names, or the groups whose names, hash lowest: the same wherever the data lie, and adding
-    files moves few others. At least one group is taken, never all.
+    Taken are the files, or the groups, whose names hash lowest: the same ones wherever the data lie, and adding files
+    moves few others. A group is never divided. At least one group is taken, never all.
     """
     groups: dict[object, list[Sample]] = {}
     for index, sample in enumerate(samples):
@@ -44,6 +45,11 @@ def split_by_hash(samples: Sequence[Sample], share: float) -> tuple[list[Sample]
     count = 1 + min(range(len(sizes)), key=lambda i: abs(sizes[i] - aim), default=-1)
     taken = {sample for group in by_hash[:count] for sample in group}
     return [s for s in samples if s not in taken], [s for s in samples if s in taken]
+
+
+def some_of(things: Sequence[T], most: int = 40) -> Sequence[T]:
+    """At most `most` of the samples or images, evenly chosen."""
+    return things[::-(-len(things) // most)]
 
 
 def _hash(name: str) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dbad.calibration.thresholds import Calibration, calibrate, check_promise
-from dbad.data.images import open_category, split_category
+from dbad.data.categories import open_category, split_category
 from dbad.data.intensity import with_intensity
 from dbad.declared import check_declared
 from dbad.errors import UserError

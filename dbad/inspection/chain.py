@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from dbad.data.images import chosen_items, named_items
+from dbad.data.categories import chosen_items, named_items
 from dbad.families.family import Family
 from dbad.files.locks import writing_run
 from dbad.inspection.run import check_inspected

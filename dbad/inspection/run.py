@@ -7,8 +7,9 @@ from typing import Any
 
 from dbad.calibration.drift import drift, sentence
 from dbad.calibration.thresholds import Calibration
+from dbad.data.categories import open_category, test_images
 from dbad.data.depth import run_intensity
-from dbad.data.images import check_readable, open_category, test_images
+from dbad.data.images import check_readable
 from dbad.errors import UserError
 from dbad.families.detector import Detector, open_detector
 from dbad.families.registry import FAMILIES, trained_alike

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dbad.data.images import category_names, open_category
+from dbad.data.categories import category_names, open_category
 from dbad.data.splits import files_of
 from dbad.errors import UserError, printable
 from dbad.files.atomic import known_json, write_json

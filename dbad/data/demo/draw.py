@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dbad.data.demo import drawings
-from dbad.data.demo.drawings import CATEGORIES
+from dbad.data.demo.drawings import CATEGORIES, PICTURES
+from dbad.data.demo.flaw import Flaw
 from dbad.errors import UserError
 from dbad.files.atomic import cache_folder, cannot_be_written, known_json
 from dbad.files.temporary import remove_abandoned, temporary_folder
@@ -23,7 +23,6 @@ from dbad.runtime import parsing
 
 VERSION = 2     # raise it with every change to the drawings, so that what was drawn before is drawn again
 LARGEST, MOST_IMAGES = 8192, 1_000_000        # px, and images of a kind
-PICTURES = {"hazelnut": drawings.hazelnut, "carpet": drawings.carpet, "pcb": drawings.pcb}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def draw(category, defect=None, index=0, seed=0, split="train", size=Parameters.
         split = "test"
         if not flawless:
             span = None if defect_px is None else 2 * defect_px / size
-            flaw = drawings.Flaw(defect, stream(seed, category, split, defect, index, "flaw"), span)
+            flaw = Flaw(defect, stream(seed, category, split, defect, index, "flaw"), span)
     image, cover = PICTURES[category](size, stream(seed, category, split, defect, index, "scene"), flaw)
     return np.round(image.clip(0, 1) * 255).astype(np.uint8), (cover > 0) & (cover >= min(0.5, cover.max()))
 
@@ -178,7 +177,7 @@ def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_goo
 
 
 def main(argv=None) -> None:
-    from dbad.runtime.device import one_line_failures  # it loads torch, which drawing does without
+    from dbad.runtime.failures import one_line_failures
     parser = parsing.Parser(prog="python -m dbad.data.demo", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=parsing.path, help="folder to draw the categories into")
     parser.add_argument("--category", action="append", choices=CATEGORIES, help="may be repeated; default: all")

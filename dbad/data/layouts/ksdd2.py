@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dbad.data.finding import counted, list_images, shortened, subfolders
-from dbad.data.layouts.listing import left_out, read_files
+from dbad.data.layouts.listing import Found, left_out, read_files
 from dbad.data.masks import marks
-from dbad.data.splits import Found
 from dbad.records import Category, Sample
 
 SPLITS = ("train", "test")

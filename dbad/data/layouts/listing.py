@@ -9,15 +9,16 @@ folder called mask, masks or gt.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, files_below, list_images, shortened
 from dbad.errors import UserError
 from dbad.files.special import special_kind
-from dbad.records import Sample
+from dbad.records import Category, Sample
 
+Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the categories, and what lists one's files
 MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case
 
 

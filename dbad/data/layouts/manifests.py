@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, is_good, subfolders
-from dbad.data.splits import Found, in_order
+from dbad.data.layouts.listing import Found
+from dbad.data.splits import in_order
 from dbad.errors import UserError
 from dbad.records import Category, Sample
 

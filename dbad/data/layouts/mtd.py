@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dbad.data.finding import counted, shortened, subfolders
-from dbad.data.layouts.listing import left_out, loose_images, read_files
-from dbad.data.splits import Found, in_order, split_by_hash
+from dbad.data.layouts.listing import Found, left_out, loose_images, read_files
+from dbad.data.splits import in_order, split_by_hash
 from dbad.errors import UserError
 from dbad.records import Category, Sample
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from dbad.data.finding import counted, files_below, good_folder, good_folders, is_good, subfolders
 from dbad.data.layouts.ksdd2 import find_ksdd2
-from dbad.data.layouts.listing import defect_samples, good_samples, left_out, loose_images
-from dbad.data.splits import Found
+from dbad.data.layouts.listing import Found, defect_samples, good_samples, left_out, loose_images
 from dbad.errors import UserError
 from dbad.records import Category, Sample
 

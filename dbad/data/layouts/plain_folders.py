@@ -7,6 +7,7 @@ from pathlib import Path
 from dbad.data.finding import files_below, good_folder, is_good, list_images, subfolders
 from dbad.data.layouts.listing import (
     MASK_FOLDERS,
+    Found,
     defect_samples,
     good_samples,
     left_out,
@@ -14,7 +15,7 @@ from dbad.data.layouts.listing import (
     read_files,
     refuse_masks,
 )
-from dbad.data.splits import Found, in_order, split_by_hash
+from dbad.data.splits import in_order, split_by_hash
 from dbad.records import Category, Sample
 
 TEST_SHARE = 0.2        # of the good images

@@ -31,11 +31,12 @@ import numpy as np
 
 from dbad.data.finding import is_good, subfolders
 from dbad.data.layouts.ksdd2 import find_ksdd2
+from dbad.data.layouts.listing import Found
 from dbad.data.layouts.manifests import find_manifest, find_visa
 from dbad.data.layouts.mtd import find_mtd
 from dbad.data.layouts.mvtec import find_btad, find_mvtec, find_mvtec_ad_2
 from dbad.data.layouts.plain_folders import find_folder
-from dbad.data.splits import Found, in_order
+from dbad.data.splits import in_order
 from dbad.errors import UserError, printable
 from dbad.records import Category
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dbad.data.images import fingerprint, random_crops, to_float
+from dbad.data.augment import random_crops
+from dbad.data.images import fingerprint, to_float
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.detector import open_denoiser
 from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards

@@ -10,7 +10,8 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
-from dbad.data.images import fingerprint, read_images, split_category, to_pixels
+from dbad.data.categories import split_category
+from dbad.data.images import fingerprint, read_images, to_pixels
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages
 from dbad.diffusion.noise import image_stream

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dbad.data.images import random_crops, read_images, some_of, to_float
+from dbad.data.augment import random_crops
+from dbad.data.images import read_images, to_float
+from dbad.data.splits import some_of
 from dbad.declared import check_declared, check_types, types_of
 from dbad.diffusion.noise import stream
 from dbad.families.ddim import DDIM

@@ -10,7 +10,8 @@ from typing import Any
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dbad.data.images import chosen_items, fingerprint, read_images, split_category
+from dbad.data.categories import chosen_items, split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
 from dbad.families.diad.adversarial import mean_over_categories

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dbad.data.images import fingerprint, read_images, split_category
+from dbad.data.categories import split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import AS_BEFORE, Intensity
 from dbad.data.pictures import picture_size
 from dbad.diffusion.batches import validation_loss

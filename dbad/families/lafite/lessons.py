@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dbad.data.images import some_of, to_float
+from dbad.data.images import to_float
+from dbad.data.splits import some_of
 from dbad.families.lafite.bank import build_bank
 from dbad.families.lafite.detector import FeatureDetector
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator

@@ -11,7 +11,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from dbad.data.images import fingerprint, open_category, read_images, split_category
+from dbad.data.categories import open_category, split_category
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import validation_loss
 from dbad.errors import UserError
