@@ -106,7 +106,7 @@ def measure(options: Options, folder: Path, given: set[str]) -> Calibration:
     if detector.maps.map_norm != "none":
         reference = detector.differences(network_images(detector, some_of(train[1::2])))
         detector.normalisation = normalisation_of(detector.maps, reference)
-    parts = [parts for _, parts, _ in walk(detector, held_out, options.num_workers, "calibrating")]
+    parts = [parts for _, parts in walk(detector, held_out, options.num_workers, "calibrating")]
     calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
                             options.center_crop, [sample.path for sample in held_out])
     if detector.normalisation is not None:

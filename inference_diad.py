@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dbad.calibration.thresholds import Calibration
 from dbad.data.images import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
@@ -42,8 +41,9 @@ from dbad.inspection.run import (
 )
 from dbad.inspection.settle import settle_trained
 from dbad.options.command_line import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
-from dbad.records import Inspection
-from dbad.report import figures, summary
+from dbad.records import Pictures
+from dbad.report import summary
+from dbad.report.colours import heat, map_scales, overlay
 from dbad.report.results import set_summary
 from dbad.report.summary import Run
 
@@ -103,7 +103,8 @@ def inspect_categories(options: Options) -> list[Run]:
             if options.images:
                 inspect_images(detector, calibration, each, folder)
             else:
-                inspect_test(detector, calibration, each, folder, partial(write_log_images, detector, calibration))
+                inspect_test(detector, calibration, each, folder,
+                             partial(write_log_images, detector, map_scales(calibration)["anomaly map"]))
         results[-1] = replace(results[-1], seconds=time.monotonic() - begun)
     return results
 
@@ -127,20 +128,17 @@ def located(options: Options) -> Options:
     return replace(options, run_id=path.name, diffusion_checkpoint_dir=path.parent)
 
 
-def write_log_images(detector: DiadDetector, calibration: Calibration, folder: Path,
-                     inspections: Sequence[Inspection]) -> None:
-    """Write five pictures of every image, see above; colours mean the same in all of them."""
-    scale = figures.map_scales(inspections, calibration.pixel_threshold).get("anomaly map", 0.0)
-    for name, found in zip(figures.panel_names(inspections), inspections, strict=True):
-        image = to_float(torch.from_numpy(found.image.copy()).movedim(-1, 0))
-        pictures = {
-            "input.jpg": found.image, "samples.jpg": found.reconstruction,
-            "reconstruction.jpg": to_pixels(detector.autoencoded(image[None]))[0],
-            "features.jpg": figures.heat(found.anomaly_map, scale),
-            "heatmap.png": figures.overlay(found.image, found.anomaly_map, scale)}
-        for ending, pixels in pictures.items():
-            with atomic_write(folder / LOG_IMAGE / f"{name.removesuffix('.png')}-{ending}") as temporary:
-                Image.fromarray(pixels).save(temporary, **{"quality": JPEG_QUALITY} if ending.endswith("jpg") else {})
+def write_log_images(detector: DiadDetector, scale: float, folder: Path, name: str, found: Pictures) -> None:
+    """Write five pictures of an image, see above; `scale` is that of the colours, the same in all of them."""
+    image = to_float(torch.from_numpy(found.image.copy()).movedim(-1, 0))
+    pictures = {
+        "input.jpg": found.image, "samples.jpg": found.reconstruction,
+        "reconstruction.jpg": to_pixels(detector.autoencoded(image[None]))[0],
+        "features.jpg": heat(found.anomaly_map, scale),
+        "heatmap.png": overlay(found.image, found.anomaly_map, scale)}
+    for ending, pixels in pictures.items():
+        with atomic_write(folder / LOG_IMAGE / f"{name.removesuffix('.png')}-{ending}") as temporary:
+            Image.fromarray(pixels).save(temporary, **{"quality": JPEG_QUALITY} if ending.endswith("jpg") else {})
 
 
 def table(results: Sequence[Run]) -> str:

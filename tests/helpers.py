@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,10 @@ from dbad.data.splits import Sample
 from dbad.diffusion.ddim import Conditioning, schedule
 from dbad.diffusion.noise import stream
 from dbad.families.detector import DdimDetector, MapSettings
-from dbad.records import Inspection
+from dbad.metrics.measure import Measurement
+from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Curves, Thresholds
+from dbad.records import ScoreRow
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars
@@ -65,11 +69,20 @@ def random_images(num_images: int, size: int = 16, seed: int = 0) -> torch.Tenso
     return levels.float() / 127.5 - 1
 
 
-def inspection(sample: Sample, values: np.ndarray, mask: np.ndarray | None = None, **changes) -> Inspection:
-    """What a detector would say of an image of which only the map matters; the score is its maximum."""
-    made_with = dict(score=float(values.max()), p_value=None, normalised=None, decision=None, reconstruction=None,
-                     image=np.zeros((*values.shape, 3), np.uint8), anomaly_map=values.astype(np.float32), mask=mask)
-    return Inspection(sample.path.name, sample.category, sample.defect, sample.label, **made_with | changes)
+def row_of(sample: Sample, score: float = 0.0) -> ScoreRow:
+    """The row of a test image without calibration."""
+    return ScoreRow(sample.path.name, sample.category, sample.defect, sample.label, score, None, None, None)
+
+
+def measured(entries: Iterable[tuple], protocol: Protocol, threshold: float = 1.0) -> tuple[dict, Curves]:
+    """The metrics and curves of images of which only the maps matter; their scores are the maxima.
+
+    `entries` are (sample, map), with the mask behind it and what else `Measurement.add` takes.
+    """
+    measurement = Measurement(Thresholds(threshold, threshold), protocol)
+    for sample, values, *truth in entries:
+        measurement.add(row_of(sample, float(values.max())), values.astype(np.float32), *truth or (None,))
+    return measurement.result()
 
 
 def streams(num_images: int, *keys) -> list[torch.Generator]:

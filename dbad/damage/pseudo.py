@@ -22,11 +22,11 @@ from dbad.damage.kinds import Picture, Site
 from dbad.data.depth import run_intensity
 from dbad.data.images import open_category, read_images, to_float, to_pixels
 from dbad.diffusion.noise import image_stream, stream
+from dbad.drawing import MUTED, PAPER, font, outlined, tile
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write
 from dbad.options.checks import check
 from dbad.options.command_line import RunOptions
-from dbad.report.figures import MUTED, PAPER, font, outlined, tile
 from dbad.runtime import parsing
 from dbad.runtime.device import one_line_failures
 

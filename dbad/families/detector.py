@@ -30,30 +30,11 @@ from dbad.families.combining import Settings
 from dbad.families.ddim.normalise import Normalisation, load_normalisation
 from dbad.files.atomic import read_json
 from dbad.files.names import CALIBRATION, CATEGORY_CALIBRATION, NORMALISATION, TRAIN_OPTIONS, UNFINISHED
-from dbad.finite import naming
+from dbad.finite import check_finite, naming
 from dbad.networks.extractors import Extractor, load_extractor
 from dbad.options.command_line import SETTING_NAMES, run_folder
+from dbad.records import Prediction
 from dbad.runtime.device import autocast, memory_format, pick_device, pick_precision
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a detector says of N images. It depends on the image, the model and the seed alone.
-
-        anomaly_map      (N, 1, H, W) float32 >= 0
-        score            (N,) float32, higher is worse
-        reconstruction   (N, 3, H, W) float32 in [-1, 1], or None for families that make none
-        maps             the parts of the anomaly map by name, each (N, 1, H, W) float32 >= 0
-        decision         (N,) bool, score at or above the calibrated image threshold; None without calibration
-        p_value          (N,) float64, see `Calibration.p_value`; None without calibration scores
-    """
-
-    anomaly_map: Tensor
-    score: Tensor
-    reconstruction: Tensor | None
-    maps: dict[str, Tensor]
-    decision: Tensor | None = None
-    p_value: Tensor | None = None
 
 
 class Differences(NamedTuple):
@@ -88,6 +69,9 @@ class Detector(Protocol):
     def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
         """Parts -> anomaly map (N, 1, H, W) and score (N,)."""
 
+    def predict(self, images: Tensor) -> Prediction:
+        """(N, 3, H, W) in [-1, 1] -> all that is said of them; needs calibration."""
+
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction: ...
 
 
@@ -110,14 +94,21 @@ class Calibrated:
         Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size. Of more than
         8 bits per channel black and white are those of the run; an image beyond them is a `UserError`.
         """
-        if self.calibration is None:
+        pixels = to_batch(images, None if self.patching else self.size, self.intensity)
+        with naming([image if isinstance(image, (str, Path)) else None for image in several(images)]):
+            return self.predict(pixels)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """See `Detector.predict`; a map or score that is not finite is a `NotFinite`."""
+        calibration = self.calibration
+        if calibration is None:
             raise UserError("this detector is not calibrated; run "
                             f"{script_for('calibration', self.method)} for its run folder")
-        parts, reconstruction = self.parts(to_batch(images, None if self.patching else self.size, self.intensity))
-        with naming([image if isinstance(image, (str, Path)) else None for image in several(images)]):
-            anomaly_map, score = self.combine(parts, self.calibration.scales)
-        p_values = [self.calibration.p_value(float(s)) for s in score]
-        return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= self.calibration.image_threshold,
+        parts, reconstruction = self.parts(images)
+        anomaly_map, score = self.combine(parts, calibration.scales)
+        check_finite({"score": score})
+        p_values = [calibration.p_value(float(s)) for s in score]
+        return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= calibration.image_threshold,
                           None if None in p_values else torch.tensor(p_values, dtype=torch.float64))
 
 

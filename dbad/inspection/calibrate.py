@@ -58,8 +58,8 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
             known.clear()
         for category in [name] if name else held_out:
             if category not in known:
-                known[category] = [(item.path, parts) for item, parts, _ in walk(
-                    detector, held_out[category], options.num_workers, f"calibrating {category}")]
+                known[category] = list(walk(detector, held_out[category], options.num_workers,
+                                            f"calibrating {category}"))
         images = known[name] if name else [image for category in known.values() for image in category]
         paths, parts = zip(*images, strict=True)
         calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,

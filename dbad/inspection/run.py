@@ -1,7 +1,6 @@
 """What the inference scripts share: a category's test images, or any images, through the detector of any family."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,13 @@ from dbad.families.detector import Detector, build_detector
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
-from dbad.inspection.loop import inspect
+from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
-from dbad.metrics.verdicts import Thresholds
+from dbad.metrics.verdicts import Thresholds, curves
 from dbad.options.command_line import announce, changed, opt, run_folder, trained_options
-from dbad.records import Inspection
-from dbad.report import figures, page
-from dbad.report.export import export_maps
-from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
+from dbad.report import page
+from dbad.report.panels import show
+from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
 from dbad.runtime.device import pick_device, pick_precision
 
 
@@ -88,22 +86,17 @@ def open_detector(calibration: Calibration, options: Any) -> Detector:
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
-                 also: Callable[[Path, list[Inspection]], None] | None = None) -> Path:
+                 also: Also | None = None) -> Path:
     """Inspect the test images of the category; write scores, metrics, pictures and the report.
 
-    What a family writes besides is done by `also`, called with the folder and what was found.
+    What a family writes besides of every image is done by `also`, see `inspect_category`.
     """
     category = open_category(options, options.item_states)
-    samples = test_images(category, options.masks)
-    inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
+    test_images(category, options.masks)        # refuses a test that is not whole
     folder = results_folder(folder, options)
-    metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds)
-    if also:
-        also(folder, inspections)
-    if options.export_maps == "mvtec":
-        export_maps(folder, category, inspections, calibration.pixel_threshold)
+    metrics, panels = inspect_category(detector, calibration, category, options, folder, also)
     if options.plt_imgs:
-        figures.show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
+        show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
     for words in mask_words(metrics["masks"], ("cut",)):
         print(words)
     print(headline(options.item, metrics, options.dataset_path is None))
@@ -114,7 +107,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     """Inspect images without ground truth; write scores, overlays and the report."""
     paths = find_images(options.images, options.recursive)
     folder = results_folder(folder, options, listing_digest(paths))
-    found = inspect_new(detector, calibration, paths, folder, options.num_workers, category=options.item)
+    found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
     summary = run_summary(options, calibration, found.num_good + found.num_defective, changed(options))
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
@@ -124,7 +117,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
-    page.write_report(folder / PAGE, found.inspections, counts, summary, thresholds)
+    page.write_report(folder / PAGE, found.rows, found.gallery, counts, summary, thresholds, curves(found.rows))
     print(last_line(found))
     return folder
 

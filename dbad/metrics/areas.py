@@ -109,6 +109,7 @@ class PixelHistogram:
 
     GOOD_EDGES, GOOD_BUFFER = np.linspace(0, 1, 1 << 18, endpoint=False) ** 4, 1 << 22
     DEFECT_EDGES, DEFECT_BUFFER = np.linspace(0, 1, 1 << 17, endpoint=False), 1 << 20
+    METHOD = "histogram"
 
     def __init__(self):
         self.good = Pool(self.GOOD_EDGES, self.GOOD_BUFFER)
@@ -130,7 +131,7 @@ class PixelHistogram:
 
     def metrics(self):
         """The dict of `pixel_metrics` for all images so far; more may follow."""
-        return _pixel_metrics(self._ranking(), "histogram")
+        return _pixel_metrics(self._ranking(), self.METHOD)
 
     def roc_curve(self, max_points=None):
         """The curve of the function `roc_curve` for all images so far."""

@@ -239,9 +239,9 @@ class Pool:
         self.waiting, self.num_waiting = [], 0
         self.summaries = []                                         # (level, Points), each of 2**level buffers
 
-    def add(self, score, share=None):
-        """Take in (n,) scores in any order, which must not change later, and the pixels' shares of a region, if any."""
-        self.waiting.append(Points(score, None, share))
+    def add(self, score, share=None, count=None):
+        """Take in the columns of `Points`, each (n,) in any order, which must not change later."""
+        self.waiting.append(Points(score, count, share))
         self.num_waiting += len(score)
         if self.num_waiting >= self.buffer:
             level, points = 0, _condensed(_joined(self.waiting), self.edges)
