@@ -45,7 +45,7 @@ from dbad.records import Pictures
 from dbad.report import summary
 from dbad.report.colours import heat, map_scales, overlay
 from dbad.report.results import set_summary
-from dbad.report.summary import Run
+from dbad.report.runs import COLUMNS, Run, cells, measured
 
 TRAINED_BY = "train_diad.py"
 JPEG_QUALITY = 95
@@ -143,12 +143,12 @@ def write_log_images(detector: DiadDetector, scale: float, folder: Path, name: s
 
 def table(results: Sequence[Run]) -> str:
     """The seven metrics of DiAD's tables, in percent: a line for every category, and their mean."""
-    columns = summary.COLUMNS[:7]
-    found = {each: summary.measured(each) for each in results}
-    cells = [summary.cells(column, found) for column in columns]
+    columns = COLUMNS[:7]
+    found = {each: measured(each) for each in results}
+    shown = [cells(column, found) for column in columns]
     rows = [["", *(column.title for column in columns)]]
-    rows += [[name, *(str(by_item[name]) for by_item, _ in cells)] for name in dict.fromkeys(r.item for r in results)]
-    rows += [["mean", *(str(mean) for _, mean in cells)]]
+    rows += [[name, *(str(by_item[name]) for by_item, _ in shown)] for name in dict.fromkeys(r.item for r in results)]
+    rows += [["mean", *(str(mean) for _, mean in shown)]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 

@@ -44,7 +44,7 @@ from dbad.networks.extractors import build_extractor, chosen_layers, load_extrac
 from dbad.options.command_line import main, opt, plain, resolve, run_folder, run_name, subset, trained_options
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
-from dbad.report.summary import Run
+from dbad.report.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from dbad.networks.extractors import build_extractor
 from dbad.networks.features import PatchExtractor, extract_features
 from dbad.options.command_line import plain, resolve, setting_names, trained_options
 from dbad.options.presets import PRESETS
-from dbad.report.summary import Run, write_summary
+from dbad.report.runs import Run
+from dbad.report.summary import write_summary
 
 DEMO = PRESETS["demo"]
 OWN = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dbad.files.tables import read_table, write_table
 from dbad.records import ScoreRow
 from dbad.report import page
-from dbad.report.summary import Run, keep_earlier, write_summary
+from dbad.report.runs import Run
+from dbad.report.summary import keep_earlier, write_summary
 
 HOSTILE = ('=HYPERLINK("http://x")', "@SUM(1)", "+1+1", "-2+3", "\tx", "\rx", "\nx", "'=1", "''-x", "=")
 PLAIN = ("bolt", "a=b", "it's", "'quoted'", "", "x\ty", "Ärger", "a,b", 'a"b', "a\nb")

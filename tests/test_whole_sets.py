@@ -15,7 +15,7 @@ from PIL import Image
 import train_tune_eval
 from dbad.data.splits import Category
 from dbad.errors import UserError
-from dbad.report.summary import Run
+from dbad.report.runs import Run
 from train_tune_eval import Options, expand
 
 RUN, RESULTS, NEW = Path("checkpoints/hazelnut"), Path("results/hazelnut"), Path("results/hazelnut-images")
