@@ -28,7 +28,7 @@ from dbad.options.resolve import run_name
 from dbad.options.shared import RunOptions, SeveralItems
 
 if TYPE_CHECKING:
-    from dbad.report.summary import Run
+    from dbad.report.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ def inspect_categories(options: Options) -> list["Run"]:
         open_run,
         results_of,
     )
-    from dbad.report.summary import Run
+    from dbad.report.colours import map_scales
+    from dbad.report.runs import Run
     options = of_run(options)
     check_new_images(options)
     names, detector, results = chosen_items(options), None, []
@@ -94,7 +95,8 @@ def inspect_categories(options: Options) -> list["Run"]:
             if options.images:
                 inspect_images(detector, calibration, each, folder)
             else:
-                inspect_test(detector, calibration, each, folder, partial(write_log_images, detector, calibration))
+                inspect_test(detector, calibration, each, folder,
+                             partial(write_log_images, detector, map_scales(calibration)["anomaly map"]))
         results[-1] = replace(results[-1], seconds=time.monotonic() - begun)
     return results
 
@@ -120,13 +122,13 @@ def of_run(options: Options) -> Options:
 
 def table(results: "Sequence[Run]") -> str:
     """The seven metrics of DiAD's tables, in percent: a line for every category, and their mean."""
-    from dbad.report import summary
-    columns = summary.COLUMNS[:7]
-    found = {each: summary.measured(each) for each in results}
-    cells = [summary.cells(column, found) for column in columns]
+    from dbad.report.runs import COLUMNS, cells, measured
+    columns = COLUMNS[:7]
+    found = {each: measured(each) for each in results}
+    shown = [cells(column, found) for column in columns]
     rows = [["", *(column.title for column in columns)]]
-    rows += [[name, *(str(by_item[name]) for by_item, _ in cells)] for name in dict.fromkeys(r.item for r in results)]
-    rows += [["mean", *(str(mean) for _, mean in cells)]]
+    rows += [[name, *(str(by_item[name]) for by_item, _ in shown)] for name in dict.fromkeys(r.item for r in results)]
+    rows += [["mean", *(str(mean) for _, mean in shown)]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 

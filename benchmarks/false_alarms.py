@@ -49,7 +49,7 @@ def good_parts(options: train_tune_eval.CategoryOptions, detector: DdimDetector,
     category = open_category(options)
     _, held_out = split_category(category, 0.1)
     unseen = held_out + [sample for sample in category.test if sample.label == 0]
-    parts = [found for _, found, _ in walk(detector, unseen, 0, "good images")]
+    parts = [found for _, found in walk(detector, unseen, 0, "good images")]
     for first in trange(0, num_fresh if options.dataset_path is None else 0, 10, desc="freshly drawn", unit="batch"):
         drawn = [demo.draw(options.item, "good", 1000 + first + i, split="test")[0] for i in range(10)]
         size = (detector.size, detector.size)

@@ -11,6 +11,7 @@ promise. Adds its rows to results.csv in --out and prints them as a table.
 import argparse
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +20,18 @@ import torch
 import evaluation
 import train_ddim
 import train_extractor
+from dbad.families.runs import load_calibration
 from dbad.data.categories import open_category, split_category, test_images
 from dbad.data.images import read_items
 from dbad.data.splits import some_of
-from dbad.families.detector import load_detector
-from dbad.families.runs import load_calibration
 from dbad.families.search import PseudoValidation, Search
+from dbad.families.detector import load_detector
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table
-from dbad.inspection.loop import inspect, measure
+from dbad.inspection.loop import Timed, inspect_samples
+from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Thresholds
 from dbad.options.command_line import SETTING_NAMES
 from dbad.options.resolve import run_folder, subset
 from train_tune_eval import CategoryOptions
@@ -43,14 +46,19 @@ def measured(options: CategoryOptions, name: str, seconds: float) -> list:
     calibration = load_calibration(folder / CALIBRATION)
     category = open_category(options)
     samples = test_images(category, "required")
-    inspections, per_image = inspect(load_detector(folder, options.device), calibration, samples, category.root.parent)
-    found, _ = measure(inspections, calibration, samples, Protocol())
+    measurement = Measurement(Thresholds(calibration.image_threshold, calibration.pixel_threshold), Protocol())
+    with ThreadPoolExecutor(2) as pool:
+        images = Timed(inspect_samples(load_detector(folder, options.device), samples, category.root.parent, pool))
+        for image in images:
+            decoded = image.decoded
+            measurement.add(image.row, image.pictures().anomaly_map, decoded.mask, None, decoded.cut)
+    found, _ = measurement.result()
     image, pixel, rates = found["image"], found["pixel"], found["image_rates"]
     shown = {key: calibration.settings[key] for key in ("recon_weight", "start_at_timestep", "steps_to_regenerate",
              "map_norm", "pixel_difference", "layer_weights", "pl_contrib", "fl_contrib", "blur_sigma", "top_share")}
     return [options.item, name, image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["aupro_0.3"],
             f"{rates['fn']} of {rates['fn'] + rates['tp']}", f"{rates['fp']} of {rates['fp'] + rates['tn']}",
-            1000 * per_image, seconds, " ".join(f"{key}={value}" for key, value in shown.items())]
+            1000 * images.seconds / len(samples), seconds, " ".join(f"{key}={value}" for key, value in shown.items())]
 
 
 def in_hindsight(options: CategoryOptions) -> dict:

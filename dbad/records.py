@@ -1,13 +1,14 @@
-"""The records that rooms hand to one another: files of a data set, a decoded image, an inspected image."""
+"""The records that rooms hand to one another: files of a data set, a decoded image, what was found in images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -74,24 +75,53 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """One inspected image and everything the detector said about it.
+class Prediction:
+    """What a detector says of N images. It depends on the image, the model and the seed alone.
 
-        path            file, relative to the data set (or as the user gave it)
-        category        such as "hazelnut"
-        defect          folder name of the defect, "good", or None where no ground truth exists
-        label           1 defective, 0 good, None where no ground truth exists
-        score           how anomalous the image is, raw; higher is worse
-        p_value         share of good calibration images that score at least as high, in (0, 1]; None if not calibrated
-        normalised      the score brought to [0, 1], 0.5 at the image threshold; None if not calibrated
-        decision        1 where the score is at or above the image threshold, else 0; None if not calibrated
-        image           (H, W, 3) uint8, as the detector saw it
-        reconstruction  (H, W, 3) uint8, the defect-free version; None for families that have none
-        anomaly_map     (H, W) float32 >= 0
-        parts           named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
-        mask            (H, W) bool ground truth; None where there is none
-        cut             the file of the mask has shades, which were cut in the middle of their range
-        counterpart     the name of `reconstruction` in a report
+        anomaly_map      (N, 1, H, W) float32 >= 0
+        score            (N,) float32, higher is worse
+        reconstruction   (N, 3, H, W) float32 in [-1, 1], or None for families that make none
+        maps             the parts of the anomaly map by name, each (N, 1, H, W) float32 >= 0
+        decision         (N,) bool, score at or above the calibrated image threshold; None without calibration
+        p_value          (N,) float64, see `Calibration.p_value`; None without calibration scores
+    """
+
+    anomaly_map: Tensor
+    score: Tensor
+    reconstruction: Tensor | None
+    maps: dict[str, Tensor]
+    decision: Tensor | None = None
+    p_value: Tensor | None = None
+
+    def of(self, number: int) -> Prediction:
+        """What it says of one of the images, N = 1."""
+        def one(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[number:number + 1]
+        return Prediction(one(self.anomaly_map), one(self.score), one(self.reconstruction),
+                          {name: one(part) for name, part in self.maps.items()}, one(self.decision),
+                          one(self.p_value))
+
+
+class Origin(NamedTuple):
+    """What is known of an image before it is inspected; see `ScoreRow`, which begins with it."""
+
+    path: str
+    category: str
+    defect: str | None
+    label: int | None
+
+
+class ScoreRow(NamedTuple):
+    """One image in the tables, a line of scores.csv: light enough to keep for every image of a run.
+
+        path          file, relative to the data set (or as the user gave it)
+        category      such as "hazelnut"
+        defect        folder name of the defect, "good", or None where no ground truth exists
+        label         1 defective, 0 good, None where no ground truth exists
+        score         how anomalous the image is, raw; higher is worse
+        p_value       share of good calibration images that score at least as high, in (0, 1]; None if not calibrated
+        normalised    the score brought to [0, 1], 0.5 at the image threshold; None if not calibrated
+        decision      1 where the score is at or above the image threshold, else 0; None if not calibrated
     """
 
     path: str
@@ -102,10 +132,23 @@ class Inspection:
     p_value: float | None
     normalised: float | None
     decision: int | None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The arrays of one inspected image, from which its pictures are drawn; let go as soon as they are.
+
+        image            (H, W, 3) uint8, as the detector saw it
+        reconstruction   (H, W, 3) uint8, the defect-free version; None for families that have none
+        anomaly_map      (H, W) float32 >= 0
+        parts            named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
+        mask             (H, W) bool ground truth, empty for a good image; None where there is none
+        counterpart      what `reconstruction` is to be called
+    """
+
     image: np.ndarray
     reconstruction: np.ndarray | None
     anomaly_map: np.ndarray
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     mask: np.ndarray | None = None
-    cut: bool = False
     counterpart: str = "reconstruction"

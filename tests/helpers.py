@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,10 @@ from dbad.families.ddim.options import DdimSettings, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser
 from dbad.networks.unet import build_unet
 from dbad.options.resolve import subset
-from dbad.records import Inspection, Sample
+from dbad.metrics.measure import Measurement
+from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Curves, Thresholds
+from dbad.records import Sample, ScoreRow
 from dbad.runtime.device import Machine
 
 CPU = torch.device("cpu")
@@ -69,11 +73,20 @@ def random_images(num_images: int, size: int = 16, seed: int = 0) -> torch.Tenso
     return levels.float() / 127.5 - 1
 
 
-def inspection(sample: Sample, values: np.ndarray, mask: np.ndarray | None = None, **changes) -> Inspection:
-    """What a detector would say of an image of which only the map matters; the score is its maximum."""
-    made_with = dict(score=float(values.max()), p_value=None, normalised=None, decision=None, reconstruction=None,
-                     image=np.zeros((*values.shape, 3), np.uint8), anomaly_map=values.astype(np.float32), mask=mask)
-    return Inspection(sample.path.name, sample.category, sample.defect, sample.label, **made_with | changes)
+def row_of(sample: Sample, score: float = 0.0) -> ScoreRow:
+    """The row of a test image without calibration."""
+    return ScoreRow(sample.path.name, sample.category, sample.defect, sample.label, score, None, None, None)
+
+
+def measured(entries: Iterable[tuple], protocol: Protocol, threshold: float = 1.0) -> tuple[dict, Curves]:
+    """The metrics and curves of images of which only the maps matter; their scores are the maxima.
+
+    `entries` are (sample, map), with the mask behind it and what else `Measurement.add` takes.
+    """
+    measurement = Measurement(Thresholds(threshold, threshold), protocol)
+    for sample, values, *truth in entries:
+        measurement.add(row_of(sample, float(values.max())), values.astype(np.float32), *truth or (None,))
+    return measurement.result()
 
 
 def streams(num_images: int, *keys) -> list[torch.Generator]:

@@ -16,23 +16,26 @@ import inference_lafite
 import train_ddim
 import train_diad
 from dbad.calibration.thresholds import Calibration
+from dbad.families.runs import load_calibration
 from dbad.checkpoints.blueprints import MOST_PARAMETERS
+from dbad.families.runs import learnt_categories
+from dbad.families.ddim.process import trained_process
 from dbad.checkpoints.weights import load_unet, model_config, save_weights
 from dbad.data.demo.draw import Parameters, is_complete, write_demo
 from dbad.errors import UserError
-from dbad.families.ddim.process import trained_process
 from dbad.families.diad.autoencoder import build_autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from dbad.families.diad.files import read_built
 from dbad.families.diad.model import Size, load_diad, random_diad, save_diad
-from dbad.families.runs import learnt_categories, load_calibration, trained_options
-from dbad.fields import PRESETS
 from dbad.files.atomic import write_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor
 from dbad.networks.features import PatchExtractor, extract_features
-from dbad.options.command_line import setting_names
 from dbad.options.resolve import plain, resolve
-from dbad.report.summary import Run, write_summary
+from dbad.options.command_line import setting_names
+from dbad.families.runs import trained_options
+from dbad.fields import PRESETS
+from dbad.report.runs import Run
+from dbad.report.summary import write_summary
 
 DEMO = PRESETS["demo"]
 OWN = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"},

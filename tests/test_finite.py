@@ -1,6 +1,7 @@
 """Not-a-number is never good: whoever meets it says which image it is of, and goes no further."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,18 +9,20 @@ import torch
 from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
 from dbad.calibration.thresholds import Calibration, calibrate
+from dbad.checkpoints.weights import build_unet
 from dbad.data.intensity import Intensity
+from dbad.records import Sample
 from dbad.errors import UserError
-from dbad.families.diad.options import DiadSettings
-from dbad.families.lafite.options import FeatureMapOptions, FeatureSettings
 from dbad.families.search import Search, combined, pseudo_validation
-from dbad.fields import PRESETS
+from dbad.families.detector import Calibrated
+from dbad.families.diad.options import DiadSettings
+from dbad.families.lafite.options import FeatureSettings
 from dbad.finite import NotFinite, check_finite, naming
-from dbad.inspection.loop import inspect
+from dbad.inspection.loop import inspect_samples
 from dbad.inspection.new_images import inspect_new
 from dbad.networks.extractors import build_extractor
-from dbad.networks.unet import build_unet
-from dbad.records import Sample
+from dbad.families.lafite.options import FeatureMapOptions
+from dbad.fields import PRESETS
 
 DEMO = PRESETS["demo"]
 FEATURES = FeatureSettings(**{name: DEMO[name] for name in FeatureMapOptions.__dataclass_fields__})
@@ -39,10 +42,11 @@ def spoilt(extractor):
     return detector
 
 
-class OneBad:
+class OneBad(Calibrated):
     """A detector that knows the brightness of an image, but not of one that is black in a corner."""
 
-    size, patching, batch_size, counterpart, intensity = 16, False, 2, "reconstruction", Intensity()
+    size, patching, batch_size, intensity = 16, False, 2, Intensity()
+    calibration = Calibration({"pixel": 1.0}, 1.0, 1.0)
 
     def parts(self, images):
         maps = (images.mean(1, keepdim=True) + 1) / 2
@@ -110,12 +114,18 @@ def test_an_image_is_named_where_its_name_is_known():
 
 # Who passes it
 
+def inspected(detector, samples: list[Sample], root: Path) -> list:
+    """Test images, to the last one."""
+    with ThreadPoolExecutor(1) as pool:
+        return list(inspect_samples(detector, samples, root, pool))
+
+
 def test_test_images(extractor, tmp_path):
     path = save_drawn(tmp_path / "test" / "good" / "000.png")
     sample = Sample(path, "bolt", "good")
     detector = spoilt(extractor)
     with pytest.raises(UserError, match="test/good/000.png: its ") as error:
-        inspect(detector, detector.calibration, [sample], tmp_path)
+        inspected(detector, [sample], tmp_path)
     one_line(error)
 
 
@@ -123,13 +133,13 @@ def test_test_images_of_a_detector_of_another_kind(tmp_path):
     paths = pictures(tmp_path, bad=2)
     samples = [Sample(path, "bolt", "good") for path in paths]
     with pytest.raises(UserError, match="2.png: its score"):
-        inspect(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), samples, tmp_path)
+        inspected(OneBad(), samples, tmp_path)
 
 
 def test_new_images_end_the_run_and_the_scores_so_far_are_kept(tmp_path):
     paths = pictures(tmp_path / "in", bad=2)
     with pytest.raises(UserError, match="in/2.png: its score") as error:
-        inspect_new(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), paths, tmp_path / "out", 0)
+        inspect_new(OneBad(), paths, tmp_path / "out", 0)
     one_line(error)
     assert [Path(row["path"]).name for row in rows_of(tmp_path / "out")] == ["0.png", "1.png"]
 

@@ -13,9 +13,9 @@ from helpers import json_of, one_line, rows_of, save_drawn
 from PIL import Image
 
 import train_tune_eval
-from dbad.errors import UserError
 from dbad.records import Category
-from dbad.report.summary import Run
+from dbad.errors import UserError
+from dbad.report.runs import Run
 from train_tune_eval import Options, expand
 
 RUN, RESULTS, NEW = Path("checkpoints/hazelnut"), Path("results/hazelnut"), Path("results/hazelnut-images")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dbad.data.intensity import UNKNOWN, Intensity
-from dbad.data.masks import read_mask
-from dbad.data.pictures import open_picture
+from dbad.data.masks import Mask, read_mask
 from dbad.records import Item, Sample
 
 
@@ -28,11 +27,6 @@ def read_image(path: Path, intensity: Intensity = UNKNOWN) -> Image.Image:
     is truncated, or is not covered by `intensity` is a `UserError` that names it.
     """
     return intensity.read(path)
-
-
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image in px, as `read_image` gives it."""
-    return ImageOps.exif_transpose(open_picture(path)).size
 
 
 def read_images(samples: Sequence[Sample], size: int | None, num_workers: int = 0,
@@ -47,23 +41,30 @@ def read_items(samples: Sequence[Sample], size: int | None, num_workers: int = 0
                intensity: Intensity = UNKNOWN) -> list[Item]:
     """Decode images with their masks; masks are resized with nearest neighbour and stay binary."""
     def one(sample: Sample) -> Item:
-        image = read_image(sample.path, intensity)
-        mask, cut = Image.new("L", image.size), False
-        if sample.mask is not None:
-            mask, cut = read_mask(sample.mask, image.size, sample.path)
-        mask = np.array(_resized(mask, size, Image.Resampling.NEAREST))
-        pixels = to_uint8(_resized(image, size, Image.Resampling.BILINEAR))
-        return Item(to_float(pixels), torch.from_numpy(mask > 0).float()[None], sample.label, sample.category,
-                    sample.defect, sample.path, cut)
+        return to_item(sample, *read_sample(sample, intensity), size)
     return _map(one, samples, num_workers)
+
+
+def read_sample(sample: Sample, intensity: Intensity = UNKNOWN) -> tuple[Image.Image, Mask]:
+    """The image of a sample, as `read_image` gives it, and its mask of the same size, empty where it has none."""
+    image = read_image(sample.path, intensity)
+    if sample.mask is None:
+        return image, Mask(Image.new("L", image.size), False)
+    return image, read_mask(sample.mask, image.size, sample.path)
+
+
+def to_item(sample: Sample, image: Image.Image, mask: Mask, size: int | None) -> Item:
+    """What `read_sample` gives as an item of (size, size) px; None keeps its size."""
+    marked = np.array(_resized(mask.image, size, Image.Resampling.NEAREST))
+    pixels = to_uint8(_resized(image, size, Image.Resampling.BILINEAR))
+    return Item(to_float(pixels), torch.from_numpy(marked > 0).float()[None], sample.label, sample.category,
+                sample.defect, sample.path, mask.cut)
 
 
 def check_readable(samples: Sequence[Sample], num_workers: int = 0, intensity: Intensity = UNKNOWN) -> None:
     """Read every image and mask once, so that a broken one is found before the long work and not after it."""
     def one(sample: Sample) -> None:
-        image = read_image(sample.path, intensity)
-        if sample.mask is not None:
-            read_mask(sample.mask, image.size, sample.path)
+        read_sample(sample, intensity)
     _map(one, samples, num_workers)
 
 

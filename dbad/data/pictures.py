@@ -69,7 +69,20 @@ def picture_size(path: Path) -> tuple[int, int]:
 def orientation(path: Path) -> int | None:
     """How the picture is to be turned by its EXIF data, 1 to 8; None where they do not say."""
     with picture_file(path) as image:
+        if image.format == "PNG" and not _has_words(path):
+            return None         # Pillow would decode the pixels to look behind them
         return orientation_of(image)
+
+
+def _has_words(path: Path) -> bool:
+    """Whether a PNG file has EXIF data or texts, in which Pillow finds an orientation; or is broken."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)        # the chunk and its checksum
+    return len(head) < 8
 
 
 def orientation_of(image: Image.Image) -> int | None:

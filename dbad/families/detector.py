@@ -27,27 +27,8 @@ from dbad.families.settings import Settings
 from dbad.files.atomic import read_json
 from dbad.files.names import CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.finite import check_finite, naming
+from dbad.records import Prediction
 from dbad.runtime.device import Machine
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a detector says of N images. It depends on the image, the model and the seed alone.
-
-        anomaly_map      (N, 1, H, W) float32 >= 0
-        score            (N,) float32, higher is worse
-        reconstruction   (N, 3, H, W) float32 in [-1, 1], or None for families that make none
-        maps             the parts of the anomaly map by name, each (N, 1, H, W) float32 >= 0
-        decision         (N,) bool, score at or above the calibrated image threshold; None without calibration
-        p_value          (N,) float64, see `Calibration.p_value`; None without calibration scores
-    """
-
-    anomaly_map: Tensor
-    score: Tensor
-    reconstruction: Tensor | None
-    maps: dict[str, Tensor]
-    decision: Tensor | None = None
-    p_value: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,19 +89,29 @@ class Detector(ABC):
         Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size. Of more than
         8 bits per channel black and white are those of the run; an image beyond them is a `UserError`.
         """
-        if self.calibration is None:
-            raise UserError(f"this detector is not calibrated; run {FAMILIES[self.family].scripts.calibration} for its "
-                            "run folder")
+        self.calibrated()       # before anything is read
         batch = to_batch(images, None if self.patching else self.size, self.intensity)
         with naming([image if isinstance(image, (str, Path)) else None for image in several(images)]):
             return self.predict(batch)
 
+    def calibrated(self) -> Calibration:
+        """The calibration; a `UserError` where it was not measured yet."""
+        if self.calibration is None:
+            raise UserError(f"this detector is not calibrated; run {FAMILIES[self.family].scripts.calibration} for its "
+                            "run folder")
+        return self.calibration
+
     def predict(self, images: Tensor) -> Prediction:
-        """The prediction for (N, 3, H, W) in [-1, 1], of any size with tiling, else of the detector's."""
+        """The prediction for (N, 3, H, W) in [-1, 1], of any size with tiling, else of the detector's.
+
+        A map or score that is not finite is a `NotFinite`.
+        """
+        calibration = self.calibrated()
         parts, reconstruction = self.parts(images)
-        anomaly_map, score = self.combine(parts, self.calibration.scales)
-        p_values = [self.calibration.p_value(float(s)) for s in score]
-        return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= self.calibration.image_threshold,
+        anomaly_map, score = self.combine(parts, calibration.scales)
+        check_finite({"score": score})
+        p_values = [calibration.p_value(float(s)) for s in score]
+        return Prediction(anomaly_map, score, reconstruction, parts, score.double() >= calibration.image_threshold,
                           None if None in p_values else torch.tensor(p_values, dtype=torch.float64))
 
 

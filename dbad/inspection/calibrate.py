@@ -62,8 +62,8 @@ def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
         used = detector.settings
         for category in [name] if name else held_out:
             if category not in known:
-                known[category] = [(item.path, parts) for item, parts, _ in walk(
-                    detector, held_out[category], options.num_workers, f"calibrating {category}")]
+                known[category] = list(walk(detector, held_out[category], options.num_workers,
+                                            f"calibrating {category}"))
         images = known[name] if name else [image for category in known.values() for image in category]
         paths, parts = zip(*images, strict=True)
         calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,

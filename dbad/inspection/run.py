@@ -17,14 +17,13 @@ from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
-from dbad.inspection.loop import inspect
+from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
-from dbad.metrics.verdicts import Thresholds
+from dbad.metrics.verdicts import Thresholds, curves
 from dbad.options.resolve import announce, changed, run_folder
-from dbad.records import Inspection
-from dbad.report import figures, page
-from dbad.report.export import export_maps
-from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
+from dbad.report import page
+from dbad.report.panels import show
+from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
 from dbad.runtime.device import Machine
 
 
@@ -62,23 +61,17 @@ def open_run(calibration: Calibration, options: Any) -> Detector:
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
-                 also: Callable[[Path, list[Inspection]], None] | None = None) -> Path:
+                 also: Also | None = None) -> Path:
     """Inspect the test images of the category; write scores, metrics, pictures and the report.
 
-    What a family writes besides is done by `also`, called with the folder and what was found.
+    What a family writes besides of every image is done by `also`, see `inspect_category`.
     """
     category = open_category(options, options.item_states)
-    samples = test_images(category, options.masks)
-    inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
+    test_images(category, options.masks)        # refuses a test that is not whole
     folder = results_folder(folder, options)
-    metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds,
-                                    FAMILIES[calibration.method].about)
-    if also:
-        also(folder, inspections)
-    if options.export_maps == "mvtec":
-        export_maps(folder, category, inspections, calibration.pixel_threshold)
+    metrics, panels = inspect_category(detector, calibration, category, options, folder, also)
     if options.plt_imgs:
-        figures.show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
+        show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
     for words in mask_words(metrics["masks"], ("cut",)):
         print(words)
     print(headline(options.item, metrics, options.dataset_path is None))
@@ -89,7 +82,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     """Inspect images without ground truth; write scores, overlays and the report."""
     paths = find_images(options.images, options.recursive)
     folder = results_folder(folder, options, listing_digest(paths))
-    found = inspect_new(detector, calibration, paths, folder, options.num_workers, category=options.item)
+    found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
     family = FAMILIES[calibration.method]
     summary = run_summary(options, calibration, found.num_good + found.num_defective, family.about)
@@ -100,7 +93,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
-    page.write_report(folder / PAGE, found.inspections, counts, summary, thresholds)
+    page.write_report(folder / PAGE, found.rows, found.gallery, counts, summary, thresholds, curves(found.rows))
     print(last_line(found))
     return folder
 

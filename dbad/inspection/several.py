@@ -18,7 +18,7 @@ from dbad.files.names import FINISHED
 from dbad.options.resolve import plain
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
-from dbad.report.summary import Run
+from dbad.report.runs import Run
 
 
 @dataclass(frozen=True)

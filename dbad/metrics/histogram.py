@@ -17,6 +17,7 @@ class PixelHistogram:
     GOOD_BUFFER good or DEFECT_BUFFER defective pixels have come.
     """
 
+    METHOD = "histogram"
     GOOD_EDGES, GOOD_BUFFER = np.linspace(0, 1, 1 << 18, endpoint=False) ** 4, 1 << 22
     DEFECT_EDGES, DEFECT_BUFFER = np.linspace(0, 1, 1 << 17, endpoint=False), 1 << 20
 
@@ -40,7 +41,7 @@ class PixelHistogram:
 
     def metrics(self):
         """The dict of `pixel_metrics` for all images so far; more may follow."""
-        return formulas.pixel_metrics(self._ranking(), "histogram")
+        return formulas.pixel_metrics(self._ranking(), self.METHOD)
 
     def roc_curve(self, max_points=None):
         """The curve of the function `roc_curve` for all images so far."""
@@ -70,9 +71,9 @@ class Pool:
         self.waiting, self.num_waiting = [], 0
         self.summaries = []                                         # (level, Points), each of 2**level buffers
 
-    def add(self, score, share=None):
-        """Take in (n,) scores in any order, which must not change later, and the pixels' shares of a region, if any."""
-        self.waiting.append(Points(score, None, share))
+    def add(self, score, share=None, count=None):
+        """Take in the columns of `Points`, each (n,) in any order, which must not change later."""
+        self.waiting.append(Points(score, count, share))
         self.num_waiting += len(score)
         if self.num_waiting >= self.buffer:
             level, points = 0, _condensed(_joined(self.waiting), self.edges)

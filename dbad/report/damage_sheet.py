@@ -21,7 +21,7 @@ from dbad.errors import UserError
 from dbad.fields import check, check_value
 from dbad.files.atomic import atomic_write
 from dbad.options.shared import RunOptions
-from dbad.report.figures import MUTED, PAPER, font, outlined, tile
+from dbad.report.drawing import MUTED, PAPER, font, outlined, tile
 from dbad.runtime import parsing
 from dbad.runtime.failures import one_line_failures
 

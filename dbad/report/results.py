@@ -16,14 +16,9 @@ import torch
 from dbad.calibration.thresholds import Calibration
 from dbad.data.finding import counted
 from dbad.files.atomic import ensure_folders, known_json, write_json
-from dbad.files.names import CURVES, OPTIONS, OVERVIEW, PAGE, PANELS, SCORES
-from dbad.inspection.loop import measure
-from dbad.metrics.protocol import Protocol
-from dbad.metrics.verdicts import Thresholds
+from dbad.files.names import OPTIONS
 from dbad.options.resolve import changed, data_of, plain
 from dbad.options.shared import RunOptions
-from dbad.records import Inspection, Sample
-from dbad.report import figures, page
 
 
 def results_folder(folder: Path, options: RunOptions, inputs: str | None = None) -> Path:
@@ -46,25 +41,6 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
 def numbered(path: Path) -> Path:
     """The path with the lowest number behind its name that nothing has: results -> results.1."""
     return next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists())
-
-
-def write_results(folder: Path, inspections: Sequence[Inspection], samples: Sequence[Sample], calibration: Calibration,
-                  options: Any, seconds_per_image: float, method: str) -> tuple[dict[str, Any], list[Path]]:
-    """Measure inspected test images and write all that is said of them; returns the metrics and the panels' paths."""
-    protocol = Protocol(options.eval_resolution, calibration.settings["center_crop"])
-    metrics, found = measure(inspections, calibration, samples, protocol)
-    metrics["seconds_per_image"] = seconds_per_image
-    thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    page.write_scores(folder / SCORES, inspections)
-    page.write_metrics(folder, metrics)
-    panels = figures.write_panels(folder / PANELS, inspections, thresholds, options.num_workers)
-    figures.write_overview(folder / OVERVIEW, inspections, thresholds)
-    figures.write_curves(folder / CURVES, inspections, thresholds, found)
-    summary = run_summary(options, calibration, len(inspections), method)
-    if words := mask_words(metrics["masks"]):
-        summary["Masks"] = "; ".join(words)
-    page.write_report(folder / PAGE, inspections, metrics, summary, thresholds, found)
-    return metrics, panels
 
 
 def listing_digest(paths: Iterable[Path]) -> str:
@@ -141,7 +117,7 @@ def headline(item: str, metrics: dict[str, Any], drawn: bool) -> str:
 
 
 def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty", "cut")) -> list[str]:
-    """What is to be said of the masks, see `evaluate.found_masks`: nothing where every defective image has a usual one.
+    """What is to be said of the masks, see `Measurement.masks`: nothing where every defective image has a usual one.
 
     Each of the phrases names at most three images.
     """
