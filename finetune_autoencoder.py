@@ -46,8 +46,15 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
     from dbad.families.diad import adversarial
-    from dbad.families.diad.autoencoder import BalancedImages, build_autoencoder
-    from dbad.families.diad.encoder_training import begun, finish, plan_of, read_categories, write_samples
+    from dbad.families.diad.autoencoder import BalancedImages
+    from dbad.families.diad.encoder_training import (
+        begun,
+        build_networks,
+        finish,
+        plan_of,
+        read_categories,
+        write_samples,
+    )
     from dbad.files.atomic import write_json
     from dbad.runtime.device import Machine, memory_advice, memory_format
     from dbad.training.early_stopping import Best
@@ -65,15 +72,8 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
 
     # Build the networks.
     torch.manual_seed(options.seed)
-    autoencoder = start or build_autoencoder(options.size, options.resolution)
-    autoencoder.register_to_config(sample_size=options.resolution)
-    if options.gradient_checkpointing:
-        autoencoder.enable_gradient_checkpointing()
-    discriminator = adversarial.PatchDiscriminator() if options.discriminator_start < options.num_steps else None
-    perceptual = adversarial.build_perceptual(options.perceptual, options.extractor, options.resolution)
-    terms = adversarial.Terms(options.perceptual_weight, options.kl_weight, options.discriminator_weight,
-                  options.discriminator_start)
-    model = adversarial.AdversarialAutoencoder(autoencoder, discriminator, terms, perceptual, precision)
+    model = build_networks(start, options, precision)
+    autoencoder, perceptual, terms = model.autoencoder, model.perceptual, model.terms
     print(f"{sum(map(len, good.values()))} good images to train on, {sum(map(len, held_out.values()))} held out; "
           f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
 

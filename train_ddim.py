@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dbad.families.ddim.options import DiffusionOptions, Reconstruction
-from dbad.files.names import LAST, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS, epoch_file
+from dbad.files.names import LAST, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, plain, resolve, run_folder, subset
 from dbad.options.shared import RunOptions
@@ -61,10 +61,10 @@ def train(options: Options, folder: Path) -> None:
     from dbad.checkpoints.weights import model_config, save_weights
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.diffusion.batches import denoising_loss, validation_loss
+    from dbad.diffusion.batches import denoising_loss
     from dbad.diffusion.ddim import schedule
     from dbad.families.ddim.reconstruct import Denoiser
-    from dbad.families.ddim.training import check_epoch, good_images, new_network, plan_of, write_samples
+    from dbad.families.ddim.training import check_epoch, good_images, new_network, plan_of, report_epoch
     from dbad.files.atomic import write_json
     from dbad.runtime.device import Machine, memory_format
     from dbad.training.loop import fit
@@ -96,13 +96,7 @@ def train(options: Options, folder: Path) -> None:
         return {"loss": denoising_loss(model, batch, abar, machine.precision)}
 
     def report(model, epoch: int) -> dict[str, float]:
-        save_weights(model.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
-        write_samples(folder / SAMPLES / f"epoch_{epoch}.png", Denoiser(model, abar, options.noise_kind), validation,
-                      options, machine, options.seed)
-        if not options.calc_val_loss:
-            return {}
-        return {"val_loss": validation_loss(
-            validation, lambda batch: denoising_loss(model, batch, abar, machine.precision), machine.device)}
+        return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, validation, options, machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
                Place(folder, options.log_dir / options.run_id, "diffusion", options.resume),

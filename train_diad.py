@@ -78,16 +78,15 @@ def train(options: Options, folder: Path) -> None:
 
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.families.diad import DIAD
+    from dbad.families.diad import DIAD, training
     from dbad.families.diad.detector import DiadDetector, extractor_settings
     from dbad.families.diad.model import load_diad, save_diad
-    from dbad.families.diad.training import autoencoders, encode_categories, millions, train_latents
     from dbad.files.atomic import read_json, write_json
     from dbad.inspection.calibrate import begin_files, calibrate_all, finish_files, is_whole
     from dbad.networks.extractors import build_extractor
     from dbad.networks.packing import ready
     from dbad.report.results import listing_digest
-    from dbad.runtime.device import Machine, memory_advice, memory_format
+    from dbad.runtime.device import Machine
 
     categories = {name: open_category(replace(options, item=name)) for name in options.item}
     names = (*DIAD_FILES, MODEL_CONFIG)
@@ -99,25 +98,18 @@ def train(options: Options, folder: Path) -> None:
         return
     machine = Machine.of(options.device, options.precision, options.batch_size)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)
-    intensity = run_intensity(options, autoencoders(options.model) or begun(options), good)
+    intensity = run_intensity(options, training.autoencoders(options.model) or begun(options), good)
     record |= intensity.settings()
 
     # The model, and the good images with their latents; a share of each category is never trained on.
     model = load_diad(options.model, torch.float32)
-    model.to(machine.device, memory_format=memory_format(machine.device))
-    model.set_trainable(whole_unet=options.train_unet == "whole")
-    if options.gradient_checkpointing:
-        model.checkpoint_gradients()
-    latents, validation, held_out = encode_categories(model, categories, options, intensity, machine)
+    training.make_trainable(model, options, machine)
+    latents, validation, held_out = training.encode_categories(model, categories, options, intensity, machine)
     print(f"{sum(len(part.images) for part in latents.values())} good images to train on, "
-          f"{sum(map(len, held_out.values()))} held out; {millions(model, True):.1f} M of {millions(model):.1f} M "
+          f"{sum(map(len, held_out.values()))} held out; {training.millions(model, True):.1f} M of {training.millions(model):.1f} M "
           f"parameters learn; {machine.device.type}, {machine.precision}")
 
-    # Train.
-    if options.steps_latent:
-        with memory_advice(options, "latent_batch_size", "latent_accumulate",
-                           otherwise="a model of a smaller resolution (build_diad.py)"):
-            train_latents(model, latents, validation, options, intensity, machine)
+    training.train_latents(model, latents, validation, options, intensity, machine)
     begin_files(folder, record, ())
     save_diad(model, folder)
     if (options.model / BUILD_OPTIONS).is_file():

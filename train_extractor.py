@@ -57,10 +57,9 @@ def adapt(options: Options, length_given: bool) -> None:
     """Adapt the extractor of a run and save it."""
     import torch
 
-    from dbad.data.categories import open_category, split_category
+    from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.data.images import read_images
-    from dbad.families.ddim.adaptation import chosen_objective, images_of, outcome, pairing, plan_of
+    from dbad.families.ddim.adaptation import chosen_objective, good_images, outcome, pairing, plan_of
     from dbad.families.ddim.objectives import Pairs, held_out_losses, network_and_loss
     from dbad.families.runs import trained_options
     from dbad.networks.extractors import build_extractor, is_extractor, save_extractor
@@ -80,21 +79,15 @@ def adapt(options: Options, length_given: bool) -> None:
     if options.epochs_extractor:
         # Read the good images, those held out apart, and make what each is paired with.
         counterparts = pairing(objective, options, machine)
-        train, held_out = split_category(category, options.holdout)
         intensity = run_intensity(options, trained_options(options, "ddim"), category.good)
-        size = None if options.patching else options.resolution
-        images = images_of(read_images(train, size, options.num_workers, intensity), "extractor crop", options)
-        data = Pairs(images, counterparts(images))
-        images = images_of(read_images(held_out, size, options.num_workers, intensity), "extractor validation crop",
-                           options)
-        validation = Pairs(images, counterparts(images))
+        data, validation = (Pairs(images, counterparts(images))
+                            for images in good_images(category, options, intensity))
         if not length_given:
             epochs = max(options.epochs_extractor, math.ceil(MIN_STEPS * options.batch_size / len(data)))
             options = replace(options, epochs_extractor=epochs)
 
         # Train until the held-out loss rises, and keep the best.
-        model, loss_of = network_and_loss(objective, extractor, options.extractor_weight,
-                                          machine.device, machine.precision)
+        model, loss_of = network_and_loss(objective, extractor, options.extractor_weight, *machine[:2])
         best = Best(options.extractor_patience)
 
         def report(model, epoch: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dbad.data.augment import random_crops
-from dbad.data.images import fingerprint, to_float
+from dbad.data.categories import split_category
+from dbad.data.images import fingerprint, read_images, to_float
+from dbad.data.intensity import Intensity
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.detector import open_denoiser
 from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards
@@ -18,6 +20,7 @@ from dbad.families.ddim.options import ExtractorOptions, Reconstruction
 from dbad.families.ddim.reconstruct import reconstruct_all
 from dbad.options.resolve import plain, run_folder, subset
 from dbad.options.shared import RunOptions
+from dbad.records import Category
 from dbad.runtime.device import Machine, memory_format
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Plan
@@ -38,6 +41,14 @@ def images_of(pixels: list[Tensor], purpose: str, options: AdaptingOptions, crop
         return to_float(torch.stack(pixels))
     streams = [stream(options.seed, purpose, i) for i in range(len(pixels))]
     return to_float(torch.cat([random_crops(pixels, options.resolution, streams) for _ in range(crops_per_image)]))
+
+
+def good_images(category: Category, options: AdaptingOptions, intensity: Intensity) -> Iterator[Tensor]:
+    """Yield the good images of a category to train on, then those held out, each (N, 3, S, S) in [-1, 1]."""
+    size = None if options.patching else options.resolution
+    for part, purpose in zip(split_category(category, options.holdout),
+                             ("extractor crop", "extractor validation crop"), strict=True):
+        yield images_of(read_images(part, size, options.num_workers, intensity), purpose, options)
 
 
 def pairing(objective: str, options: AdaptingOptions, machine: Machine) -> Callable[[Tensor], Tensor]:

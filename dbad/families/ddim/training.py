@@ -10,18 +10,19 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
+from dbad.checkpoints.weights import save_weights
 from dbad.data.categories import split_category
 from dbad.data.images import fingerprint, read_images, to_pixels
 from dbad.data.intensity import Intensity
-from dbad.diffusion.batches import NoisedImages
+from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.ddim.options import DiffusionOptions, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
 from dbad.files.atomic import atomic_write
-from dbad.files.names import epoch_of
+from dbad.files.names import SAMPLES, epoch_file, epoch_of
 from dbad.networks.unet import build_unet
-from dbad.options.resolve import plain
+from dbad.options.resolve import plain, run_folder
 from dbad.options.shared import RunOptions
 from dbad.records import Category
 from dbad.runtime.device import Machine
@@ -33,7 +34,7 @@ SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "c
            "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate", "color_jitter")
 
 
-class TrainedOptions(RunOptions, DiffusionOptions):
+class TrainedOptions(RunOptions, DiffusionOptions, Reconstruction):
     """The options of a run and of its training."""
 
 
@@ -61,6 +62,18 @@ def check_epoch(name: str, last: int) -> None:
     if epoch is not None and epoch < last:
         raise UserError(f"--diffusion_checkpoint_name {name}: the weights after epoch {epoch} of {last} are called so; "
                         "expected another name, such as final.pt")
+
+
+def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: TrainedOptions,
+                 machine: Machine) -> dict[str, float]:
+    """Write the weights and the sample pictures of an epoch; the loss on the held-out images, if it is asked for."""
+    folder = run_folder(options)
+    save_weights(denoiser.unet.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
+    write_samples(folder / SAMPLES / f"epoch_{epoch}.png", denoiser, validation, options, machine, options.seed)
+    if not options.calc_val_loss:
+        return {}
+    return {"val_loss": validation_loss(validation, lambda batch: denoising_loss(
+        denoiser.unet, batch, denoiser.abar, machine.precision), machine.device)}
 
 
 def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine,

@@ -14,8 +14,21 @@ from dbad.data.categories import chosen_items, split_category
 from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.diad.adversarial import mean_over_categories
-from dbad.families.diad.autoencoder import PUBLISHED_SCALE, latent_scale, load_start, reconstruct, save_autoencoder
+from dbad.families.diad.adversarial import (
+    AdversarialAutoencoder,
+    PatchDiscriminator,
+    Terms,
+    build_perceptual,
+    mean_over_categories,
+)
+from dbad.families.diad.autoencoder import (
+    PUBLISHED_SCALE,
+    build_autoencoder,
+    latent_scale,
+    load_start,
+    reconstruct,
+    save_autoencoder,
+)
 from dbad.families.diad.options import PERCEPTUAL_WEIGHTS, SIZE_DEFAULTS, AutoencoderOptions, ModelOptions
 from dbad.families.registry import recorded_method
 from dbad.families.runs import begun_with, keep_intensity
@@ -70,6 +83,19 @@ def read_categories(categories: dict[str, Category], options: AutoencoderOptions
         good[name], held_out[name] = (read_images(part, options.resolution, options.num_workers, intensity)
                                       for part in split_category(category, options.holdout))
     return good, held_out
+
+
+def build_networks(start: AutoencoderKL | None, options: AutoencoderOptions, precision: str) -> AdversarialAutoencoder:
+    """The auto-encoder, which begins as `start` or with random weights, with what it is trained against."""
+    autoencoder = start or build_autoencoder(options.size, options.resolution)
+    autoencoder.register_to_config(sample_size=options.resolution)
+    if options.gradient_checkpointing:
+        autoencoder.enable_gradient_checkpointing()
+    discriminator = PatchDiscriminator() if options.discriminator_start < options.num_steps else None
+    perceptual = build_perceptual(options.perceptual, options.extractor, options.resolution)
+    terms = Terms(options.perceptual_weight, options.kl_weight, options.discriminator_weight,
+                  options.discriminator_start)
+    return AdversarialAutoencoder(autoencoder, discriminator, terms, perceptual, precision)
 
 
 def plan_of(options: AutoencoderOptions, *images: dict[str, list[Tensor]]) -> Plan:

@@ -28,7 +28,7 @@ from dbad.files.names import BUILD_OPTIONS, DIAD_FILES, SAMPLES
 from dbad.options.resolve import plain, run_folder
 from dbad.options.shared import RunOptions
 from dbad.records import Category, Sample
-from dbad.runtime.device import Machine
+from dbad.runtime.device import Machine, memory_advice, memory_format
 from dbad.training.loop import fit
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
 from dbad.training.samples import in_turn, write_sheet
@@ -79,6 +79,14 @@ def encode_categories(model: Diad, categories: Mapping[str, Category], options: 
     return good, validation, held_out
 
 
+def make_trainable(model: Diad, options: DiadTraining, machine: Machine) -> None:
+    """Bring a model to the machine, ready to train what of it learns."""
+    model.to(machine.device, memory_format=memory_format(machine.device))
+    model.set_trainable(whole_unet=options.train_unet == "whole")
+    if options.gradient_checkpointing:
+        model.checkpoint_gradients()
+
+
 def say_sizes(name: str, samples: Sequence[Sample], resolution: int) -> None:
     """Tell of images of several sizes, or of another shape than a square; they are all resized to one square."""
     sizes = {picture_size(sample.path) for sample in samples}
@@ -94,7 +102,9 @@ def millions(model: Diad, trained: bool = False) -> float:
 
 def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, Encoded], options: DiadTraining,
                   intensity: Intensity, machine: Machine) -> None:
-    """Train the model, or load it where that is done; it ends with its EMA weights."""
+    """Train the model, or load it where that is done; it ends with its EMA weights; 0 steps leave it as it is."""
+    if not options.steps_latent:
+        return
     folder, batch_size = run_folder(options), options.latent_batch_size
     shared = dict(seed=options.seed, batch_size=batch_size, num_timesteps=options.latent_max_timestep)
     data = LatentImages(list(train.values()), purpose="train", accumulate=options.latent_accumulate, **shared)
@@ -114,8 +124,10 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
             held_out, lambda batch: latent_loss(model, batch, model.abar, machine.precision), machine.device)}
 
     plan = plan_of(options, (train, validation), intensity, len(data))
-    fit(model, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, "diad", options.resume),
-        batch_size=batch_size, device=machine.device, hooks=Hooks(on_report=report))
+    with memory_advice(options, "latent_batch_size", "latent_accumulate",
+                       otherwise="a model of a smaller resolution (build_diad.py)"):
+        fit(model, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, "diad", options.resume),
+            batch_size=batch_size, device=machine.device, hooks=Hooks(on_report=report))
     model.eval()
 
 
