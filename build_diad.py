@@ -78,7 +78,7 @@ def is_built(build: BuildOptions, encoder: AutoencoderOptions, resume: bool) -> 
     built = read_json(build.out / BUILD_OPTIONS)
     same = resume and built | plain(build) == built
     if same and build.autoencoder == run_folder(encoder):
-        how = PLACED | {"precision", "gradient_checkpointing"}
+        how = PLACED | {"precision", "gradient_checkpointing", "method"}
         known, wanted = ({name: value for name, value in values.items() if name not in how} for values in (
             with_intensity(read_json(run_folder(encoder) / TRAIN_OPTIONS)),
             plain(resolve_autoencoder(encoder)[1])))

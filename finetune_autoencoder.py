@@ -46,15 +46,8 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
     from dbad.families.diad import adversarial
+    from dbad.families.diad import encoder_training as training
     from dbad.families.diad.autoencoder import BalancedImages
-    from dbad.families.diad.encoder_training import (
-        begun,
-        build_networks,
-        finish,
-        plan_of,
-        read_categories,
-        write_samples,
-    )
     from dbad.files.atomic import write_json
     from dbad.runtime.device import Machine, memory_advice, memory_format
     from dbad.training.early_stopping import Best
@@ -66,13 +59,13 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
 
     # Read the good images; a share of each category is never trained on.
     categories = {name: open_category(replace(options, item=name)) for name in options.item}
-    intensity = run_intensity(options, begun(options), [s for each in categories.values() for s in each.good])
-    good, held_out = read_categories(categories, options, intensity)
+    intensity = run_intensity(options, training.begun(options), [s for each in categories.values() for s in each.good])
+    good, held_out = training.read_categories(categories, options, intensity)
     data = BalancedImages(list(good.values()), options.batch_size, options.accumulate, options.seed)
 
     # Build the networks.
     torch.manual_seed(options.seed)
-    model = build_networks(start, options, precision)
+    model = training.build_networks(start, options, precision)
     autoencoder, perceptual, terms = model.autoencoder, model.perceptual, model.terms
     print(f"{sum(map(len, good.values()))} good images to train on, {sum(map(len, held_out.values()))} held out; "
           f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.1f} M parameters; {device.type}, {precision}")
@@ -85,17 +78,17 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
                                            precision)
 
     def report(model: "adversarial.AdversarialAutoencoder", epoch: int) -> dict[str, float]:
-        write_samples(model.autoencoder, held_out, epoch, options, precision)
+        training.write_samples(model.autoencoder, held_out, epoch, options, precision)
         return adversarial.mean_over_categories(measure(model.autoencoder))
 
     with memory_advice(options, "batch_size", "accumulate", "resolution", otherwise="a smaller --resolution"):
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
-            plan_of(options, good, held_out),
+            training.plan_of(options, good, held_out),
             Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume),
             batch_size=options.batch_size, device=device, hooks=Hooks(
                 lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings() | {
                     "method": "autoencoder"}), report, best))
-    finish(autoencoder.eval(), good, options, precision, best, measure)
+    training.finish(autoencoder.eval(), good, options, precision, best, measure)
 
 
 def announce(options: Options, folder: Path) -> bool:

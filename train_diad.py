@@ -105,9 +105,10 @@ def train(options: Options, folder: Path) -> None:
     model = load_diad(options.model, torch.float32)
     training.make_trainable(model, options, machine)
     latents, validation, held_out = training.encode_categories(model, categories, options, intensity, machine)
+    learning, whole = training.millions(model, True), training.millions(model)
     print(f"{sum(len(part.images) for part in latents.values())} good images to train on, "
-          f"{sum(map(len, held_out.values()))} held out; {training.millions(model, True):.1f} M of {training.millions(model):.1f} M "
-          f"parameters learn; {machine.device.type}, {machine.precision}")
+          f"{sum(map(len, held_out.values()))} held out; {learning:.1f} M of {whole:.1f} M parameters learn; "
+          f"{machine.device.type}, {machine.precision}")
 
     training.train_latents(model, latents, validation, options, intensity, machine)
     begin_files(folder, record, ())
