@@ -15,7 +15,6 @@ Every category is decided by its own thresholds. Beside the report, log_image/ h
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,67 +37,30 @@ class Options(SeveralItems, RunOptions, ResumeOptions, NewImageOptions, Inspecti
 
 def run(options: Options) -> Path:
     """Inspect; returns the folder of the results, for several categories that of all of them."""
-    from dbad.report import summary  # these load torch, which reading the command line does without
-    from dbad.report.results import set_summary
-    results = inspect_categories(options)
-    if len(results) == 1:
-        return results[0].folder
+    from dbad.data.categories import chosen_items  # these load torch
+    from dbad.inspection.run import check_inspected, check_new_images, results_of
+    from dbad.inspection.several import Job, run_jobs, write_set_summary
+    options = of_run(options)
+    check_new_images(options)
+    each = {name: replace(options, item=name) for name in chosen_items(options)}
+    if options.images and len(each) > 1:
+        raise UserError(f"--images: expected one --item with it, found {len(each)}")
+    if len(each) == 1:
+        return inspect(*each.values())
+    job = Job(each, {name: results_of(one, "diad") for name, one in each.items()},
+              check=lambda one: check_inspected(one, None, "diad"), train=None, inspect=inspect)
+    runs = run_jobs([job], lambda found: write_set_summary(options, found))
     if not options.dry_run:
-        about = set_summary(options, results)
-        page = summary.write_summary(options.img_dir, results, about)
-        print(table(results), f"The summary is {page}", sep="\n")
+        print(table(runs))
     return options.img_dir
 
 
-def inspect_categories(options: Options) -> list["Run"]:
-    """Inspect one category after the other, with the same model; says where the results of each are."""
-    import time
-
-    from dbad.data.categories import chosen_items, open_category, test_images
-    from dbad.data.images import check_readable
-    from dbad.data.intensity import Intensity
-    from dbad.families.diad.log_images import write_log_images
-    from dbad.families.runs import trained_options
-    from dbad.files.atomic import check_folders
-    from dbad.files.locks import writing_results
+def inspect(options: Options) -> Path:
+    """Inspect the test images of a category, or new images; returns the folder of the results."""
     from dbad.inspection.calibrated import resolve_calibrated
-    from dbad.inspection.run import (
-        about_to_write,
-        check_new_images,
-        inspect_images,
-        inspect_test,
-        open_run,
-        results_of,
-    )
-    from dbad.report.colours import map_scales
-    from dbad.report.runs import Run
-    options = of_run(options)
-    check_new_images(options)
-    names, detector, results = chosen_items(options), None, []
-    if options.images and len(names) > 1:
-        raise UserError(f"--images: expected one --item with it, found {len(names)}")
-    check_folders(img_dir=options.img_dir)
-    trained = trained_options(options, "diad")
-    for name in names if trained and not options.images and not options.dry_run else ():
-        category = open_category(replace(options, item=name), options.item_states)
-        check_readable(test_images(category, options.masks), options.num_workers, Intensity.of(trained))
-
-    for name in names:
-        begun, each = time.monotonic(), replace(options, item=name)
-        folder = results_of(each, "diad")
-        results.append(Run(name, options.seed or 0, folder, "done"))
-        calibration, each = resolve_calibrated(each, "diad")
-        if not about_to_write(each, folder, LOG_IMAGE):
-            continue
-        with writing_results(folder):
-            detector = replace(detector or open_run(calibration, each), calibration=calibration)
-            if options.images:
-                inspect_images(detector, calibration, each, folder)
-            else:
-                inspect_test(detector, calibration, each, folder,
-                             partial(write_log_images, detector, map_scales(calibration)["anomaly map"]))
-        results[-1] = replace(results[-1], seconds=time.monotonic() - begun)
-    return results
+    from dbad.inspection.run import inspect_run, results_of
+    folder = results_of(options, "diad")
+    return inspect_run(*resolve_calibrated(options, "diad"), folder, LOG_IMAGE)
 
 
 def of_run(options: Options) -> Options:

@@ -11,6 +11,7 @@ from dbad.families.settings import Settings
 
 if TYPE_CHECKING:
     from dbad.families.detector import Detector
+    from dbad.records import Pictures
     from dbad.runtime.device import Machine
 
 
@@ -40,6 +41,8 @@ class Family:
         by_category   names of files, {} being a category, that a model of several categories writes beside thresholds
         facts         run folder -> what of the training shapes a prediction beside files and settings
         on_gpu        the preset that real data take on CUDA
+        pictures      detector, scale of the map's colours -> what writes pictures of a test image besides, called with
+                      the folder of the results, the image's name and its `Pictures`
     """
 
     name: str
@@ -54,3 +57,4 @@ class Family:
     by_category: tuple[str, ...] = ()
     facts: Callable[[Path], Any] | None = None
     on_gpu: str = "base"
+    pictures: Callable[[Any, float], Callable[[Path, str, Pictures], None]] | None = None

@@ -70,4 +70,5 @@ def job_of(options: Any, items: Sequence[str], family: Family, scripts: Sequence
     return Job(options={item: replace(options, item=item) for item in items},
                folders={item: options.img_dir / (options.run_id + f"-{item}" * (len(items) > 1)) for item in items},
                check=check, train=None if all(skip for _, skip in skipped) else train,
-               inspect=None if inspects[1] else lambda inspected: last.run(subset(last.Options, inspected)))
+               inspect=None if inspects[1] else lambda inspected: last.run(subset(last.Options, inspected)),
+               resume=options.resume)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dbad.inspection.new_images import find_images, inspect_new, last_line
 from dbad.metrics.verdicts import Thresholds, curves
 from dbad.options.resolve import announce, changed, run_folder
 from dbad.report import page
+from dbad.report.colours import map_scales
 from dbad.report.panels import show
 from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
 from dbad.runtime.device import Machine
@@ -34,13 +36,20 @@ def results_of(options: Any, *methods: str) -> Path:
     return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
 
 
-def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> Path:
-    """Inspect what the options name with the run that they name; `folder` is that of the results, which is returned."""
-    if not about_to_write(options, folder):
+def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *more: str) -> Path:
+    """Inspect what the options name with the run that they name; returns the folder of the results, which is `folder`.
+
+    There is no calibration on --dry_run. `more` are files that the family writes of test images besides.
+    """
+    if not about_to_write(options, folder, *more):
         return folder
-    inspect_them = inspect_images if options.images else inspect_test
+    family = FAMILIES[calibration.method]
     with writing_results(folder):
-        return inspect_them(open_run(calibration, options), calibration, options, folder)
+        detector = open_run(calibration, options)
+        if options.images:
+            return inspect_images(detector, calibration, options, folder)
+        also = family.pictures and family.pictures(detector, map_scales(calibration)["anomaly map"])
+        return inspect_test(detector, calibration, options, folder, also)
 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
@@ -55,9 +64,16 @@ def about_to_write(options: Any, folder: Path, *more: str) -> bool:
 
 
 def open_run(calibration: Calibration, options: Any) -> Detector:
-    """The detector of the run, on the machine that the options name."""
+    """The detector of the run, on the machine that the options name; the last one is kept for the next category."""
     machine = Machine.of(options.device, options.precision, options.batch_size)
-    return open_detector(run_folder(options), calibration, machine)
+    key = (run_folder(options).resolve(), machine, calibration.method, calibration.settings, calibration.digests)
+    if _last_opened[:1] != [key]:
+        _last_opened.clear()        # before the next one takes its memory
+        _last_opened.extend([key, open_detector(run_folder(options), calibration, machine)])
+    return replace(_last_opened[1], calibration=calibration)
+
+
+_last_opened: list[Any] = []        # what a detector was opened by, and the detector
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,

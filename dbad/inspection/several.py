@@ -30,6 +30,7 @@ class Job:
         check      takes the options of an inspection and refuses what its phases would stumble over
         train      makes the model; None where it is there
         inspect    takes the options of an inspection and returns the folder of its results; None where there is none
+        resume     inspections that are finished are not repeated
     """
 
     options: dict[str, Any]
@@ -37,6 +38,7 @@ class Job:
     check: Callable[[Any], None]
     train: Callable[[], None] | None
     inspect: Callable[[Any], Path] | None
+    resume: bool = False
 
 
 def run_one(job: Job) -> Path | None:
@@ -76,7 +78,7 @@ def _run_job(job: Job, number: int, runs: dict[tuple[int, str], Run]) -> None:
         record, runs[key] = _attempt(runs[key], lambda options=options: _record(options))
         if runs[key].status == "failed":
             continue
-        if record and options.resume and _given(known_json(job.folders[item] / FINISHED)) == _given(record):
+        if record and job.resume and _given(known_json(job.folders[item] / FINISHED)) == _given(record):
             print(f"{item}: finished before")
             runs[key] = replace(runs[key], status="finished before")
             continue

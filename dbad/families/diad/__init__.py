@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from dbad.files.names import DIAD_FILES
 
 if TYPE_CHECKING:
     from dbad.families.diad.detector import DiadDetector
+    from dbad.records import Pictures
     from dbad.runtime.device import Machine
 
 
@@ -21,6 +24,11 @@ def _files(settings: DiadSettings | None = None) -> dict[str, str]:
 def _open(folder: Path, settings: DiadSettings, machine: Machine) -> DiadDetector:
     from dbad.families.diad.detector import open_diad  # it loads torch
     return open_diad(folder, settings, machine)
+
+
+def _pictures(detector: DiadDetector, scale: float) -> Callable[[Path, str, Pictures], None]:
+    from dbad.families.diad.log_images import write_log_images
+    return partial(write_log_images, detector, scale)
 
 
 DIAD = Family(
