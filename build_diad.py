@@ -19,7 +19,9 @@ import finetune_autoencoder
 from dbad.data.intensity import UNKNOWN, with_intensity
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import build_autoencoder
-from dbad.families.diad.model import FAMILY, SIZES, build_unet, compose, save_diad
+from dbad.families.diad.files import FAMILY
+from dbad.families.diad.model import SIZES, build_unet, compose
+from dbad.families.diad.storage import save_diad
 from dbad.families.diad.weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.files.atomic import read_json, write_json
 from dbad.files.locks import writing_out

@@ -29,7 +29,9 @@ from dbad.errors import UserError
 from dbad.families.diad.detector import DiadDetector, DiadSettings, check_foreign, extractor_settings
 from dbad.families.diad.files import FAMILY, read_built, read_diad_config
 from dbad.families.diad.latents import Encoded, LatentImages, encode_all, latent_loss
-from dbad.families.diad.model import SIZES, Diad, load_diad, reconstruct, save_diad
+from dbad.families.diad.model import SIZES, Diad
+from dbad.families.diad.reconstruction import reconstruct
+from dbad.families.diad.storage import load_diad, save_diad
 from dbad.files.atomic import read_json, write_json
 from dbad.files.locks import writing_run
 from dbad.files.names import BUILD_OPTIONS, CALIBRATION, DIAD_FILES, MODEL_CONFIG, SAMPLES, TRAIN_OPTIONS

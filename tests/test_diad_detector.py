@@ -15,7 +15,9 @@ from dbad.errors import UserError
 from dbad.families.detector import calibration_file, load_detector
 from dbad.families.diad.detector import DiadDetector, DiadSettings, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
-from dbad.families.diad.model import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
+from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
+from dbad.families.diad.storage import save_diad
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor

@@ -18,7 +18,8 @@ from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
 from dbad.families.diad import autoencoder
 from dbad.families.diad.autoencoder import from_imagenet, to_imagenet
-from dbad.families.diad.model import compose, load_diad, save_diad
+from dbad.families.diad.model import compose
+from dbad.families.diad.storage import load_diad, save_diad
 from dbad.families.diad.weights import (
     convert_diad,
     empty_prompt,

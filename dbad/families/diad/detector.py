@@ -15,7 +15,9 @@ from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.combining import Settings
 from dbad.families.detector import Calibrated
-from dbad.families.diad.model import Diad, anomaly_map, image_score, load_diad, reconstruct
+from dbad.families.diad.model import Diad
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
+from dbad.families.diad.storage import load_diad
 from dbad.networks.extractors import Extractor, build_extractor
 from dbad.networks.features import weights_digest
 from dbad.networks.packing import ready

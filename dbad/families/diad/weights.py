@@ -38,7 +38,8 @@ from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import PUBLISHED_SCALE, load_autoencoder
 from dbad.families.diad.files import FAMILY, read_diad_config
-from dbad.families.diad.model import PROMPT_TOKENS, Diad, SemanticGuide, assign, build_unet, load_part, save_diad
+from dbad.families.diad.model import PROMPT_TOKENS, Diad, SemanticGuide, build_unet
+from dbad.families.diad.storage import assign, load_part, save_diad
 from dbad.files.atomic import read_json
 from dbad.files.names import AUTOENCODER, MODEL_CONFIG
 
