@@ -80,7 +80,7 @@ def train(options: Options, folder: Path) -> None:
     from dbad.data.depth import run_intensity
     from dbad.families.diad import DIAD, training
     from dbad.families.diad.detector import DiadDetector, extractor_settings
-    from dbad.families.diad.model import load_diad, save_diad
+    from dbad.families.diad.storage import load_diad, save_diad
     from dbad.files.atomic import read_json, write_json
     from dbad.inspection.calibrate import begin_files, calibrate_all, finish_files, is_whole
     from dbad.networks.extractors import build_extractor

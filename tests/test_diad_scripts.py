@@ -22,7 +22,8 @@ from dbad.data.intensity import AS_BEFORE
 from dbad.families.detector import load_detector
 from dbad.families.diad import autoencoder as autoencoders
 from dbad.families.diad import model
-from dbad.families.diad.model import Diad, Size, load_part
+from dbad.families.diad.model import Diad, Size
+from dbad.families.diad.storage import load_part
 from dbad.files.names import DIAD_FILES
 from dbad.report.results import listing_digest
 from dbad.training import loop

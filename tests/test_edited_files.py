@@ -25,7 +25,8 @@ from dbad.data.demo.draw import Parameters, is_complete, write_demo
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import build_autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from dbad.families.diad.files import read_built
-from dbad.families.diad.model import Size, load_diad, random_diad, save_diad
+from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.storage import load_diad, save_diad
 from dbad.files.atomic import write_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor

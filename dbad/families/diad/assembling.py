@@ -11,8 +11,9 @@ import torch
 from dbad.data.intensity import UNKNOWN, with_intensity
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import build_autoencoder
-from dbad.families.diad.model import SIZES, build_unet, compose, save_diad
+from dbad.families.diad.model import SIZES, build_unet, compose
 from dbad.families.diad.options import AutoencoderOptions, BuildOptions, ModelOptions
+from dbad.families.diad.storage import save_diad
 from dbad.families.diad.weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.fields import PRESETS, default_of, fields_of
 from dbad.files.atomic import read_json, write_json
