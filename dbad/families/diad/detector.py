@@ -12,9 +12,9 @@ from torch import Tensor
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.detector import Detector
-from dbad.families.diad.model import Diad, reconstruct
+from dbad.families.diad.model import Diad
 from dbad.families.diad.options import DiadSettings
-from dbad.families.diad.reconstruction import anomaly_map, image_score
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
 from dbad.families.diad.storage import load_diad
 from dbad.networks.extractors import Extractor, build_extractor
 from dbad.networks.features import weights_digest

@@ -19,8 +19,9 @@ from dbad.errors import UserError
 from dbad.families.diad import DIAD
 from dbad.families.diad.files import read_built, read_diad_config
 from dbad.families.diad.latents import Encoded, LatentImages, encode_all, latent_loss
-from dbad.families.diad.model import SIZES, Diad, reconstruct
+from dbad.families.diad.model import SIZES, Diad
 from dbad.families.diad.options import DiadMapOptions, LatentOptions, ModelOptions
+from dbad.families.diad.reconstruction import reconstruct
 from dbad.families.digests import digests
 from dbad.fields import PRESETS, default_of, fields_of
 from dbad.files.atomic import read_json
