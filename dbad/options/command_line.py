@@ -26,9 +26,11 @@ FIRST = "First of all"                                  # the heading of the fla
 LAST = ("The data", "The run", "The machine")           # those of the flags that most scripts share
 
 
-def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None,
-          usage: str = "%(prog)s --item NAME [options]") -> T:
+def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
     """Read the command line of the dataclass `cls`: one flag per field, `--a_b` or `--a-b`."""
+    required = [f"--{field.name} {'NAME' if field.name == 'item' else 'PATH'}" for field in dataclasses.fields(cls)
+                if field.default is dataclasses.MISSING]
+    usage = f"%(prog)s {' '.join(required)} [options]"
     parser = parsing.Parser(description=description, usage=usage, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
