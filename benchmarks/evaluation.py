@@ -18,6 +18,7 @@ import inference_ddim
 from benchmarks.metrics import draw_maps
 from dbad.calibration.thresholds import Calibration
 from dbad.data.demo import draw
+from dbad.families.ddim import DDIM
 from dbad.inspection.loop import measure
 from dbad.metrics import verdicts
 from dbad.metrics.protocol import Protocol
@@ -73,7 +74,8 @@ def main(argv=None):
             "overview.png": lambda: figures.write_overview(folder / "overview.png", inspections, thresholds),
             "curves.png": lambda: figures.write_curves(folder / "curves.png", inspections, thresholds, found),
             "report.html": lambda: page.write_report(folder / "report.html", inspections, {}, {}, thresholds, found),
-            "all together": lambda: write_results(folder, inspections, samples, calibration, options, 0.0),
+            "all together": lambda: write_results(folder, inspections, samples, calibration, options, 0.0,
+                                                  DDIM.about),
         }
         for part, function in parts.items():
             print(f"{part:<20}{seconds(function, args.repeats):>8.2f} s", flush=True)

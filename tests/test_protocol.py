@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_detector
+from helpers import inspection, one_line, save_drawn, save_mask, tiny_detector, with_settings
 
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration, calibrate
@@ -52,8 +52,8 @@ def test_outside_the_central_window_a_map_is_zero_and_scores_nothing():
 
 def test_a_detector_with_a_crop_looks_at_the_centre_only():
     extractor = build_extractor("efficientnet_lite0", None, 32)
-    whole, centre = tiny_detector(extractor), tiny_detector(extractor)
-    centre.maps = replace(MAPS, center_crop=128)
+    whole = tiny_detector(extractor)
+    centre = with_settings(whole, center_crop=128)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     full, part = whole(images), centre(images)
     assert torch.equal(part.anomaly_map[..., 4:12, 4:12], full.anomaly_map[..., 4:12, 4:12])
