@@ -11,6 +11,7 @@ that splits.csv in --out has.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,16 @@ RATES = (0.05, 0.1, 0.2)
 COLUMNS = ("category", "num_calibration", "num_new", "promised", "repeat", "false_alarms")
 
 
-def trained(item: str, dataset_path: Path | None, out: Path, seed: int) -> train_tune_eval.CategoryOptions:
+def trained(item: str, dataset_path: Path | None, out: Path, seed: int) -> train_tune_eval.Options:
     """Train and calibrate one category, if that was not done before; returns the options."""
-    options = train_tune_eval.CategoryOptions(
+    options = train_tune_eval.Options(
         item=item, dataset_path=dataset_path, preset="demo", seed=seed, run_id=item, log_dir=out / "logs",
         diffusion_checkpoint_dir=out / "checkpoints", img_dir=out / "results")
-    train_tune_eval.run_category(options)
+    train_tune_eval.run(replace(options, item=(item,)))
     return options
 
 
-def good_parts(options: train_tune_eval.CategoryOptions, detector: DdimDetector, num_fresh: int
+def good_parts(options: train_tune_eval.Options, detector: DdimDetector, num_fresh: int
                ) -> tuple[list[dict[str, Tensor]], int]:
     """The parts of all good images that training has not seen, and how many of them were held out."""
     category = open_category(options)

@@ -21,28 +21,38 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 import inference_ddim
 from dbad.calibration.thresholds import Calibration
 from dbad.data.categories import find_category
-from dbad.data.intensity import Intensity
-from dbad.families.detector import Calibrated
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.detector import Detector
 from dbad.inspection.category import inspect_category
 from dbad.options.resolve import resolve
+from dbad.runtime.device import Machine
 
 LIMIT_MB = 200
 
 
-class Brightness(Calibrated):
+class Brightness(Detector):
     """A detector without a network: the anomaly map is the brightness, and the reconstruction the negative."""
 
-    method, patching, batch_size, intensity = "ddim", False, 8, Intensity("full")
-    calibration = Calibration({"pixel": 1.0}, 0.5, 0.9, settings={"center_crop": 0, "method": "ddim"})
+    family = "ddim"
 
     def __init__(self, size: int):
-        self.size = size
+        options = resolve(inference_ddim.Options(item="nut", intensity="full"))
+        settings = DdimSettings.of(options)
+        super().__init__(settings=settings, machine=Machine(torch.device("cpu"), "fp32", 8),
+                         calibration=Calibration({"pixel": 1.0}, 0.5, 0.9, settings=settings.record()))
+        object.__setattr__(self, "side", size)
+
+    @property
+    def size(self) -> int:
+        """See `Detector`."""
+        return self.side
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """See `Detector.parts`."""

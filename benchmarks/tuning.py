@@ -20,27 +20,30 @@ import torch
 import evaluation
 import train_ddim
 import train_extractor
-from dbad.families.runs import load_calibration
 from dbad.data.categories import open_category, split_category, test_images
 from dbad.data.images import read_items
 from dbad.data.splits import some_of
-from dbad.families.search import PseudoValidation, Search
+from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
+from dbad.families.ddim.search import DdimSearch
+from dbad.families.ddim.tuning import network_images
 from dbad.families.detector import load_detector
+from dbad.families.runs import load_calibration
+from dbad.families.search import PseudoValidation
+from dbad.fields import fields_of
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table
 from dbad.inspection.loop import Timed, inspect_samples
 from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import SETTING_NAMES
 from dbad.options.resolve import run_folder, subset
-from train_tune_eval import CategoryOptions
+from train_tune_eval import Options
 
 COLUMNS = ("category", "settings", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "missed",
            "false_alarms", "ms_per_image", "seconds_to_choose", "chosen")
 
 
-def measured(options: CategoryOptions, name: str, seconds: float) -> list:
+def measured(options: Options, name: str, seconds: float) -> list:
     """The row of a calibrated run."""
     folder = run_folder(options)
     calibration = load_calibration(folder / CALIBRATION)
@@ -61,7 +64,7 @@ def measured(options: CategoryOptions, name: str, seconds: float) -> list:
             1000 * images.seconds / len(samples), seconds, " ".join(f"{key}={value}" for key, value in shown.items())]
 
 
-def in_hindsight(options: CategoryOptions) -> dict:
+def in_hindsight(options: Options) -> DdimSettings:
     """The settings that are best on the test."""
     detector = load_detector(run_folder(options), options.device)
     category = open_category(options)
@@ -70,8 +73,8 @@ def in_hindsight(options: CategoryOptions) -> dict:
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),
-        torch.stack([item.mask for item in bad]), evaluation.network_images(detector, some_of(train[1::2])))
-    return Search(detector, images, reach=options.max_timestep or 250).run().settings()
+        torch.stack([item.mask for item in bad]), network_images(detector, some_of(train[1::2])))
+    return DdimSearch(detector, images).run().settings
 
 
 def table(rows: Sequence[Sequence]) -> str:
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps_diffusion", type=int, help="length of the training (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    options = CategoryOptions(
+    options = Options(
         item=args.item, dataset_path=args.dataset_path, preset=args.preset, steps_diffusion=args.steps_diffusion,
         seed=args.seed, diffusion_checkpoint_dir=args.out / "checkpoints", log_dir=args.out / "logs", tune=False)
     train_ddim.run(subset(train_ddim.Options, options))
@@ -103,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     for name in ("fixed", "tuned", "in hindsight"):
         begun = time.monotonic()
-        chosen = in_hindsight(options) if name == "in hindsight" else {}
-        changes = {key: value for key, value in chosen.items() if key in SETTING_NAMES}
+        chosen = in_hindsight(options) if name == "in hindsight" else None
+        changes = {key: getattr(chosen, key) for key in fields_of(Reconstruction, MapOptions)} if chosen else {}
         calibrating = replace(subset(evaluation.Options, options), tune=name == "tuned", **changes)
         evaluation.run(calibrating)
         rows.append(measured(options, name, time.monotonic() - begun))

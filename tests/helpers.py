@@ -19,11 +19,11 @@ from dbad.diffusion.noise import stream
 from dbad.families.ddim.detector import DdimDetector
 from dbad.families.ddim.options import DdimSettings, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser
-from dbad.networks.unet import build_unet
-from dbad.options.resolve import subset
 from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Curves, Thresholds
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import subset
 from dbad.records import Sample, ScoreRow
 from dbad.runtime.device import Machine
 

@@ -15,9 +15,9 @@ from dbad.families.detector import load_detector
 from dbad.families.diad.detector import DiadDetector, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
 from dbad.families.diad.model import Size, random_diad, reconstruct
+from dbad.families.diad.options import DiadSettings
 from dbad.families.diad.reconstruction import anomaly_map, image_score
 from dbad.families.diad.storage import save_diad
-from dbad.families.diad.options import DiadSettings
 from dbad.families.digests import digests
 from dbad.families.runs import calibration_file, load_calibration
 from dbad.files.atomic import read_json, write_json

@@ -12,10 +12,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from trees import mvtec_ad_2
 
 from dbad.data.layouts.registry import open_dataset
-from dbad.records import Category, Sample
 from dbad.inspection.loop import inspect_samples
 from dbad.metrics.protocol import resized_map
 from dbad.networks.extractors import build_extractor
+from dbad.records import Category, Sample
 from dbad.report.export import MapExport
 
 BITS, SAMPLE_FORMAT, OFFSET, HEIGHT, COMPRESSION = 258, 339, 273, 278, 259     # tags of TIFF

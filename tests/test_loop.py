@@ -4,40 +4,48 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import json_of, make_category, one_line, rows_of, save_drawn, save_mask
+from helpers import MACHINE, SETTINGS, json_of, make_category, one_line, rows_of, save_drawn, save_mask
 from PIL.PngImagePlugin import PngImageFile
 
 import inference_ddim
 from dbad.calibration.thresholds import Calibration
 from dbad.data.categories import find_category
-from dbad.data.intensity import Intensity
-from dbad.records import Sample
 from dbad.errors import UserError
-from dbad.families.detector import Calibrated
+from dbad.families.detector import Detector
 from dbad.inspection import category as category_module
 from dbad.inspection.category import inspect_category
 from dbad.inspection.loop import Jobs, Timed, inspect_samples, walk
 from dbad.metrics import pixels
 from dbad.options.resolve import resolve
+from dbad.records import Sample
 
-SETTINGS = {"center_crop": 0, "method": "ddim"}
+BRIGHT = replace(SETTINGS, intensity="full")
 
 
-class Brightness(Calibrated):
+class Brightness(Detector):
     """A detector whose anomaly map is the brightness of the image in [0, 1]; it remembers how many images came at once.
 
     Half of the score is the mean, so that few images have the same one.
     """
 
-    intensity = Intensity("full")
-    calibration = Calibration({"pixel": 1.0}, 0.5, 0.75, (0.1, 0.2, 0.3), false_alarm_rate=0.25, settings=SETTINGS)
+    family = "ddim"
 
     def __init__(self, size: int = 16, patching: bool = False, batch_size: int = 3):
-        self.size, self.patching, self.batch_size, self.batches = size, patching, batch_size, []
+        super().__init__(settings=replace(BRIGHT, patching=patching), machine=MACHINE._replace(batch_size=batch_size),
+                         calibration=Calibration({"pixel": 1.0}, 0.5, 0.75, (0.1, 0.2, 0.3), false_alarm_rate=0.25,
+                                                 settings=BRIGHT.record()))
+        object.__setattr__(self, "side", size)
+        object.__setattr__(self, "batches", [])
+
+    @property
+    def size(self):
+        """See `Detector`."""
+        return self.side
 
     def parts(self, images):
         self.batches.append(len(images))

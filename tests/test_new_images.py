@@ -5,19 +5,18 @@ import io
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import drawn, one_line, save_drawn
+from helpers import MACHINE, SETTINGS, drawn, one_line, save_drawn
 from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
-from dbad.data.intensity import Intensity
-from dbad.report.drawing import OUTLINE
 from dbad.errors import UserError
-from dbad.families.detector import Calibrated, load_detector
+from dbad.families.detector import Detector, load_detector
 from dbad.files.atomic import write_text
 from dbad.inspection import new_images, reading
 from dbad.inspection.loop import inspect
@@ -25,6 +24,7 @@ from dbad.inspection.new_images import KEPT_SIDE, find_images, inspect_new, last
 from dbad.inspection.reading import read_new
 from dbad.records import Origin, Pictures, ScoreRow
 from dbad.report import colours
+from dbad.report.drawing import OUTLINE
 
 # ------------------------------------------------------------------------------------------ finding files
 
@@ -109,16 +109,24 @@ def test_a_pattern_that_stands_for_no_image_is_named(pattern, says):
 CALIBRATION = Calibration({"pixel": 1.0}, 0.5, 0.5, (0.1, 0.2, 0.3), false_alarm_rate=0.25)
 
 
-class Brightness(Calibrated):
+class Brightness(Detector):
     """A detector whose anomaly map is the brightness of the image in [0, 1]."""
 
-    intensity, calibration = Intensity("full"), CALIBRATION
+    family = "ddim"
 
     def __init__(self, size: int = 16, patching: bool = False, batch_size: int = 2):
-        self.size, self.patching, self.batch_size, self.num_seen = size, patching, batch_size, 0
+        super().__init__(settings=replace(SETTINGS, patching=patching, intensity="full"),
+                         machine=MACHINE._replace(batch_size=batch_size), calibration=CALIBRATION)
+        object.__setattr__(self, "side", size)
+        object.__setattr__(self, "num_seen", 0)
+
+    @property
+    def size(self):
+        """See `Detector`."""
+        return self.side
 
     def parts(self, images):
-        self.num_seen += len(images)
+        object.__setattr__(self, "num_seen", self.num_seen + len(images))
         return {"pixel": (images.mean(1, keepdim=True) + 1) / 2}, -images
 
     def combine(self, parts, scales):

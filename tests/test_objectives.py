@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, one_line, random_images, tiny_unet
+from helpers import CPU, one_line, random_images, reconstruction, tiny_unet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
@@ -27,9 +27,10 @@ from dbad.families.ddim.objectives import (
     held_out_losses,
     network_and_loss,
 )
-from dbad.families.ddim.reconstruct import reconstruct_all
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct_all
 from dbad.networks.extractors import build_extractor, load_extractor
 from dbad.options.command_line import parse
+from dbad.runtime.device import Machine
 from dbad.training import loop
 from dbad.training.early_stopping import Best
 from dbad.training.loop import fit
@@ -108,10 +109,9 @@ def test_a_heavier_weight_keeps_the_network_nearer_to_the_pretrained_one():
 
 # The pairs of ddad
 
-def towards(images, weight=3.0, **changes):
-    how = Conditioning("ddad", weight, 0.0, 250, 3)
-    return denoise_towards(tiny_unet(), images, ABAR, how, **dict(
-        noise_kind="gaussian", seed=0, batch_size=4, device=CPU, precision="fp32") | changes)
+def towards(images, weight=3.0, seed=0, batch_size=4):
+    return denoise_towards(Denoiser(tiny_unet(), ABAR), images, reconstruction(
+        recon_weight=weight, steps_to_regenerate=3), Machine(CPU, "fp32", batch_size), seed)
 
 
 def test_a_pull_that_never_ends_makes_every_image_the_one_it_is_denoised_towards():
@@ -132,8 +132,8 @@ def test_without_a_pull_every_image_is_rebuilt_once_and_none_for_itself(monkeypa
 
 def test_an_image_denoised_towards_itself_is_its_conditioned_reconstruction():
     image = random_images(1)
-    expected = reconstruct_all(tiny_unet(), image, ABAR, Conditioning("ddad", 3.0, 0.0, 250, 3), noise_kind="gaussian",
-                               seed=0, batch_size=1, device=CPU, precision="fp32")
+    expected = reconstruct_all(Denoiser(tiny_unet(), ABAR), image, reconstruction(
+        recon_weight=3.0, steps_to_regenerate=3), Machine(CPU, "fp32", 1), seed=0)
     torch.testing.assert_close(towards(image), expected, rtol=0, atol=1e-5)
 
 
@@ -382,8 +382,8 @@ def test_few_images_are_seen_more_often_unless_the_length_is_given(given, batch_
                                                                   monkeypatch):
     """9 images to train on: to see 100 batches of 4 takes 45 epochs."""
     plans = []
-    monkeypatch.setattr(train_extractor, "fit", lambda *given, **others: plans.append(given[3]))
-    monkeypatch.setattr(train_extractor, "outcome", lambda *args: "")
+    monkeypatch.setattr(loop, "fit", lambda *given, **others: plans.append(given[3]))
+    monkeypatch.setattr("dbad.families.ddim.adaptation.outcome", lambda *args: "")
     flags = tiny_flags("train_extractor.py")
     place = flags.index("--epochs_extractor")
     words = [*flags[:place], *flags[place + 2:], "--batch_size", batch_size, "--preset", "demo", *given]

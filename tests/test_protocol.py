@@ -4,20 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import MAPS, measured, one_line, save_drawn, save_mask, tiny_detector
+from helpers import measured, one_line, save_drawn, save_mask, tiny_detector, with_settings
 
 from dbad import metrics
 from dbad.calibration.thresholds import calibrate
-from dbad.records import Sample
 from dbad.data.intensity import UNKNOWN
 from dbad.errors import UserError
+from dbad.fields import check
 from dbad.inspection.reading import read_test
 from dbad.maps import central_window, cropped, image_score
 from dbad.metrics import pixels
 from dbad.metrics.pixels import PixelMetrics
 from dbad.metrics.protocol import Protocol, resized_map
 from dbad.networks.extractors import build_extractor
-from dbad.fields import check
+from dbad.records import Sample
 from dbad.report.results import headline, mask_words
 
 NOTHING = np.zeros((4, 4), bool)
@@ -56,8 +56,8 @@ def test_outside_the_central_window_a_map_is_zero_and_scores_nothing():
 
 def test_a_detector_with_a_crop_looks_at_the_centre_only():
     extractor = build_extractor("efficientnet_lite0", None, 32)
-    whole, centre = tiny_detector(extractor), tiny_detector(extractor)
-    centre.maps = replace(MAPS, center_crop=128)
+    whole = tiny_detector(extractor)
+    centre = with_settings(whole, center_crop=128)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     full, part = whole(images), centre(images)
     assert torch.equal(part.anomaly_map[..., 4:12, 4:12], full.anomaly_map[..., 4:12, 4:12])

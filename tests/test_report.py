@@ -14,12 +14,12 @@ from PIL import Image
 
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration
-from dbad.report.drawing import OUTLINE
 from dbad.metrics import verdicts
 from dbad.metrics.verdicts import Thresholds
 from dbad.records import Pictures, ScoreRow
 from dbad.report import colours, curves, panels
 from dbad.report import page as report
+from dbad.report.drawing import OUTLINE
 from dbad.report.gallery import Gallery, encode
 from dbad.report.overview import AROUND, ROWS, Overview, small_pictures, telling
 

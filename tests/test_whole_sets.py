@@ -13,8 +13,8 @@ from helpers import json_of, one_line, rows_of, save_drawn
 from PIL import Image
 
 import train_tune_eval
-from dbad.records import Category
 from dbad.errors import UserError
+from dbad.records import Category
 from dbad.report.runs import Run
 from train_tune_eval import Options, expand
 

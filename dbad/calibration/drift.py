@@ -47,8 +47,8 @@ class Drift:
     share_observed: float
 
 
-def drift(calibration: Calibration, new_scores: Sequence[float], script: str = "evaluation.py",
-          level: float = 0.01) -> Drift:
+def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 0.01,
+          script: str = "evaluation.py") -> Drift:
     """Test whether the scores of new images are distributed as those of the calibration, made by a `script`.
 
     Production has defects, and they score high. So the tenth of the new images that scores highest

@@ -100,7 +100,10 @@ def load_calibration(path: Path) -> Calibration:
     values = read_json(path)
     settings = values.get("settings")
     older = settings if isinstance(settings, dict) else {}
-    method = values.get("method", older.get("method", "ddim"))      # the first calibrations were of ddim alone
+    method = values.get("method", older.get("method"))
+    if method is None:      # the first calibrations were of ddim alone; a broken one is told as its run was trained
+        known = None if isinstance(settings, dict) else family_in(path.parent)
+        method = known.name if known else "ddim"
     family = family_of(method, path)
     try:
         if isinstance(settings, dict) and values.get("format", 0) == 0:

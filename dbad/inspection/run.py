@@ -105,7 +105,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
-        result = drift(calibration, [row.score for row in found.rows], family.scripts.calibration)
+        result = drift(calibration, [row.score for row in found.rows], script=family.scripts.calibration)
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))

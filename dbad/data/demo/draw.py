@@ -20,6 +20,7 @@ from dbad.errors import UserError
 from dbad.files.atomic import cache_folder, cannot_be_written, known_json
 from dbad.files.temporary import remove_abandoned, temporary_folder
 from dbad.runtime import parsing
+from dbad.runtime.failures import one_line_failures
 
 VERSION = 2     # raise it with every change to the drawings, so that what was drawn before is drawn again
 LARGEST, MOST_IMAGES = 8192, 1_000_000        # px, and images of a kind
@@ -177,7 +178,6 @@ def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_goo
 
 
 def main(argv=None) -> None:
-    from dbad.runtime.failures import one_line_failures
     parser = parsing.Parser(prog="python -m dbad.data.demo", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=parsing.path, help="folder to draw the categories into")
     parser.add_argument("--category", action="append", choices=CATEGORIES, help="may be repeated; default: all")
