@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 import inference_ddim
 from dbad.calibration.thresholds import Calibration
 from dbad.data.categories import find_category
+from dbad.data.splits import files_of
 from dbad.errors import UserError
 from dbad.families.detector import Detector
 from dbad.inspection import category as category_module
@@ -215,7 +216,7 @@ def test_every_image_and_mask_is_decoded_once(resolution, category, tmp_path, re
     results(category, tmp_path / "out", eval_resolution=resolution, export_maps="mvtec")
     test = find_category(category, "bolt").test
     assert len(test) == 14
-    files = [path for sample in test for path in sample.files]
+    files = [path for sample in test for path in files_of(sample)]
     assert sorted(path for path in reads if path) == sorted(map(str, files)) and len(files) == 14 + 5
 
 

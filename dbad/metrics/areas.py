@@ -80,11 +80,11 @@ def pixel_metrics(masks, maps, method="auto"):
         method       "exact" (one sort), "histogram" (PixelHistogram), or "auto": exact up to MAX_EXACT_PIXELS
     Returns a dict of floats, with the method that was used and the number of pixels.
     """
-    if method not in ("auto", "exact", "histogram"):
+    few = sum(math.prod(np.shape(mask)) for mask in masks) <= MAX_EXACT_PIXELS
+    exact = {"auto": few, "exact": True, "histogram": False}.get(method)
+    if exact is None:
         raise ValueError(f'method must be "auto", "exact" or "histogram", found {method!r}')
-    if method == "auto":
-        method = "exact" if sum(math.prod(np.shape(mask)) for mask in masks) <= MAX_EXACT_PIXELS else "histogram"
-    if method == "exact":
+    if exact:
         return formulas.pixel_metrics(rank(image_pairs(masks, maps), regions=True), "exact")
     histogram = PixelHistogram()
     histogram.update(masks, maps)
