@@ -13,6 +13,7 @@ from helpers import MACHINE, SETTINGS, json_of, make_category, one_line, rows_of
 from PIL.PngImagePlugin import PngImageFile
 
 import inference_ddim
+from benchmarks import memory
 from dbad.calibration.thresholds import Calibration
 from dbad.data.categories import find_category
 from dbad.data.splits import files_of
@@ -273,3 +274,11 @@ def test_what_a_family_writes_besides_is_asked_for_every_image(category, tmp_pat
     _, panels = inspect_category(detector, detector.calibration, found, options(category), out,
                                  lambda folder, name, found: seen.append((folder, name, found.image.shape)))
     assert seen == [(out, path.name, (16, 16, 3)) for path in panels] and len(seen) == 14
+
+
+def test_the_memory_benchmark_inspects_what_it_draws(tmp_path):
+    memory.draw_test(tmp_path, 6, 16)
+    peak, before, seconds, method = memory.inspect(tmp_path, 16)
+    assert method == "exact" and peak >= before > 10 and seconds > 0
+    metrics = json_of(tmp_path / "results/metrics.json")
+    assert metrics["num_images"] == 6 and metrics["masks"]["num_found"] == 3 and metrics["pixel"]["auroc"] > 0.6

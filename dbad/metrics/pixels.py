@@ -1,7 +1,7 @@
 """Pixel metrics of images that come one by one, in bounded memory; they say how exact they are.
 
     pixels                      what is kept                                        method
-    up to MAX_FLOAT32_PIXELS    maps as float32, and masks: 5 bytes per pixel       exact
+    up to MAX_FLOAT32_PIXELS    every score: 4 bytes, on a defect 12                exact
     up to MAX_EXACT_PIXELS      how often each float16 occurs: 1.5 MB in all        exact, maps rounded to float16
     more                        `PixelHistogram`                                    histogram
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from dbad import metrics
 from dbad.metrics.histogram import PixelHistogram
-from dbad.metrics.pairs import image_pairs
-from dbad.metrics.ranking import Points, check_both_kinds, ranking_of, region_shares
+from dbad.metrics.ranking import Points, check_both_kinds, ranking_of
 from dbad.metrics.verdicts import MAX_CURVE_POINTS, Curve
 
-MAX_FLOAT32_PIXELS = 1 << 24        # 256 images of 256 px: 84 MB, and as much again while they are sorted
+MAX_FLOAT32_PIXELS = 1 << 24        # 256 images of 256 px
+PIECE = 1 << 23                     # scores in one array: arrays above 32 MB go back to the system one by one
 
 
 class PixelMetrics:
@@ -31,80 +31,148 @@ class PixelMetrics:
     def __init__(self, threshold: float):
         self.threshold = threshold
         self.rates = metrics.Rates.of(0, 0, 0, 0)
-        self.num_pixels = 0
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
-        self._condensed: PixelCounts | PixelHistogram | None = None
+        self.found: PixelScores | PixelCounts | PixelHistogram = PixelScores()
 
     def add(self, mask: np.ndarray, values: np.ndarray) -> None:
         """Take in a whole image: its mask, (H, W) bool, and its map, (H, W) float32."""
         self.rates += metrics.rates(mask, values, self.threshold)
-        self.num_pixels += mask.size
-        if self.num_pixels <= min(MAX_FLOAT32_PIXELS, metrics.MAX_EXACT_PIXELS):
-            self._kept.append((mask.copy(), values.copy()))     # views would keep what they are views of
-            return
-        if self._condensed is None:
-            self._condensed = PixelCounts() if self.num_pixels <= metrics.MAX_EXACT_PIXELS else PixelHistogram()
-            while self._kept:
-                self._condensed.update(*([thing] for thing in self._kept.pop(0)))
-        if isinstance(self._condensed, PixelCounts) and self.num_pixels > metrics.MAX_EXACT_PIXELS:
-            self._condensed = self._condensed.as_histogram()
-        self._condensed.update([mask], [values])
+        num_pixels = self.found.num_good + self.found.num_defective + mask.size
+        if num_pixels > metrics.MAX_EXACT_PIXELS and type(self.found) is not PixelHistogram:
+            self.found = self.found.handed_to(PixelHistogram())
+        elif num_pixels > MAX_FLOAT32_PIXELS and isinstance(self.found, PixelScores):
+            self.found = self.found.handed_to(PixelCounts())
+        self.found.update([mask], [values])
 
     def result(self) -> tuple[dict[str, Any] | None, Curve | None]:
         """The metrics, as `dbad.metrics.pixel_metrics` gives them, and the PRO curve; None where a class is missing."""
-        if not self.rates.tp + self.rates.fn or not self.rates.fp + self.rates.tn:
+        if not self.found.num_good or not self.found.num_defective:
             return None, None
-        if self._condensed is not None:
-            return self._condensed.metrics(), self._condensed.pro_curve(MAX_CURVE_POINTS)
-        masks, maps = zip(*self._kept, strict=True)
-        return metrics.pixel_metrics(masks, maps, "exact"), metrics.pro_curve(masks, maps, MAX_CURVE_POINTS)
+        return self.found.metrics(), self.found.pro_curve(MAX_CURVE_POINTS)
 
 
-class PixelCounts(PixelHistogram):
-    """The exact metrics of maps that are rounded to float16, for images that arrive one by one.
+class _Handed(PixelHistogram):
+    """What takes in images as `PixelHistogram` does, and can be continued by another such."""
 
-    Maps beyond the largest float16, 65504, count as that.
-    """
+    def handed_to(self, other: PixelHistogram) -> PixelHistogram:
+        """The other one, with all images so far; this one may not be used any more."""
+        for ours, theirs in ((self.good, other.good), (self.defects, other.defects)):
+            for points in ours.pieces():
+                theirs.add(points.score, points.share, points.count)
+        for name in ("num_good", "num_defective", "num_regions", "lowest"):
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def _ranking(self):
+        check_both_kinds(self.num_good, self.num_defective)
+        return ranking_of(self.good.points(), self.defects.points(), self.num_regions, self.num_good, self.lowest)
+
+
+class PixelScores(_Handed):
+    """The exact metrics, by sorting; every score is kept."""
+
+    METHOD = "exact"
+
+    def __init__(self):
+        super().__init__()
+        self.good, self.defects = _AllScores(in_order=False), _AllScores(in_order=True)
+
+
+class PixelCounts(_Handed):
+    """The exact metrics of maps that are rounded to float16; scores beyond the largest, 65504, count as that."""
 
     METHOD = "exact, maps rounded to float16"
 
     def __init__(self):
         super().__init__()
-        self.good_counts, self.defect_counts = np.zeros((2, 1 << 16), np.int64)
-        self.defect_shares = np.zeros(1 << 16)
+        self.good, self.defects = _Counts(), _Counts()
 
-    def update(self, masks: Iterable[np.ndarray], maps: Iterable[np.ndarray]) -> None:
-        """See `PixelHistogram.update`."""
-        for mask, score_map in image_pairs(masks, maps):
-            places = _places(score_map)
-            share, num_regions = region_shares(mask)
-            num_defective = int(np.count_nonzero(mask))
-            self.good_counts += np.bincount(places[~mask], minlength=1 << 16)
-            if num_defective:
-                self.defect_counts += np.bincount(places[mask], minlength=1 << 16)
-                self.defect_shares += np.bincount(places[mask], share, minlength=1 << 16)
-            self.num_good += mask.size - num_defective
-            self.num_defective += num_defective
-            self.num_regions += num_regions
-            self.lowest = min(self.lowest, _scores(places.min()[None])[0])
 
-    def as_histogram(self) -> PixelHistogram:
-        """A histogram of all images so far, that takes in more."""
-        histogram, (good, defects) = PixelHistogram(), self._points()
-        histogram.good.add(good.score, count=good.count)
-        histogram.defects.add(defects.score, defects.share, defects.count)
-        for name in ("num_good", "num_defective", "num_regions", "lowest"):
-            setattr(histogram, name, getattr(self, name))
-        return histogram
+class _AllScores:
+    """Scores, and shares of a region, one by one; see `ranking.Pool` for the methods.
 
-    def _ranking(self):
-        check_both_kinds(self.num_good, self.num_defective)
-        return ranking_of(*self._points(), self.num_regions, self.num_good, self.lowest)
+    With `in_order` they stay in the order in which they came, else they get sorted.
+    """
 
-    def _points(self) -> tuple[Points, Points]:
-        good, defects = np.flatnonzero(self.good_counts), np.flatnonzero(self.defect_counts)
-        return (Points(_scores(good), self.good_counts[good], None),
-                Points(_scores(defects), self.defect_counts[defects], self.defect_shares[defects]))
+    def __init__(self, in_order: bool):
+        self.in_order = in_order
+        self.score, self.share = _Column(np.float32), _Column(np.float64)
+
+    def add(self, score: np.ndarray, share: np.ndarray | None = None) -> None:
+        self.score.extend(score)
+        if share is not None:
+            self.share.extend(share)
+
+    def pieces(self) -> Iterable[Points]:
+        """All of them, a piece at a time."""
+        shares = self.share.pieces()
+        for score in self.score.pieces():
+            yield Points(score, None, next(shares, None))
+
+    def points(self) -> Points:
+        score, share = self.score.whole(), self.share.whole()
+        if not self.in_order:
+            score.sort()
+        return Points(score, None, share if len(share) else None)
+
+
+class _Column:
+    """Numbers of one type, in arrays of `PIECE`."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+        self.arrays: list[np.ndarray] = []
+        self.room = 0           # in the last one
+
+    def extend(self, values: np.ndarray) -> None:
+        """Copy numbers behind the others."""
+        while len(values):
+            if not self.room:
+                self.arrays.append(np.empty(PIECE, self.kind))
+                self.room = PIECE
+            part = values[:self.room]
+            self.arrays[-1][PIECE - self.room:][:len(part)] = part
+            self.room -= len(part)
+            values = values[len(part):]
+
+    def pieces(self) -> Iterable[np.ndarray]:
+        """The arrays, as far as they are filled; each is forgotten when the next is asked for."""
+        while self.arrays:
+            array = self.arrays.pop(0)
+            yield array if self.arrays or not self.room else array[:-self.room]
+        self.room = 0
+
+    def whole(self) -> np.ndarray:
+        """All numbers in one array, which from then on is the first."""
+        if len(self.arrays) != 1 or self.room:
+            whole, filled = np.empty(sum(map(len, self.arrays)) - self.room, self.kind), 0
+            for array in self.pieces():
+                whole[filled:filled + len(array)] = array
+                filled += len(array)
+            self.arrays = [whole]
+        return self.arrays[0]
+
+
+class _Counts:
+    """How often each float16 occurs among scores, and their shares of a region; see `ranking.Pool` for the methods."""
+
+    def __init__(self):
+        self.count, self.share = np.zeros(1 << 16, np.int64), np.zeros(1 << 16)
+        self.has_shares = False
+
+    def add(self, score: np.ndarray, share: np.ndarray | None = None, count: None = None) -> None:
+        places = _places(score)
+        self.count += np.bincount(places, minlength=1 << 16)
+        if share is not None and len(share):
+            self.has_shares = True
+            self.share += np.bincount(places, share, minlength=1 << 16)
+
+    def points(self) -> Points:
+        there = np.flatnonzero(self.count)
+        return Points(_scores(there), self.count[there], self.share[there] if self.has_shares else None)
+
+    def pieces(self) -> Iterable[Points]:
+        """All of them at once: they are few."""
+        return [self.points()]
 
 
 def _places(score_map: np.ndarray) -> np.ndarray:
