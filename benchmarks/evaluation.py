@@ -19,6 +19,7 @@ from benchmarks.metrics import draw_maps
 from dbad.calibration.thresholds import Calibration
 from dbad.data.demo import draw
 from dbad.families.ddim import DDIM
+from dbad.families.ddim.options import DdimSettings
 from dbad.inspection.loop import measure
 from dbad.metrics import verdicts
 from dbad.metrics.protocol import Protocol
@@ -62,8 +63,8 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(argv)
     inspections, samples = draw_inspections(args.images, args.images * 3 // 4, args.size)
-    calibration = Calibration({"pixel": 1.0, "feature": 1.0}, 0.5, 0.5)
     thresholds, options = Thresholds(0.5, 0.5), resolve(inference_ddim.Options(item="hazelnut"))
+    calibration = Calibration({"pixel": 1.0, "feature": 1.0}, 0.5, 0.5, settings=DdimSettings.of(options).record())
     found = verdicts.curves(inspections)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
