@@ -14,18 +14,20 @@ from dbad.errors import UserError
 from dbad.families.detector import load_detector
 from dbad.families.diad.detector import DiadDetector, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
-from dbad.families.diad.model import Size, random_diad, reconstruct
+from dbad.families.diad.model import Size, random_diad
 from dbad.families.diad.options import DiadSettings
-from dbad.families.diad.reconstruction import anomaly_map, image_score
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
 from dbad.families.diad.storage import save_diad
 from dbad.families.digests import digests
 from dbad.families.runs import calibration_file, load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor
+from dbad.networks.packing import ready
+from dbad.runtime.device import Machine
 
 SMALL = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
-SETTINGS = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0)
+SETTINGS = dataclasses.replace(DiadSettings.of(None), latent_start=250, latent_steps_back=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,9 @@ def detector(model, extractor):
 
 def detector_of(model, extractor, batch_size: int = 3, seed: int = 0, **changes) -> DiadDetector:
     calibration = Calibration({"feature": 0.1}, 1.0, 0.5, scores=(0.3, 0.4))
-    return DiadDetector(model, extractor, dataclasses.replace(SETTINGS, **changes), seed=seed, batch_size=batch_size,
-                        device=CPU, precision="fp32", calibration=calibration)
+    return DiadDetector(settings=dataclasses.replace(SETTINGS, seed=seed, **changes), extractor=extractor,
+                        machine=Machine(CPU, "fp32", batch_size), model=ready(model, CPU, "fp32"),
+                        calibration=calibration)
 
 
 # What it says of an image

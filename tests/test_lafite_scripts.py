@@ -22,12 +22,13 @@ from dbad.data.categories import open_category, split_holdout
 from dbad.data.categories import test_images as images_to_test
 from dbad.data.images import read_items
 from dbad.errors import UserError
-from dbad.families.ddim import search as tuning
 from dbad.families.detector import load_detector
 from dbad.families.lafite import bank, lessons, model
 from dbad.families.lafite import search as feature_tuning
-from dbad.families.lafite.detector import build_feature_detector
+from dbad.families.lafite.options import FeatureSettings
+from dbad.families.lafite.run_folder import open_features
 from dbad.files.names import is_declared
+from dbad.runtime.device import Machine
 from dbad.training import progress
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
@@ -278,7 +279,7 @@ def test_without_a_name_of_its_own_the_one_run_that_is_there_is_taken(both, scri
 def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, script, monkeypatch):
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
-    monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    monkeypatch.setattr(lessons, "NUM_PSEUDO", 4)
     monkeypatch.setattr(lessons, "NUM_TAUGHT", 8)
     made, build_bank = [], bank.build_bank
     for module in (bank, lessons):
@@ -341,12 +342,12 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
     sides, search_all = iter((2.0, 8.0)), feature_tuning.FeatureSearch.run
 
     def run(search):
-        search.best = search._try(replace(search_all(search).settings, blur_sigma=next(sides)))
+        search.best = search.try_out(replace(search_all(search).settings, blur_sigma=next(sides)))
         return search.best
     monkeypatch.setattr(feature_tuning.FeatureSearch, "run", run)
     for name in ("STARTS", "STEPS", "WEIGHTS", "POWERS", "NEIGHBOURS"):
         monkeypatch.setattr(feature_tuning, name, (1,))
-    monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    monkeypatch.setattr(lessons, "NUM_PSEUDO", 4)
     script("train_lafite.py", *BOTH, *[word for word in TINY if word != "--no_tune"])
     for name, chosen in (("bolt", {2.0}), ("hazelnut", {8.0}), (None, {2.0, 8.0})):
         detector = load_detector(RUN, device="cpu", precision="fp32", category=name)
@@ -474,6 +475,6 @@ def test_features_of_other_layers_are_never_compared_with_a_bank(both, script):
     script("train_lafite.py", "--item", "bolt", "--method", "knn", *TINY, "--extractor_layers", 1, 2, "--run_id",
            "other")
     shutil.copy("checkpoints/other/bank.pt", RUN / "bank.pt")
-    settings = json_of(RUN / "calibration.json")["settings"]
+    settings = FeatureSettings.read(json_of(RUN / "calibration.json")["settings"])
     with pytest.raises(UserError, match="bank.pt: a bank of features with"):
-        build_feature_detector(RUN, "final.pt", settings, CPU, "fp32", 4)
+        open_features(RUN, settings, Machine(CPU, "fp32", 4))
