@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import MACHINE, SETTINGS, json_of, make_category, one_line, rows_of, save_drawn, save_mask
+from helpers import json_of, make_category, one_line, rows_of, save_drawn, save_mask, stamps
 from PIL.PngImagePlugin import PngImageFile
 
 import inference_ddim
@@ -267,6 +268,19 @@ def test_arrays_are_let_go_when_they_are_drawn(category, tmp_path, monkeypatch):
     results(category, tmp_path / "out", Brightness(batch_size=1), num_workers=1)
     gc.collect()
     assert len(known) == 14 and most[0] <= 3 and not any(one() for one in known)
+
+
+def test_results_that_are_there_stay_until_an_image_has_been_inspected(category, tmp_path):
+    class Broken(Brightness):
+        def combine(self, parts, scales):
+            raise UserError("nothing works")
+
+    results(category, tmp_path / "out")
+    before = stamps(tmp_path)
+    for changes in ({}, {"eval_resolution": "original"}):
+        with pytest.raises(UserError, match="nothing works"):
+            results(category, tmp_path / "out", Broken(), **changes)
+    assert stamps(tmp_path) == before
 
 
 def test_what_a_family_writes_besides_is_asked_for_every_image(category, tmp_path):

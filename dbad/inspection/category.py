@@ -12,7 +12,7 @@ from dbad.calibration.thresholds import Calibration
 from dbad.families.detector import Detector
 from dbad.families.registry import FAMILIES
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
-from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of
+from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
 from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
@@ -24,28 +24,30 @@ from dbad.report.export import MapExport
 from dbad.report.gallery import Gallery, Shown, encode
 from dbad.report.overview import Overview, small_pictures
 from dbad.report.panels import panel_names, write_panel
-from dbad.report.results import mask_words, run_summary
+from dbad.report.results import mask_words, results_folder, run_summary
 
 Also = Callable[[Path, str, Pictures], None]
 
 
 def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: Any, folder: Path,
                      also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
-    """Inspect the test images and write all that is said of them into `folder`; returns the metrics and the panels.
+    """Inspect the test images and write all that is said of them; returns the metrics and the files of the panels.
 
+        folder     of the results, see `results_folder`; nothing is touched before the first image has been inspected
         options    `InspectionOptions` with `RunOptions`
         also       called for every image with the folder, the name of its panel and its arrays, between batches
     Panels, and maps that are exported, are written as the images go through, all else at the end.
     """
-    protocol = Protocol(options.eval_resolution, calibration.settings["center_crop"])
-    results = CategoryResults(folder, calibration, protocol, origins_of(category.test, category.root.parent))
-    if options.export_maps == "mvtec":
-        results.export = MapExport(folder, category, calibration.pixel_threshold)
+    protocol, root = Protocol(options.eval_resolution, calibration.settings["center_crop"]), category.root.parent
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
-        images = Timed(inspect_samples(detector, category.test, category.root.parent, pool,
-                                       own_masks=protocol.resolution == "original"))
+        images = Timed(inspect_samples(detector, category.test, root, pool, protocol.resolution == "original"))
+        begun = started(images)
+        results = CategoryResults(results_folder(folder, options), calibration, protocol,
+                                  origins_of(category.test, root))
+        if options.export_maps == "mvtec":
+            results.export = MapExport(folder, category, calibration.pixel_threshold)
         jobs = Jobs(pool, batch_of(detector), results.keep)
-        for number, image in enumerate(images):
+        for number, image in enumerate(begun):
             pictures = image.pictures()
             jobs.add(results.take(image, pictures))
             if also:

@@ -150,6 +150,17 @@ class Jobs:
             self.then(self.waiting.popleft().result())
 
 
+def started(things: Iterable[T]) -> Iterator[T]:
+    """An iterator whose first thing is there already: what cannot be begun has failed by now. There has to be one."""
+    things = iter(things)
+    first = [next(things)]
+
+    def all_of_them() -> Iterator[T]:
+        yield first.pop()       # and is not kept
+        yield from things
+    return all_of_them()
+
+
 class Timed(Generic[T]):
     """Iterates over what it is given and adds up, in `seconds`, how long that takes; not what is done in between."""
 

@@ -84,7 +84,6 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Any, fol
     """
     category = open_category(options, options.item_states)
     test_images(category, options.masks)        # refuses a test that is not whole
-    folder = results_folder(folder, options)
     metrics, panels = inspect_category(detector, calibration, category, options, folder, also)
     if options.plt_imgs:
         show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
