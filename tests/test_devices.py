@@ -39,7 +39,7 @@ from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
 from dbad.networks.unet import build_unet
 from dbad.records import Sample
-from dbad.runtime.device import Machine
+from dbad.runtime.device import Machine, attend
 from dbad.training.early_stopping import Best
 
 SIZE, GRID = 32, 4
@@ -266,3 +266,16 @@ def test_every_preset_builds_on_the_device_that_it_is_for(device):
                               values["attention_levels"])
         x = torch.zeros(2, 3, values["resolution"], values["resolution"], device=device)
         assert unet(x, torch.zeros(2, dtype=torch.int64, device=device)).sample.shape == x.shape
+
+
+def test_attention_on_cuda_is_that_kernel_whose_gradients_are_the_same_twice():
+    """The switches are there without a GPU too; as they were, afterwards."""
+    cuda = torch.backends.cuda
+    kernels = [name for name in ("flash", "mem_efficient", "cudnn") if hasattr(cuda, f"enable_{name}_sdp")]
+    assert len(kernels) >= 2
+    try:
+        attend(fused=False)
+        assert cuda.math_sdp_enabled() and not any(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)
+    finally:
+        attend(fused=True)
+    assert cuda.math_sdp_enabled() and all(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)
