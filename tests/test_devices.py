@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import drawn, random_images, reconstruction, tiny_detector, tiny_unet, with_settings
+from helpers import drawn, random_images, reconstruction, tiny_detector, tiny_unet
 from pretend import cuda_device
 from torch import nn
 
@@ -16,7 +16,7 @@ from dbad.calibration.thresholds import Calibration, calibrate
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.ddim import schedule
 from dbad.families.ddim import objectives
-from dbad.families.ddim import search as ddim_search
+from dbad.families.ddim import search as tuning
 from dbad.families.ddim.detector import plain_parts
 from dbad.families.ddim.normalise import fit
 from dbad.families.ddim.options import DiffusionOptions
@@ -37,18 +37,18 @@ from dbad.fields import PRESETS, default_of, fields_of
 from dbad.networks import features
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
-from dbad.networks.packing import ready
 from dbad.networks.unet import build_unet
 from dbad.records import Sample
-from dbad.runtime.device import Machine
+from dbad.runtime.device import Machine, attend
 from dbad.training.early_stopping import Best
 
 SIZE, GRID = 32, 4
 LATENT = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
 ALL = dict.fromkeys(("discriminator_contrib", "knn_contrib", "edit_contrib", "denoise_contrib", "inversion_contrib"),
                     1.0)
-FEATURES = replace(FeatureSettings.of(None), feature_start=300, feature_steps_back=2, context_power=0.5, **ALL,
-                   top_share=0.001)
+FEATURES = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, context_power=0.5,
+                           **ALL, blur_sigma=4.0, top_share=0.001, center_crop=0, seed=0, patching=False,
+                           intensity="auto")
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_features_are_compared_on_one_device(diffused, device, extractor):
 def test_a_discriminator_and_a_bank_come_to_the_device_of_the_detector(device, extractor):
     """Where they are made does not matter: a network that was taught on the CPU once ended every run on a GPU."""
     detector = feature_detector(device, extractor)
-    bank = Bank(torch.zeros(40, detector.space.patches.channels).half(), {"bolt": 40}, {})
-    detector = replace(detector, judge=Discriminator(8).eval(), bank=bank)
+    detector = replace(detector, judge=Discriminator(8).eval(),
+                       bank=Bank(torch.zeros(40, detector.space.patches.channels).half(), {"bolt": 40}, {}))
     assert detector.bank.vectors.device.type == "cuda"
     detector.parts(torch.zeros(2, 3, SIZE, SIZE))
 
@@ -172,9 +172,8 @@ def test_a_bank_is_chosen_on_one_device(device, extractor, tmp_path, monkeypatch
 @pytest.mark.parametrize("changes", [{}, {"patching": True}])
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_conditioned_denoising_is_on_one_device(changes, sampler, device, extractor):
-    detector = tiny_detector(extractor, 16, **changes | {"device": device})
-    detector = with_settings(detector, conditioning="blend", eta=0.0 if sampler == "dpm++" else 1.0,
-                             steps_to_regenerate=3, sampler=sampler)
+    detector = tiny_detector(extractor, 16, device=device, conditioning="blend", eta=0.0 if sampler == "dpm++" else 1.0,
+                             steps_to_regenerate=3, sampler=sampler, **changes)
     found = detector(torch.zeros(1, 3, 24, 24) if changes else torch.zeros(3, 3, 16, 16))
     assert found.anomaly_map.device.type == "cpu"
 
@@ -189,10 +188,10 @@ def test_normalised_maps_are_made_of_one_device(kind, device, extractor):
 
 def test_the_search_for_ddims_settings_is_on_one_device(device, extractor, monkeypatch):
     for name in ("STARTS", "WEIGHTS", "STEPS"):
-        monkeypatch.setattr(ddim_search, name, getattr(ddim_search, name)[-1:])
+        monkeypatch.setattr(tuning, name, getattr(tuning, name)[-1:])
     detector = tiny_detector(extractor, 16, device=device)
     images = pseudo_validation(random_images(2), ["a.png", "b.png"], random_images(2), 0, 4)
-    ddim_search.DdimSearch(detector, images).run()
+    tuning.DdimSearch(detector, images).run()
 
 
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)
@@ -200,9 +199,9 @@ def test_a_step_of_the_extractor_is_on_one_device(objective, device, extractor, 
     monkeypatch.setattr(objectives.copy, "deepcopy", lambda network: network)      # which fake tensors cannot
     with torch.device(device):
         unet = tiny_unet()
-    denoiser = Denoiser(unet, schedule(1000, "linear"))
     images = torch.zeros(4, 3, 16, 16)
-    counterparts = objectives.denoise_towards(denoiser, images, reconstruction(), Machine(device, "fp32", 2), seed=0)
+    counterparts = objectives.denoise_towards(Denoiser(unet, schedule(1000, "linear")), images, reconstruction(),
+                                              Machine(device, "fp32", 2), 0)
     model, loss_of = objectives.network_and_loss(objective, extractor, 0.1, device, "fp32")
     data = objectives.Pairs(images, counterparts)
     model = model.to(device)
@@ -232,9 +231,9 @@ def test_a_model_of_diad_learns_and_inspects_on_one_device(device, extractor):
     encoded = latents.encode_all(model, pixels(2, LATENT.resolution), 2, device, "fp32")
     data = latents.LatentImages([encoded], 0, "train", 2, 1, 1000)
     on(device, data, lambda batch: {"loss": latents.latent_loss(model, batch, model.abar, "fp32")})
-    settings = replace(DiadSettings.of(None), latent_start=250, latent_steps_back=2)
-    detector = DiadDetector(settings=settings, machine=Machine(device, "fp32", 2), extractor=extractor,
-                            model=ready(model, device, "fp32"),
+    settings = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0,
+                            feature_resolution=SIZE, seed=0, patching=False, intensity="auto")
+    detector = DiadDetector(settings=settings, machine=Machine(device, "fp32", 2), model=model, extractor=extractor,
                             calibration=Calibration({"feature": 0.1}, 1.0, 0.5, scores=(0.3, 0.4)))
     found = detector(torch.zeros(3, 3, LATENT.resolution, LATENT.resolution))
     assert found.anomaly_map.device.type == found.reconstruction.device.type == "cpu"
@@ -259,10 +258,24 @@ def test_a_step_of_the_auto_encoder_is_on_one_device(step, device, monkeypatch):
 
 def test_every_preset_builds_on_the_device_that_it_is_for(device):
     """Shapes and devices of the networks at full size: nothing is computed, so that it costs no memory."""
+    declared = fields_of(DiffusionOptions)
     for preset in PRESETS:
-        values = {name: default_of(field, preset) for name, field in fields_of(DiffusionOptions).items()}
+        values = {name: default_of(field, preset) for name, field in declared.items()}
         with torch.device(device):
             unet = build_unet(values["resolution"], values["channels"], values["layers_per_block"],
                               values["attention_levels"])
         x = torch.zeros(2, 3, values["resolution"], values["resolution"], device=device)
         assert unet(x, torch.zeros(2, dtype=torch.int64, device=device)).sample.shape == x.shape
+
+
+def test_attention_on_cuda_is_that_kernel_whose_gradients_are_the_same_twice():
+    """The switches are there without a GPU too; as they were, afterwards."""
+    cuda = torch.backends.cuda
+    kernels = [name for name in ("flash", "mem_efficient", "cudnn") if hasattr(cuda, f"enable_{name}_sdp")]
+    assert len(kernels) >= 2
+    try:
+        attend(fused=False)
+        assert cuda.math_sdp_enabled() and not any(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)
+    finally:
+        attend(fused=True)
+    assert cuda.math_sdp_enabled() and all(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import MACHINE, SETTINGS, json_of, make_category, one_line, rows_of, save_drawn, save_mask
-from helpers import json_of, make_category, one_line, rows_of, save_drawn, save_mask, stamps
+from helpers import MACHINE, SETTINGS, json_of, make_category, one_line, rows_of, save_drawn, save_mask, stamps
 from PIL.PngImagePlugin import PngImageFile
 
 import inference_ddim

@@ -53,14 +53,27 @@ def _be_repeatable() -> None:
     """Have CUDA give the same bits for the same seed, and float32 where float32 is asked for.
 
     Left alone, convolutions in float32 are computed in tf32, with the mantissa of a half; features and scores then
-    differ from those of a CPU by up to a hundredth.
+    differ from those of a CPU by up to a hundredth. Attention is left to the one kernel that is made of plain products:
+    the fused ones (flash, memory-efficient, cuDNN) add up gradients in the order in which blocks of threads end, which
+    is another one every time. It takes more memory, the square of the number of places.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # read when the first product is computed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
+    attend(fused=False)
     torch.utils.deterministic.fill_uninitialized_memory = False     # a guard that costs a write of every output
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
+
+
+def attend(fused: bool) -> None:
+    """Allow CUDA's fused kernels of attention, or leave it to plain products, whose gradients are repeatable."""
+    cuda = torch.backends.cuda
+    cuda.enable_math_sdp(True)
+    cuda.enable_flash_sdp(fused)
+    cuda.enable_mem_efficient_sdp(fused)
+    if hasattr(cuda, "enable_cudnn_sdp"):       # since torch 2.5
+        cuda.enable_cudnn_sdp(fused)
 
 
 def pick_precision(name: str, device: torch.device) -> str:
