@@ -33,7 +33,8 @@ def types_of(*classes: type) -> Types:
     hints: dict[str, Any] = {}
     for cls in classes:
         found = typing.get_type_hints(cls)
-        hints |= {field.name: Annotated[found[field.name], field.metadata] for field in dataclasses.fields(cls)}
+        hints |= {field.name: Annotated[found[field.name], field.metadata]      # ty: ignore[invalid-type-form]
+                  for field in dataclasses.fields(cls)}
     return hints
 
 

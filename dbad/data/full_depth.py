@@ -243,7 +243,7 @@ def _changed(tile: tuple, raw_mode: str, codec: str | None) -> tuple:
     else:
         args = raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
     new = (name, extents, offset, args)
-    return type(tile)(*new) if hasattr(tile, "_fields") else new
+    return type(tile)(*new) if hasattr(tile, "_fields") else new  # ty: ignore[too-many-positional-arguments]
 
 
 def _raw_mode(image: Image.Image) -> str:
