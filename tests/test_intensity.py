@@ -199,7 +199,7 @@ class Begun:
 
 
 def begun(options: Begun) -> dict:
-    return begun_with(options, "train_lafite.py", "features")
+    return begun_with(options, "features", "lafite", "knn")
 
 
 def test_a_training_goes_on_with_the_option_that_it_was_begun_with(tmp_path):
@@ -245,8 +245,8 @@ def test_what_is_known_of_a_run_is_not_looked_for(monkeypatch):
 
 @pytest.fixture(scope="module")
 def detector():
-    detector = tiny_detector(build_extractor(EMBEDDED, [1], 32), intensity=Intensity("auto", 12))
-    assert detector.intensity.bits == 12
+    detector = tiny_detector(build_extractor(EMBEDDED, [1], 32), intensity="auto", intensity_bits=12)
+    assert detector.intensity == Intensity("auto", 12)
     return detector
 
 

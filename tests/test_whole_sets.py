@@ -156,8 +156,8 @@ def test_ctrl_c_stops_all_runs_and_still_leaves_the_summary(imagined):
 class Model:
     """Two categories of one model of which nothing is real but the order; `log` is what was done."""
 
-    def __init__(self, folder: Path, fails: tuple[str, ...] = ()):
-        self.folder, self.fails, self.log, self.summaries = folder, fails, [], []
+    def __init__(self, folder: Path, fails: tuple[str, ...] = (), resume: bool = True):
+        self.folder, self.fails, self.resume, self.log, self.summaries = folder, fails, resume, [], []
 
     def do(self, name: str) -> None:
         self.log.append(name)
@@ -173,7 +173,8 @@ class Model:
     def run(self) -> list[Run]:
         items = ("bolt", "nut")
         job = Job({item: Options(item=item) for item in items}, {item: self.folder / item for item in items},
-                  lambda options: self.do(f"check {options.item}"), lambda: self.do("train"), self.inspect)
+                  lambda options: self.do(f"check {options.item}"), lambda: self.do("train"), self.inspect,
+                  resume=self.resume)
         return run_jobs([job], self.summaries.append)
 
     def outcome(self) -> list[tuple[str, str]]:
@@ -197,6 +198,9 @@ def test_categories_of_one_model_are_trained_once_and_not_again_when_they_are_fi
     again = Model(tmp_path)
     again.run()
     assert again.log == ["check nut", "train", "inspect nut"]
+    anew = Model(tmp_path, resume=False)
+    anew.run()
+    assert anew.log == model.log
 
 
 @pytest.mark.parametrize("fails, log, outcome", [
