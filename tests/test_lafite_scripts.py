@@ -463,6 +463,24 @@ def test_a_broken_test_image_is_found_before_the_training(both, script, capsys):
     assert str(path) in line and everything() == before
 
 
+def test_a_category_that_fails_spares_the_other_which_is_not_inspected_again(both, script, capsys):
+    path, words = Path("data/bolt/test/crack/000.png"), ["train_tune_eval.py", "--method", "lafite", *BOTH, *TINY]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    shutil.rmtree("results")
+    with pytest.raises(SystemExit) as stop:
+        script(*words)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and f"1 of 2 runs failed: both-bolt ({path}" in last
+    assert len(rows_of("results/both-hazelnut")) == 7 and not Path("results/both-bolt/scores.csv").exists()
+    assert [row["item"] for row in rows_of("results", "summary.csv")] == ["bolt", "hazelnut"]
+    path.write_bytes(whole)
+    before = stamps("results/both-hazelnut")
+    script(*words)
+    assert "hazelnut: finished before" in capsys.readouterr().out
+    assert stamps("results/both-hazelnut") == before and len(rows_of("results/both-bolt")) == 3
+
+
 @pytest.mark.parametrize("backbone, layers", [("efficientnet_lite0", [0, 1, 2, 3]), ("resnet18", [0, 1, 2, 3]),
                                               ("convnext_atto", [0, 1, 2]), ("levit_128s", [0]),
                                               ("vit_tiny_patch16_224", [2, 5, 8])])
