@@ -32,6 +32,7 @@ def run(options: BuildOptions) -> Path:
     from dbad.families.diad.assembling import build, check_build  # these load torch
     from dbad.files.locks import writing_out
     check_build(options)
+    options = replace(options, seed=options.seed or 0)
     if options.dry_run:
         say_all(options, f"a model in {options.out}")
         return options.out

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parser.parse_args(argv)
         options = RunOptions(item=args.item, dataset_path=args.dataset_path, intensity=args.intensity, seed=args.seed)
         check(options)
-        check_value("resolution", args.resolution, {"most": 4096})
+        check_value("resolution", args.resolution, {"least": 8, "most": 4096})
         if args.resolution < 16 or args.rows < 1:
             raise UserError(f"--resolution {args.resolution} --rows {args.rows}: expected at least 16 pixels and 1 row")
         category = open_category(options)

@@ -35,5 +35,5 @@ DIAD = Family(
     name="diad", about="latent diffusion guided by the image (DiAD), feature differences", settings=DiadSettings,
     scripts=Scripts("train_diad.py", "train_diad.py", "inference_diad.py"),
     phases={"build_diad": "skip_train", "train_diad": "skip_train", "inference_diad": "skip_evaluation"},
-    files=_files, open=_open, sign="steps_latent", together=True)
+    files=_files, open=_open, pictures=_pictures, sign="steps_latent", together=True)
 AUTOENCODER_RUN = ("finetune_autoencoder.py", "discriminator_start")
