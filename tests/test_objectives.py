@@ -28,6 +28,7 @@ from dbad.families.ddim.objectives import (
     network_and_loss,
 )
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct_all
+from dbad.fields import check
 from dbad.networks.extractors import build_extractor, load_extractor
 from dbad.options.command_line import parse
 from dbad.runtime.device import Machine
@@ -301,8 +302,9 @@ def test_objectives_that_contradict_each_other_are_refused_before_any_work(cls, 
 @pytest.mark.parametrize("name, bad, good", [("extractor_weight", -0.1, 0), ("extractor_recon_weight", -1, 0),
                                              ("extractor_patience", -1, 0), ("extractor_weight", "nan", 0.5)])
 def test_weights_and_patience_below_zero_are_refused(name, bad, good):
-    with pytest.raises(UserError, match=f"--{name} {bad}.*expected at least 0") as error:
-        parse(train_extractor.Options, ["--item", "x", f"--{name}={bad}"])
+    expected = "expected a finite number" if bad == "nan" else "expected at least 0"
+    with pytest.raises(UserError, match=f"--{name} {bad}.*{expected}") as error:
+        check(parse(train_extractor.Options, ["--item", "x", f"--{name}={bad}"]))
     one_line(error)
     assert getattr(parse(train_extractor.Options, ["--item", "x", f"--{name}={good}"]), name) == good
 

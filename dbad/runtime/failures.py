@@ -63,6 +63,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
+def _end_bars() -> None:
+    """End the lines of progress bars that are still open: the message would stand behind one of them."""
+    tqdm = sys.modules.get("tqdm.std")
+    for bar in list(getattr(tqdm.tqdm, "_instances", ())) if tqdm else ():
+        bar.close()
+
+
 def _exit(message: str, status: int) -> None:
+    _end_bars()
     print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {printable(message)}", file=sys.stderr)
     raise SystemExit(status)
