@@ -1,7 +1,7 @@
 """Picture files at their full depth: up to 8 bits per channel as Pillow gives them, deeper ones as numbers.
 
-Pillow keeps the 16 bits of a gray picture. When it decodes a coloured one, it reduces the values to their high byte, and
-it stretches gray levels of other depths to 16 bits. Neither can be seen afterwards. This module gives for each file:
+Pillow keeps the 16 bits of a gray picture. When it decodes a coloured one, it reduces the values to their high byte.
+It stretches gray levels of other depths to 16 bits. Neither can be seen afterwards. This module gives for each file:
 
     PNG of 16 bits          gray, gray + alpha, RGB, RGBA: its values
     TIFF                    gray of 12, 16 and 32 bits, floats, RGB and RGBA of 16 bits: its values; CMYK, premultiplied
