@@ -64,7 +64,7 @@ class DataSet:
     def category(self, name: str, states: Sequence[str] = ("all",)) -> Category:
         """List the files of a category; `states` limits the test to some defects ("good" is one of them).
 
-        A mask that a defective image should have and that is not there is None, see `Category.unmasked`.
+        A defective image whose mask is missing has the mask None, see `Category.unmasked`.
         """
         if name not in self.names:
             near = difflib.get_close_matches(name, self.names, 1)
