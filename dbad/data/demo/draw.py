@@ -28,7 +28,7 @@ LARGEST, MOST_IMAGES = 8192, 1_000_000        # px, and images of a kind
 
 @dataclass(frozen=True)
 class Parameters:
-    """What shapes a drawn category; recorded in its demo.json. The only home of these defaults."""
+    """The parameters of a drawn category, recorded in its demo.json. These defaults are declared only here."""
     size: int = 128                     # side of the images, in pixels
     num_train: int = 500                # images in train/good
     num_test_good: int = 40             # images in test/good
