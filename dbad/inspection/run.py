@@ -30,7 +30,7 @@ from dbad.runtime.device import Machine
 
 
 def results_of(options: Any, *methods: str) -> Path:
-    """The folder of the results, named after the run and, if its model is for several categories, after the category."""
+    """The folder of the results, named after the run and, for a model of several categories, the category."""
     learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
     name = options.run_id or options.item
     return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))

@@ -1,4 +1,4 @@
-"""Several categories and seeds in one command. A failure in one does not stop the others; a summary is always written."""
+"""Several categories and seeds in one command. One failure does not stop the others; a summary is always written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Job:
 
 
 def run_one(job: Job) -> Path | None:
-    """Run a job of one inspection, whose failure ends the command; returns the folder of the results, if there is one."""
+    """Run a job of one inspection, whose failure ends the command; returns the folder of the results, if any."""
     (options,) = job.options.values()
     job.check(options)
     if job.train:
