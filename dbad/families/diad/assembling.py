@@ -79,7 +79,8 @@ def build(options: BuildOptions) -> None:
 def autoencoders_intensity(autoencoder: Path | None) -> dict[str, Any]:
     """The intensity options of the auto-encoder's training, which the model's must equal.
 
-    Their values are None where there is no record of a training, as for published auto-encoders."""
+    Their values are None where there is no record of a training, as for published auto-encoders.
+    """
     trained = autoencoder / TRAIN_OPTIONS if autoencoder else None
     known = with_intensity(read_json(trained)) if trained and trained.is_file() else {}
     return {name: known.get(name) for name in UNKNOWN.settings()}
