@@ -47,7 +47,7 @@ ChainOptions = ModelOptions
 
 
 def chain(options: Any) -> Any:
-    """The options with the model that train_diad.py begins with: --model, or one that is put together for the images.
+    """The options with the model that train_diad.py begins with: --model, or one assembled for the images.
 
     Its auto-encoder is trained for it, unless one is given.
     """
@@ -69,7 +69,7 @@ def chain(options: Any) -> Any:
 
 
 def is_built(build: BuildOptions, encoder: AutoencoderOptions, resume: bool) -> bool:
-    """Whether the model is there; one that was built otherwise, or is to be made anew, is a `UserError`."""
+    """True if the model exists; one that was built otherwise, or is to be made anew, is a `UserError`."""
     from dbad.data.intensity import with_intensity
     from dbad.families.diad.encoder_training import resolve_autoencoder
     from dbad.files.atomic import read_json

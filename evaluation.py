@@ -51,7 +51,7 @@ def resolve_all(options: Options, trained: Mapping[str, Any]) -> Options:
 
 
 def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
-    """The calibration of a run; the settings that are not `given` are chosen before, if that is asked for."""
+    """The calibration of a run; with --tune, the settings that are not `given` are chosen first."""
     from dbad.data.categories import open_category, split_category
     from dbad.data.depth import run_intensity
     from dbad.data.splits import some_of

@@ -92,7 +92,7 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
 
 
 def announce(options: Options, folder: Path) -> bool:
-    """Say what is trained on; on `--dry_run` also all options and what would be written. Whether to go on."""
+    """Say what is trained on; on `--dry_run` also all options and what would be written. Returns True to go on."""
     print(f"{' '.join(options.item)} from {data_of(options)}; size {options.size}")
     if options.dry_run:
         say_all(options, *(folder / name for name in (AUTOENCODER, MODEL_CONFIG, TRAIN_OPTIONS, REPORT, LOG)))

@@ -7,10 +7,10 @@
 Every category is decided by its own thresholds. Beside the report, log_image/ has five pictures of every test image:
 
     xxx-input.jpg              the image
-    xxx-reconstruction.jpg     what the auto-encoder alone makes of it, without diffusion
-    xxx-samples.jpg            what auto-encoder and diffusion make of it
-    xxx-features.jpg           the anomaly map, which tells how their features differ
-    xxx-heatmap.png            the same over the image
+    xxx-reconstruction.jpg     the image after the auto-encoder alone, without diffusion
+    xxx-samples.jpg            the image after auto-encoder and diffusion
+    xxx-features.jpg           the anomaly map, the difference of the features of image and sample
+    xxx-heatmap.png            the anomaly map over the image
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@
     python inference_lafite.py --item screw --dataset_path data/mvtec --run_id several
     python inference_lafite.py --item screw --images "camera/*.png" new/ --drift_check
 
-Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. What stands beside the image is put together
-of the nearest good patches that the model knows.
+Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. The picture beside the image is
+made of the nearest good patches that the model knows.
 """
 
 from dataclasses import dataclass, replace

@@ -48,7 +48,7 @@ def resolve_all(options: Options) -> Options:
 
 
 def begun(options: Options) -> dict[str, Any]:
-    """The --intensity of the run that is gone on with, see `begun_with`."""
+    """The --intensity of the resumed run, see `begun_with`."""
     from dbad.families.runs import begun_with
     return begun_with(options, "diffusion", "ddim")
 
@@ -88,7 +88,7 @@ def train(options: Options, folder: Path) -> None:
     abar = schedule(options.train_steps, options.beta_schedule)
 
     def begin() -> None:
-        """What later scripts read instead of asking again."""
+        """Write the options that later scripts read."""
         write_json(folder / MODEL_CONFIG, model_config(unet))
         write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings() | {"method": "ddim"})
 
@@ -105,7 +105,7 @@ def train(options: Options, folder: Path) -> None:
 
 
 def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
-    """What the phases after this one of train_tune_eval.py find; what it would refuse is a `UserError`."""
+    """The training options that later phases of train_tune_eval.py find; options that fail here are a `UserError`."""
     from dbad.checkpoints.weights import check_trained
     from dbad.families.runs import trained_options
     if not skipped:

@@ -5,7 +5,7 @@
 
 It starts from the model that build_diad.py has put together. Images are not varied, so that their latents are encoded
 only once; those of all categories are seen equally often. The SG network and the decoder of the U-Net learn, and with
-random weights to begin with the whole U-Net. inference_diad.py inspects with what this leaves. Gradients are cut to
+random weights to begin with the whole U-Net. inference_diad.py inspects with the result. Gradients are cut to
 length 1 and weights averaged, unlike in the published training. A length of 0 steps calibrates the model as it is.
 """
 
@@ -67,7 +67,7 @@ def resolve_all(options: Options) -> Options:
 
 
 def begun(options: Options) -> dict[str, Any]:
-    """The --intensity of the run that is gone on with, see `begun_with`."""
+    """The --intensity of the resumed run, see `begun_with`."""
     from dbad.families.runs import begun_with
     return begun_with(options, "diad", "diad")
 

@@ -1,6 +1,6 @@
 """Adapt the feature extractor to one category.
 
-The pretrained network learns from the good images by one of three objectives; those held out say
+The pretrained network learns from the good images by one of three objectives; the held-out ones show
 after which epoch to stop, and whether it became better at all.
 
     python train_extractor.py --item hazelnut
@@ -42,7 +42,10 @@ def run(options: Options) -> Path:
 
 
 def resolve_all(options: Options, trained: Mapping[str, Any]) -> Options:
-    """The options with every default filled in; what an extractor could not be made or kept with is a `UserError`."""
+    """The options with every default filled in.
+
+    An extractor that cannot be built, or a path that it cannot be saved to, is a `UserError`.
+    """
     from dbad.networks.extractors import chosen_layers
     options = resolve(options, trained)
     chosen_layers(options.extractor, options.extractor_layers)
@@ -77,7 +80,7 @@ def adapt(options: Options, length_given: bool) -> None:
     category = open_category(options)
 
     if options.epochs_extractor:
-        # Read the good images, those held out apart, and make what each is paired with.
+        # Read the good images, those held out apart, and make their counterparts.
         counterparts = pairing(objective, options, machine)
         intensity = run_intensity(options, trained_options(options, "ddim"), category.good)
         data, validation = (Pairs(images, counterparts(images))
@@ -102,7 +105,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
 
 def extractor_path(options: Any) -> Path:
-    """Where the adapted extractor of the run is kept."""
+    """The file of the run's adapted extractor."""
     return options.extractor_path or run_folder(options) / EXTRACTOR
 
 

@@ -5,7 +5,7 @@
     python train_lafite.py --item all --dataset_path data/mvtec                   (one model for all categories)
     python train_lafite.py --item screw --dataset_path data/mvtec --method knn    (the memory bank alone)
 
-Features are extracted once and kept in --feature_cache. inference_lafite.py inspects with what this leaves.
+Features are extracted once and kept in --feature_cache. inference_lafite.py inspects with the result.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def resolve_all(options: Options) -> Options:
 
 
 def begun(options: Options) -> dict[str, Any]:
-    """The --intensity of the run that is gone on with, see `begun_with`."""
+    """The --intensity of the resumed run, see `begun_with`."""
     from dbad.families.runs import begun_with
     return begun_with(options, "features", *METHODS)
 
@@ -122,7 +122,7 @@ def train(options: Options, given: Sequence[str], folder: Path) -> None:
 
 
 def trials_of(options: Options) -> list[str]:
-    """The files of what was tried."""
+    """The names of the files with the trials."""
     from dbad.families.lafite.lessons import trials_file
     return [trials_file(name, options.item) for name in options.item] * bool(options.tune)
 

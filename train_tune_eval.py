@@ -87,7 +87,7 @@ def run(options: Any) -> Path:
 # ------------------------------------------------------------------------------------------ the command line
 
 def overview() -> str:
-    """The help without a method: what methods there are, and how to see the options of each."""
+    """The help without a method: the methods, and how to see the options of each."""
     width = max(map(len, FAMILIES))
     lines = [f"  {name.ljust(width)}  {family.about}{' (default)' * (name == DEFAULT)}"
              for name, family in FAMILIES.items()]

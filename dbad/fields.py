@@ -1,7 +1,7 @@
 """Fields of options: each is declared once, with its help, default, range and other spellings.
 
-A field is the flag of a script, a setting of a detector and an entry of a JSON file at the same time. Whatever checks a
-value, on the command line or out of a file, reads the range from here.
+A field is the flag of a script, a setting of a detector and an entry of a JSON file at the same time. Values from the
+command line and from files are checked against the range that is declared here.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 PRESETS = ("demo", "small", "base")
-MOST, SEEDS = 10 ** 9, 2 ** 63      # more would take the memory of any machine, or overflow
-LEVELS = 10             # of a network, at most
+MOST, SEEDS = 10 ** 9, 2 ** 63      # larger numbers would exceed the memory of any machine, or overflow
+LEVELS = 10             # largest number of levels of a network
 EACH_PRESET = "presets"
 
 
 class About(TypedDict, total=False):
-    """What a field may say beside its help and its default.
+    """The properties of a field besides its help and its default.
 
         aliases      other spellings of the flag
         later        default that `resolve` fills in; until then the value is None, "not given"
         demo, small, base    the same, one for each preset; small takes that of demo where it has none
         least, most, above, between    range of a number, or of each number of several; `above` and `between` are open
-        check        takes a value and returns what was expected instead, None if it is right
-        flag         False for what is recorded and never asked for
-        first        place of the flag among those that the help has first; 0 for none of them
+        check        takes a value and returns what was expected instead, None if the value is right
+        flag         False for a field that is recorded but is no flag of a script
+        first        place of the flag among those that the help lists first; 0 for all other flags
     """
 
     aliases: Sequence[str]
@@ -49,7 +49,7 @@ class About(TypedDict, total=False):
 
 
 def opt(help: str, default: Any = dataclasses.MISSING, **about: Unpack[About]) -> Any:
-    """A dataclass field of options; without a default, now or later, it has to be given."""
+    """A dataclass field of options; the user must give it if it has neither a default nor `later` or presets."""
     if unknown := about.keys() - About.__annotations__.keys():
         raise TypeError(f"{sorted(unknown)[0]}: no property of an option")
     metadata: dict[str, Any] = {"help": help, "aliases": (), "flag": True, "first": 0} | about
@@ -73,7 +73,7 @@ def fields_of(*classes: type) -> dict[str, dataclasses.Field]:
 
 
 def default_of(field: dataclasses.Field, preset: str | None = None) -> Any:
-    """The value of a field that was not given: that of the preset, where presets differ or it is filled in later."""
+    """The default value of a field: that of the preset if presets differ or `resolve` fills it in later."""
     presets = field.metadata.get(EACH_PRESET)
     return field.default if presets is None else presets.get(preset)
 
@@ -89,10 +89,10 @@ class Given:
 
 
 def check(options: Any) -> None:
-    """Raise `UserError` for a value of a dataclass out of its range, and for values that contradict each other.
+    """Raise `UserError` for a value of a dataclass outside its range, and for values that contradict each other.
 
-    None counts as not given. What contradicts is said by static methods `contradictions` of the classes, which take
-    the values as `Given` and yield a message for each.
+    None counts as not given. The static methods `contradictions` of the classes find the contradictions: each takes
+    the values as `Given` and yields one message per contradiction.
     """
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     for field in dataclasses.fields(options):
@@ -102,7 +102,7 @@ def check(options: Any) -> None:
 
 
 def contradictions(cls: type, values: Mapping[str, Any]) -> Iterator[str]:
-    """The messages of the class and of those it inherits from, in the order of their declaration."""
+    """Yield the messages about contradictions from the class and its bases, in the order of their declaration."""
     for owner in reversed(cls.__mro__):
         if "contradictions" in vars(owner):
             yield from owner.contradictions(Given(values))
@@ -123,7 +123,7 @@ def check_value(name: str, value: Any, about: Mapping[str, Any]) -> None:
 
 
 def _expected(value: Any, about: Mapping[str, Any]) -> str | None:
-    """What is wrong with a value that no computation can take, or a text that no file can be called."""
+    """The message for a number that is not finite or too large, or a text with null characters; None if it is right."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):
             return "expected a finite number"
@@ -146,7 +146,7 @@ def _least(value: Any, about: Mapping[str, Any]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as the command line has it: 1 2 3, on, off, - for none."""
+    """A value as it is written on the command line: 1 2 3, on, off; - for None."""
     if isinstance(value, (tuple, list)):
         return " ".join(map(str, value))
     if isinstance(value, bool):

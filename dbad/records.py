@@ -1,4 +1,4 @@
-"""The records that rooms hand to one another: files of a data set, a decoded image, what was found in images."""
+"""The records that packages pass to one another: files of a data set, a decoded image, results of an inspection."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Sample:
     """One image file of a category, not read yet.
 
         defect      name of the defect, or "good"
-        mask        file with the ground truth, or folder of several files that together are it (MVTec LOCO); None for
-                    good images and where no ground truth exists
-        group       images of one group must stay on one side of every split; None: the image is on its own
+        mask        file with the ground truth, or folder of several files that together form it (MVTec LOCO); None for
+                    good images and if no ground truth exists
+        group       images of one group must stay on one side of every split; None: the image belongs to no group
     """
 
     path: Path
@@ -39,12 +39,11 @@ class Category:
 
     Paths are reported relative to the parent of `root`.
 
-        held_out    good images that the data set itself keeps for validation; empty where they are to be taken from
-                    `train`
-        unmasked    the defective images of the test without mask; as samples whose `mask`, if any, is the file that was
-                    looked for
-        notes       what was left out and what a reader would not expect, in lines
-        layout      how the data set lies on disk
+        held_out    good images that the data set itself keeps for validation; empty if they must be taken from `train`
+        unmasked    the defective test images without mask, as samples; their `mask`, if any, is the file that is
+                    missing
+        notes       lines about files that were left out and other surprises
+        layout      name of the data set's layout on disk
     """
 
     name: str
@@ -58,7 +57,7 @@ class Category:
 
     @property
     def good(self) -> tuple[Sample, ...]:
-        """The good images that a training may look at: those to train on, and those that are held out."""
+        """The good images that a training may read: those to train on, and those that are held out."""
         return self.train + self.held_out
 
 
@@ -71,12 +70,12 @@ class Item(NamedTuple):
     category: str
     defect: str             # name of the defect's folder, or "good"
     path: Path              # the file the image came from
-    cut: bool = False       # the file of the mask has shades, see dbad.data.masks
+    cut: bool = False       # True if the mask's file has shades, see dbad.data.masks
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of N images. It depends on the image, the model and the seed alone.
+    """The results of a detector for N images. The result for an image depends on the image, the model and the seed.
 
         anomaly_map      (N, 1, H, W) float32 >= 0
         score            (N,) float32, higher is worse
@@ -94,7 +93,7 @@ class Prediction:
     p_value: Tensor | None = None
 
     def of(self, number: int) -> Prediction:
-        """What it says of one of the images, N = 1."""
+        """The results for one of the images, N = 1."""
         def one(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[number:number + 1]
         return Prediction(one(self.anomaly_map), one(self.score), one(self.reconstruction),
@@ -103,7 +102,7 @@ class Prediction:
 
 
 class Origin(NamedTuple):
-    """What is known of an image before it is inspected; see `ScoreRow`, which begins with it."""
+    """The facts about an image before its inspection: the first columns of `ScoreRow`."""
 
     path: str
     category: str
@@ -112,16 +111,16 @@ class Origin(NamedTuple):
 
 
 class ScoreRow(NamedTuple):
-    """One image in the tables, a line of scores.csv: light enough to keep for every image of a run.
+    """One image in the tables, a line of scores.csv: small enough to keep for every image of a run.
 
         path          file, relative to the data set (or as the user gave it)
         category      such as "hazelnut"
-        defect        folder name of the defect, "good", or None where no ground truth exists
-        label         1 defective, 0 good, None where no ground truth exists
-        score         how anomalous the image is, raw; higher is worse
+        defect        folder name of the defect, "good", or None if no ground truth exists
+        label         1 defective, 0 good, None if no ground truth exists
+        score         raw anomaly score of the image; higher is worse
         p_value       share of good calibration images that score at least as high, in (0, 1]; None if not calibrated
-        normalised    the score brought to [0, 1], 0.5 at the image threshold; None if not calibrated
-        decision      1 where the score is at or above the image threshold, else 0; None if not calibrated
+        normalised    the score scaled to [0, 1], 0.5 at the image threshold; None if not calibrated
+        decision      1 if the score is at or above the image threshold, else 0; None if not calibrated
     """
 
     path: str
@@ -136,14 +135,14 @@ class ScoreRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """The arrays of one inspected image, from which its pictures are drawn; let go as soon as they are.
+    """The arrays of one inspected image, from which its pictures are drawn; freed once they are drawn.
 
-        image            (H, W, 3) uint8, as the detector saw it
+        image            (H, W, 3) uint8, as the detector received it
         reconstruction   (H, W, 3) uint8, the defect-free version; None for families that have none
         anomaly_map      (H, W) float32 >= 0
         parts            named maps that the anomaly map was made of ("pixel", "feature"), each (H, W) float32 >= 0
-        mask             (H, W) bool ground truth, empty for a good image; None where there is none
-        counterpart      what `reconstruction` is to be called
+        mask             (H, W) bool ground truth, empty for a good image; None if there is none
+        counterpart      name of `reconstruction` in the pictures
     """
 
     image: np.ndarray

@@ -1,6 +1,6 @@
-"""What good images teach about thresholds: map scales, the pixel threshold, the image threshold, p-values.
+"""Calibration on good images: map scales, the pixel threshold, the image threshold, p-values.
 
-Everything here rests on held-out good images, which neither training nor the test has seen.
+Everything here uses held-out good images, which neither training nor the test has used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dbad.files.atomic import write_json
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.maps import central_window
 
-FORMAT = 1                              # of calibration.json; files without one are older
+FORMAT = 1                              # number of calibration.json's format; files without a number are older
 OPEN_SHARE = {"between": (0, 1)}        # a range, see `fields.opt`
 
 
@@ -32,14 +32,14 @@ class Calibration:
         scales             per part ("pixel", "feature"), the difference that counts as 1 in the anomaly map
         pixel_threshold    a pixel of the anomaly map is anomalous at or above it
         image_threshold    an image is anomalous if its score is at or above it
-        scores             sorted scores of the good images it rests on; empty if thresholds were given by hand
-        num_pixels         good pixels it rests on
-        pixel_quantile     of the good pixels, for scales and pixel_threshold
+        scores             sorted scores of the good images used; empty if thresholds were given by hand
+        num_pixels         number of good pixels used
+        pixel_quantile     quantile of the good pixels, for scales and pixel_threshold
         false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
-        settings           of the detector that this was measured with, as JSON has them
-        digests            of the files it belongs to
+        settings           settings of the detector used, as JSON values
+        digests            digests of the files it belongs to
         method             name of the detector's family
-        format             of the file
+        format             number of the file's format
     """
 
     scales: dict[str, float]
@@ -55,7 +55,7 @@ class Calibration:
     format: int = FORMAT
 
     def p_value(self, score: float) -> float | None:
-        """Share of good images, this one counted among them, that score at least as high; None without scores.
+        """Share of the good images, including this one, that score at least as high; None without scores.
 
         For a good image it is at most alpha with probability at most alpha (split conformal prediction, Vovk et al.).
         """
@@ -65,11 +65,11 @@ class Calibration:
         return (at_least + 1) / (len(self.scores) + 1)
 
     def normalised(self, score: float) -> float:
-        """The score brought to [0, 1), the threshold to 0.5, in the same order."""
+        """The score scaled to [0, 1), with the threshold at 0.5; keeps the order of scores."""
         return score / (score + self.image_threshold) if score > 0 else 0.0
 
     def decide(self, score: float) -> int:
-        """1 where an image with this score is called anomalous; a score that is not finite is a `NotFinite`."""
+        """1 if an image with this score is called anomalous, else 0; a score that is not finite is a `NotFinite`."""
         if not math.isfinite(score):
             raise NotFinite("score", 0)
         return int(score >= self.image_threshold)
@@ -79,7 +79,7 @@ class Calibration:
 
 
 def read_calibration(values: dict[str, Any]) -> Calibration:
-    """The calibration that the contents of a file say; what is wrong with them is a `UserError` without its name."""
+    """The calibration from the contents of a file; wrong contents are a `UserError` that does not name the file."""
     declared = types_of(Calibration)
     check_declared(values, declared, "values", tuple(declared))
     if values["format"] != FORMAT:
@@ -102,14 +102,14 @@ def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Ten
 
         combine            `Detector.combine`
         pixel_quantile     share of good pixels below the scales and the pixel threshold
-        false_alarm_rate   promised for images; None for 0.05, or for what so many images can promise
-        names              of the images, for the error where a map is not finite; their numbers without it
-    Settings and digests are the caller's to add.
+        false_alarm_rate   promised for images; None for 0.05, or for the rate that so many images can promise
+        names              names of the images for the error of a map that is not finite; without them, numbers
+    The caller adds settings and digests.
     """
     def inside(maps: Tensor) -> np.ndarray:
         return maps[(..., *central_window(tuple(maps.shape[-2:]), center_crop))].numpy()
 
-    # Scales first, since the anomaly map is made with them; then the thresholds on that map.
+    # Scales first, since the anomaly map needs them; then the thresholds on that map.
     for number, found in enumerate(parts):
         with naming(names, number):
             check_finite({f"{name} map": part for name, part in found.items()})
@@ -125,15 +125,15 @@ def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Ten
 
 
 def map_quantile(maps: Sequence[np.ndarray], quantile: float) -> float:
-    """The `quantile` of all pixels of all maps, never 0: a scale or a threshold must be above it."""
+    """The `quantile` of all pixels of all maps, never 0: scales and thresholds must be above 0."""
     values = np.concatenate([np.asarray(m, np.float32).ravel() for m in maps])
     return max(float(np.quantile(values, quantile)), float(np.finfo(np.float32).tiny))
 
 
 def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
-    """The threshold at or above which a new good image falls with probability at most `false_alarm_rate`.
+    """The threshold that a new good image reaches with probability at most `false_alarm_rate`.
 
-    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest, which keeps the
+    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest. This keeps the
     promise for any distribution if new good images are drawn like these. A rate below `smallest_rate(n)` is refused.
     """
     check_promise(false_alarm_rate, len(scores))
@@ -146,7 +146,7 @@ def _rank(false_alarm_rate: float, count: int) -> int:
 
 
 def check_promise(false_alarm_rate: float, count: int, category: str | None = None) -> None:
-    """Raise `UserError` for a rate that so many held-out good images, of a `category` if it is told, cannot promise."""
+    """Raise `UserError` for a rate that `count` held-out good images cannot promise; names the `category` if given."""
     if _rank(false_alarm_rate, count) > count:
         least = math.ceil(smallest_rate(count) * 1000) / 1000
         of = f" of {category}" if category else ""

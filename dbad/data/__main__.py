@@ -1,4 +1,4 @@
-"""python -m dbad.data PATH: how a data set is laid out, and what is in it."""
+"""python -m dbad.data PATH: print the layout and the contents of a data set."""
 
 from collections.abc import Sequence
 

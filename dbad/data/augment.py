@@ -1,4 +1,4 @@
-"""Random variations of images: mirrored, turned, recoloured, cropped, each image by its own random stream."""
+"""Random variations of images: mirror, turn, recolour, crop, each image by its own random stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def augment(images: Tensor, streams: Sequence[torch.Generator], flip: bool, rota
     """Vary a batch (N, 3, S, S) float32 in [-1, 1], each image by its own random stream.
 
         flip           mirror left to right with probability 1/2
-        rotate         turn by up to so many degrees either way; corners are filled by reflection
+        rotate         turn by up to this many degrees either way; corners are filled by reflection
         color_jitter   change brightness, contrast and saturation by up to this factor, 0.1 for 10 %
     """
     draws = torch.stack([torch.rand(5, generator=stream) for stream in streams])
@@ -40,7 +40,7 @@ def augment(images: Tensor, streams: Sequence[torch.Generator], flip: bool, rota
 def random_crops(images: Sequence[Tensor], size: int, streams: Sequence[torch.Generator]) -> Tensor:
     """Cut one square of `size` px at a random place out of each (3, H, W); returns (N, 3, size, size).
 
-    An image that is smaller is extended by its edge pixels first.
+    A smaller image is first extended by its edge pixels.
     """
     crops = []
     for image, stream in zip(images, streams, strict=True):

@@ -1,4 +1,4 @@
-"""The categories that options name: opened, checked, and their good images split for training and calibration."""
+"""Open and check the categories that the options name, and split their good images for training and calibration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Chosen(Protocol):
 
         item            name of the category
         dataset_path    folder of the data set; None for the built-in demo data
-        layout          how the data set lies on disk, see `dbad.data.layouts.registry`
+        layout          name of the data set's layout on disk, see `dbad.data.layouts.registry`
     """
 
     @property
@@ -35,9 +35,9 @@ class Chosen(Protocol):
 
 
 def open_category(options: Chosen, states: Sequence[str] = ("all",)) -> Category:
-    """The category that the options name: of `--dataset_path`, or of the built-in demo data, drawn on first use.
+    """The category that the options name: from `--dataset_path`, or from the built-in demo data, drawn on first use.
 
-    Its notes, such as what was left out, are printed the first time.
+    Its notes, such as the files that were left out, are printed the first time.
     """
     if options.dataset_path is not None:
         category = find_category(options.dataset_path, options.item, states, options.layout)
@@ -55,37 +55,37 @@ def open_category(options: Chosen, states: Sequence[str] = ("all",)) -> Category
 
 
 def category_names(options: Chosen) -> tuple[str, ...]:
-    """The categories there are: those of `--dataset_path`, or of the built-in demo data."""
+    """The names of all categories of `--dataset_path`, or of the built-in demo data."""
     if options.dataset_path is None:
         return tuple(draw.CATEGORIES)
     return open_dataset(options.dataset_path, options.layout).names
 
 
 def named_items(options: Any) -> tuple[str, ...]:
-    """The categories that the option `item` names, each once, in that order: one, several, or all there are."""
+    """The categories that the option `item` names, each once, in its order: one, several, or all of the data set."""
     names = (options.item,) if isinstance(options.item, str) else options.item
     known = category_names(options)
     if "all" in names:
         return known
     for name in set(names) - set(known):
-        open_category(replace(options, item=name))      # says what is wrong with it
+        open_category(replace(options, item=name))      # raises the error for a wrong name
     return tuple(dict.fromkeys(names))
 
 
 def chosen_items(options: Any) -> tuple[str, ...]:
-    """The categories that the option `item` names, sorted: their order does not matter to one model of them all."""
+    """The categories that the option `item` names, sorted: their order does not matter to a model of all."""
     return tuple(sorted(named_items(options)))
 
 
 def find_category(dataset_path: Path, item: str, states: Sequence[str] = ("all",), layout: str = "auto") -> Category:
-    """List the files of category `item`; `states` limits the test to some defects ("good" is one of them)."""
+    """The files of category `item`; `states` limits the test to some defects ("good" is one of them)."""
     return open_dataset(dataset_path, layout).category(item, states)
 
 
 def test_images(category: Category, masks: str = "where_there_are") -> tuple[Sample, ...]:
-    """The images of the test; a category without any is a `UserError`.
+    """The test images of a category; a category without any is a `UserError`.
 
-    With `masks` "required", so is a defective image without a mask; with "where_there_are" it is not.
+    A defective image without a mask is a `UserError` if `masks` is "required", and allowed if it is "where_there_are".
     """
     if not category.test:
         raise UserError(f"{category.root}: no test images; expected folders such as {category.root / 'test' / 'good'}")
@@ -100,8 +100,8 @@ def test_images(category: Category, masks: str = "where_there_are") -> tuple[Sam
 def split_category(category: Category, share: float) -> tuple[list[Sample], list[Sample]]:
     """Split the good images of a category into those to train on and those held out for calibration, (train, held out).
 
-    Held out are those that the data set itself keeps for validation, or a share where it keeps none, see
-    `split_holdout`.
+    The held-out images are those that the data set itself keeps for validation. If it keeps none, they are a share of
+    the training images, see `split_holdout`.
     """
     if category.held_out:
         return list(category.train), list(category.held_out)
@@ -111,8 +111,8 @@ def split_category(category: Category, share: float) -> tuple[list[Sample], list
 def split_holdout(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
     """Split good images into those to train on and those held out for calibration, (train, held out).
 
-    Held out is about the `share` of files, or of groups of files, whose names hash lowest, at least one. The split is
-    the same in every script. A group is never divided.
+    The held-out images are about a `share` of the files, or of the groups of files: those whose names have the lowest
+    hashes, at least one. The split is the same in every script. A group is never divided.
     """
     train, held_out = split_by_hash(samples, share)
     if not held_out:

@@ -1,4 +1,4 @@
-"""The bit depth of a data set, and the `Intensity` of a run: as it was trained, or found in its training images."""
+"""The bit depth of a data set, and the `Intensity` of a run: from its training, or found in its training images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Reading(Protocol):
 
 def run_intensity(options: Reading, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
                   ) -> Intensity:
-    """How a run brings pictures to 8 bits: as it was trained or, where that does not say, found in training images.
+    """The conversion of pictures to 8 bits in a run: that of its training or, if unknown, found in training images.
 
         options    intensity, None for that of the training, and num_workers
-        trained    "intensity" and "intensity_bits" of the run that `options` go on with, see `trained_options`
+        trained    "intensity" and "intensity_bits" of the run that `options` continue, see `trained_options`
         samples    good training images of all categories of the run
 
-    With auto, what is found is the smallest of `DEPTHS` that holds the largest value of all of them, never of one; it
-    is said in a line unless `quiet`. Images of 8 bits are not decoded for it.
+    With auto, the depth is the smallest of `DEPTHS` that holds the largest value of all these images together. A line
+    tells the depth unless `quiet`. Images of 8 bits are not decoded for it.
     """
     known = Intensity.of({**trained, "intensity": options.intensity or trained.get("intensity")})
     if known.is_known:
@@ -53,7 +53,7 @@ def _each(function: Any, paths: Sequence[Path], num_workers: int) -> list[tuple[
 
 
 def _largest_value(path: Path) -> int | None:
-    """Of a picture of integers; None of floats, which have to lie between 0 and 1."""
+    """The largest value of a picture of integers; None for floats, which must lie between 0 and 1."""
     picture = read_picture(path)
     assert isinstance(picture, Deep)
     if picture.values.dtype.kind != "f":

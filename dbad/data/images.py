@@ -1,4 +1,4 @@
-"""Image files -> memory: read, resized, brought to 8 bits and, with their masks, to items.
+"""Read image files into memory: decode, resize, convert to 8 bits and, with their masks, to items.
 
 Images are decoded and resized once and kept as uint8; everything after that is float32 in [-1, 1].
 """
@@ -21,10 +21,10 @@ from dbad.records import Item, Sample
 
 
 def read_image(path: Path, intensity: Intensity = UNKNOWN) -> Image.Image:
-    """Read an image of any size and mode as 8-bit RGB, turned upright as its EXIF data say.
+    """Read an image of any size and mode as 8-bit RGB, turned upright by its EXIF data.
 
-    `intensity` says what becomes of more than 8 bits per channel; transparency is dropped. A file that is not an image,
-    is truncated, or is not covered by `intensity` is a `UserError` that names it.
+    `intensity` converts more than 8 bits per channel; transparency is dropped. A file that is not an image, is
+    truncated, or is not covered by `intensity` is a `UserError` that names it.
     """
     return intensity.read(path)
 
@@ -54,7 +54,7 @@ def read_sample(sample: Sample, intensity: Intensity = UNKNOWN) -> tuple[Image.I
 
 
 def to_item(sample: Sample, image: Image.Image, mask: Mask, size: int | None) -> Item:
-    """What `read_sample` gives as an item of (size, size) px; None keeps its size."""
+    """The item of (size, size) px for an image and mask from `read_sample`; a size of None keeps theirs."""
     marked = np.array(_resized(mask.image, size, Image.Resampling.NEAREST))
     pixels = to_uint8(_resized(image, size, Image.Resampling.BILINEAR))
     return Item(to_float(pixels), torch.from_numpy(marked > 0).float()[None], sample.label, sample.category,
@@ -62,14 +62,14 @@ def to_item(sample: Sample, image: Image.Image, mask: Mask, size: int | None) ->
 
 
 def check_readable(samples: Sequence[Sample], num_workers: int = 0, intensity: Intensity = UNKNOWN) -> None:
-    """Read every image and mask once, so that a broken one is found before the long work and not after it."""
+    """Read every image and mask once, so that a broken one is found before the long work."""
     def one(sample: Sample) -> None:
         read_sample(sample, intensity)
     _map(one, samples, num_workers)
 
 
 def fingerprint(images: Iterable[Tensor]) -> str:
-    """A short text that tells one set of images from another, whatever their files are called."""
+    """A short text that identifies a set of images by their pixels, whatever the names of their files."""
     digest = hashlib.blake2b(digest_size=8)
     for image in images:
         digest.update(repr(tuple(image.shape)).encode())

@@ -1,4 +1,4 @@
-"""Samples of a data set: their files, their order, a split by name, an even choice."""
+"""Functions on samples of a data set: their files, their order, a split by name, an even choice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def files_of(sample: Sample) -> tuple[Path, ...]:
 
 
 def mask_files(mask: Path) -> list[Path]:
-    """The file, or the files of the folder, that a sample's `mask` is."""
+    """The files of a sample's `mask`: the file itself, or the files in the folder."""
     return list_images(mask) if os.path.isdir(mask) else [mask]
 
 
@@ -33,8 +33,8 @@ def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
 def split_by_hash(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
     """Split samples into (the others, about `share` of them); with one group only, all are others.
 
-    Taken are the files, or the groups, whose names hash lowest: the same ones wherever the data lie, and adding files
-    moves few others. A group is never divided. At least one group is taken, never all.
+    The share has the files, or the groups, whose names have the lowest hashes: the same ones wherever the data lie.
+    Adding files moves few others. A group is never divided. The share has at least one group, never all.
     """
     groups: dict[object, list[Sample]] = {}
     for index, sample in enumerate(samples):
@@ -48,9 +48,9 @@ def split_by_hash(samples: Sequence[Sample], share: float) -> tuple[list[Sample]
 
 
 def some_of(things: Sequence[T], most: int = 40) -> Sequence[T]:
-    """At most `most` of the samples or images, evenly chosen."""
+    """At most `most` of the samples or images, chosen at even distances."""
     return things[::-(-len(things) // most)]
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()   # names of files need not be text
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()   # file names need not be valid UTF-8

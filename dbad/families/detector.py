@@ -33,17 +33,17 @@ from dbad.runtime.device import Machine
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Detector(ABC):
-    """What inspection, reports and users rely on, whatever the family.
+    """The interface of the detectors of all families.
 
-        settings      what shapes a prediction beside the weights
+        settings      settings that shape a prediction beside the weights
         machine       where the networks compute, and how many images or tiles go through them at once
-        calibration   None until it was measured
+        calibration   None until it is measured
         size          side of the images it works on, in px
-    A detector never changes: another one, of other settings, is made by `dataclasses.replace`.
+    A detector never changes; `dataclasses.replace` makes another one with other settings.
     """
 
     family: ClassVar[str]                           # name of the family
-    counterpart: ClassVar[str] = "reconstruction"   # what is made beside the maps, as figures call it
+    counterpart: ClassVar[str] = "reconstruction"   # name in figures of the image made beside the maps
 
     settings: Settings
     machine: Machine
@@ -55,26 +55,26 @@ class Detector(ABC):
 
     @abstractmethod
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """(N, 3, H, W) in [-1, 1] -> blurred difference maps by name, and the reconstruction; needs no calibration."""
+        """Blurred difference maps by name, and the reconstruction, of (N, 3, H, W) in [-1, 1]; needs no calibration."""
 
     def score(self, anomaly_map: Tensor) -> Tensor:
-        """(N, 1, H, W) -> (N,): the highest value of each map."""
+        """The highest value of each map: (N, 1, H, W) -> (N,)."""
         return maps.image_score(anomaly_map, 0.0)
 
     @property
     def patching(self) -> bool:
-        """Whether images come at their own size and are cut into tiles of `size`."""
+        """True if images keep their own size and are cut into tiles of `size`."""
         return self.settings.patching
 
     @property
     def intensity(self) -> Intensity:
-        """How images of more than 8 bits are brought to it."""
+        """The conversion of images of more than 8 bits to 8 bits."""
         return Intensity(self.settings.intensity, self.settings.intensity_bits)
 
     def combine(self, parts: dict[str, Tensor], scales: dict[str, float]) -> tuple[Tensor, Tensor]:
-        """Parts, each (N, 1, H, W), and their scales -> anomaly map (N, 1, H, W) and score (N,).
+        """The anomaly map (N, 1, H, W) and the score (N,) of parts, each (N, 1, H, W), and their scales.
 
-        What is not finite is a `NotFinite`: it would be below every threshold, and its image called good.
+        A value that is not finite is a `NotFinite`: below every threshold, it would make the image good.
         """
         weights = self.settings.contributions
         check_finite({f"{name} map": part for name, part in parts.items() if weights[name]})
@@ -86,8 +86,8 @@ class Detector(ABC):
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
         """Inspect one image or several: files, PIL images, (H, W[, 3]) uint8 or uint16 arrays, tensors in [-1, 1].
 
-        Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is brought to the network's size. Of more than
-        8 bits per channel black and white are those of the run; an image beyond them is a `UserError`.
+        Tensors are (3, H, W) or (N, 3, H, W). Without tiling every image is resized to the network's size. For more
+        than 8 bits per channel, black and white are those of the run; an image beyond them is a `UserError`.
         """
         self.calibrated()       # before anything is read
         batch = to_batch(images, None if self.patching else self.size, self.intensity)
@@ -95,7 +95,7 @@ class Detector(ABC):
             return self.predict(batch)
 
     def calibrated(self) -> Calibration:
-        """The calibration; a `UserError` where it was not measured yet."""
+        """The calibration; a `UserError` if it is not measured yet."""
         if self.calibration is None:
             raise UserError(f"this detector is not calibrated; run {FAMILIES[self.family].scripts.calibration} for its "
                             "run folder")
@@ -121,8 +121,8 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
                   category: str | None = None) -> Detector:
     """The calibrated detector of a run folder, such as checkpoints/hazelnut.
 
-    `category` takes the thresholds, and the settings where they were chosen for each, of one category of a model for
-    several; without it they are those of all together.
+    `category` names one category of a model for several. Its own thresholds are taken then, and its own settings if
+    they were chosen by category. Without it the thresholds and settings of all categories together are taken.
     """
     folder = Path(folder)
     path, trained = folder / CALIBRATION, folder / TRAIN_OPTIONS

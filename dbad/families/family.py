@@ -1,4 +1,4 @@
-"""A family of methods: all that the rest of the project knows of it."""
+"""A family of methods, as the rest of the project sees it."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Scripts:
 
 @dataclass(frozen=True)
 class Family:
-    """What a family brings with it.
+    """The parts of a family.
 
-        name          as --method has it, and as every run records it
+        name          value of --method, which every run records
         about         one line for reports and for the help
-        scripts       by which messages send users to the right one
+        scripts       names of its scripts, for messages
         phases        the scripts that train_tune_eval.py chains, in order, each with the option that skips it
-        settings      flags, settings of the detector and record of the calibration in one dataclass
-        files         settings -> the files in the run folder that a calibration belongs to, by what they are
+        settings      dataclass of flags, detector settings and calibration record in one
+        files         settings -> the files in the run folder that a calibration belongs to, by their role
         open          run folder, settings, machine -> detector, not calibrated yet
-        sign          option by which trainings are known that did not record their method yet
-        together      one model for several categories
-        by_category   names of files, {} being a category, that a model of several categories writes beside thresholds
-        facts         run folder -> what of the training shapes a prediction beside files and settings
-        on_gpu        the preset that real data take on CUDA
-        pictures      detector, scale of the map's colours -> what writes pictures of a test image besides, called with
-                      the folder of the results, the image's name and its `Pictures`
+        sign          option that identifies older trainings, which did not record their method
+        together      one model serves several categories
+        by_category   files that a model of several categories writes beside thresholds; {} stands for a category
+        facts         run folder -> facts of the training that shape a prediction beside files and settings
+        on_gpu        preset for real data on CUDA
+        pictures      detector, scale of the map's colours -> function that writes further pictures of a test image; it
+                      gets the folder of the results, the image's name and its `Pictures`
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The families there are. A new one is a folder beside this file, and a line here."""
+"""The list of families. A new one needs a folder beside this file and a line here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dbad.families.family import Family
 from dbad.families.lafite import KNN, LAFITE
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (DDIM, LAFITE, KNN, DIAD)}
-# Trainings that leave no detector: the script and the sign of each, see `Family.sign`.
+# Trainings that produce no detector: the script and the sign of each, see `Family.sign`.
 _OTHER_RUNS: dict[str, tuple[str, str]] = {"autoencoder": AUTOENCODER_RUN}
 
 
@@ -35,10 +35,10 @@ def script_of(method: str) -> str:
 
 
 def recorded_method(trained: Mapping[str, Any], path: Path) -> str | None:
-    """The method of a run, as the options of its training in the file `path` say; None where nothing tells it.
+    """The method of a run, from its training options in the file `path`; None where they do not tell.
 
-    Runs from before the method was recorded are known by an option that no other training has. An unknown method is a
-    `UserError`.
+    Older runs that did not record their method are identified by an option that no other training has. An unknown
+    method is a `UserError`.
     """
     signs = {family.sign: name for name, family in reversed(FAMILIES.items())} | {
         sign: name for name, (_, sign) in _OTHER_RUNS.items()}

@@ -1,4 +1,4 @@
-"""What a run folder says of itself: its method, its training, its thresholds, and the detector that it holds."""
+"""Readers of a run folder: its method, its training options and its thresholds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dbad.options.resolve import check_bound, run_folder
 
 T = TypeVar("T")
 
-_TRAINED: Types = {"item": str | tuple[str, ...], "intensity_bits": Depth | None}       # whoever reads them
+_TRAINED: Types = {"item": str | tuple[str, ...], "intensity_bits": Depth | None}       # checked for every reader
 
 
 def trained_options(options: Any, *methods: str) -> dict[str, Any]:
     """The options that the run was trained with, by one of the `methods`; empty if it was not trained yet.
 
-    A run of another method is a `UserError`: its files have the same names and another meaning. So is a value that is
-    not as it is declared for the `options` of the same name.
+    A run of another method is a `UserError`: its files have the same names but another meaning. So is a value
+    that does not match the declaration of the same name in `options`.
     """
     folder = run_folder(options)
     path = folder / TRAIN_OPTIONS
@@ -41,11 +41,10 @@ def trained_options(options: Any, *methods: str) -> dict[str, Any]:
 
 
 def begun_with(options: Any, phase: str, *methods: str) -> dict[str, Any]:
-    """The option "intensity" of the run that a training goes on with; empty where it begins anew.
+    """The option "intensity" of the run that a training resumes; empty for a new training.
 
-    What the `phase` has saved tells it as long as train_arg_config.json is not written. Runs from before there was the
-    option have "intensity_bits" too, see `Intensity`; otherwise the depth is for the images to tell: they may have
-    changed.
+    Until train_arg_config.json is written, it is read from the saved state of the `phase`. Runs older than the option
+    give "intensity_bits" too, see `Intensity`. Otherwise the depth is taken from the images, which may have changed.
     """
     if not options.resume:
         return {}
@@ -60,7 +59,7 @@ def begun_with(options: Any, phase: str, *methods: str) -> dict[str, Any]:
 
 
 def keep_intensity(options: T, begun: Mapping[str, Any]) -> T:
-    """The options with the intensity of the training that is gone on with; another one is a `UserError`."""
+    """The options with the intensity of the resumed training; another one is a `UserError`."""
     check_bound(options, begun)
     return replace(options, intensity=options.intensity or begun.get("intensity"))
 
@@ -72,7 +71,7 @@ def learnt_categories(trained: Mapping[str, Any], folder: Path) -> tuple[str, ..
 
 
 def family_in(folder: Path) -> Family | None:
-    """The family of the run in a folder, as its training has recorded it; None where nothing tells it."""
+    """The family of the run in a folder, as its training has recorded it; None where it is unknown."""
     path = folder / TRAIN_OPTIONS
     method = recorded_method(known_json(path), path)
     return FAMILIES.get(method or "")
@@ -89,8 +88,8 @@ def calibration_file(folder: Path, category: str | None, learnt: Collection[str]
 def load_calibration(path: Path) -> Calibration:
     """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
 
-    A setting that came later than the file takes its default; before there was a format, images were read as
-    `AS_BEFORE` says.
+    A setting newer than the file takes its default. For files without a format number, images are read as `AS_BEFORE`
+    says.
     """
     if not path.is_file():
         family = family_in(path.parent)

@@ -1,7 +1,7 @@
-"""Settings that nobody has to choose: a search on good images, some with pseudo-anomalies (dbad.damage).
+"""The automatic choice of settings: a search on good images, some with pseudo-anomalies (dbad.damage).
 
-What the networks give is computed once for every setting that it depends on; what is made of it (normalisation,
-contributions, blur, image score) is searched on the same results and costs little more.
+The outputs of the networks are computed once for every setting that they depend on. The settings of later steps
+(normalisation, contributions, blur, image score) are searched on the same outputs and cost little more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dbad.finite import check_finite, naming
 from dbad.maps import central_window
 
 NUM_PSEUDO = 80         # pseudo-anomalies, about
-JUDGED_SIDE = 128       # px; of larger maps every second pixel, or every third, is enough to tell which is better
+JUDGED_SIDE = 128       # px; of larger maps every second or third pixel is enough for a comparison
 
 Parts = Mapping[str, dict[str, Tensor]]     # of the "good" and the "pseudo" images, (N, 1, S, S) each by name
 S = TypeVar("S", bound=Settings)
@@ -39,7 +39,7 @@ class PseudoValidation:
 
         good        good images (G, 3, S, S)
         pseudo      the same images with anomalies drawn on them (P, 3, S, S)
-        masks       the places of these (P, 1, S, S), in {0, 1}
+        masks       the places of the anomalies (P, 1, S, S), in {0, 1}
         reference   other good images (R, 3, S, S), by which maps are normalised
     """
 
@@ -68,15 +68,15 @@ class Trial(Generic[S]):
 
     @property
     def merit(self) -> float:
-        """What a search looks for: the mean of the three."""
+        """The mean of the three, which a search maximises."""
         return (self.aupro + self.auroc + self.pixel_ap) / 3
 
 
 class Search(ABC, Generic[S]):
     """Coordinate search; `fixed` are names of options that keep their value. The outcome is `best`, all are `trials`.
 
-    `least_gain` is that of merit: less is chance, and the setting in force stays. No more is tried once `minutes` have
-    passed; the first settings always are.
+    A gain of merit below `least_gain` counts as chance, and the current setting stays. After `minutes` nothing more is
+    tried; the first settings always are.
     """
 
     least_gain: ClassVar[float]
@@ -105,7 +105,7 @@ class Search(ABC, Generic[S]):
         """The parts of the anomaly maps under settings."""
 
     def out_of_time(self) -> bool:
-        """Whether nothing more is to be tried."""
+        """True once the time is over and nothing more is to be tried."""
         self.stopped = self.stopped or time.monotonic() > self.deadline
         return self.stopped
 
@@ -122,7 +122,7 @@ class Search(ABC, Generic[S]):
         return trial if trial.merit > before.merit + self.least_gain else before
 
     def free(self, before: Trial[S], name: str, values: Iterable[Any]) -> list[Any]:
-        """The values that a setting may take: one that was given keeps its own."""
+        """The values to try for a setting; a fixed one keeps its value."""
         return [getattr(before.settings, name)] if name in self.fixed else list(values)
 
     def judge(self, settings: S) -> tuple[float, float, float]:
@@ -164,7 +164,7 @@ def changes(first: Trial[S], best: Trial[S]) -> dict[str, Any]:
 
 
 def outcome(first: Trial[S], best: Trial[S]) -> str:
-    """What a search has reached, in words."""
+    """The result of a search, in words."""
     return (f"AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC {first.auroc:.3f} -> {best.auroc:.3f}, "
             f"pixel AP {first.pixel_ap:.3f} -> {best.pixel_ap:.3f}")
 

@@ -1,4 +1,4 @@
-"""The settings of a detector: what shapes a prediction beside the weights."""
+"""The settings of a detector, which shape a prediction beside the weights."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Settings(CropOptions, Shared):
 
     @classmethod
     def of(cls, options: Any, **others: Any) -> Self:
-        """The settings out of larger options; `others` are those that no option gives, or not as it is recorded.
+        """The settings taken from `options`; `others` gives those that are no option or are recorded differently.
 
-        A setting that neither has takes its default.
+        A setting in neither takes its default.
         """
         values = {field.name: getattr(options, field.name, default_of(field, "base")) for field in fields(cls)}
         return cls(**values | others)
@@ -45,7 +45,7 @@ class Settings(CropOptions, Shared):
     def read(cls, record: Mapping[str, Any]) -> Self:
         """The settings that a file has recorded; one that it lacks takes its default.
 
-        What is no setting, or has another type or range than declared, is a `UserError` that begins with its name.
+        An unknown setting, or one of another type or range than declared, is a `UserError` that begins with its name.
         """
         types = types_of(cls)
         if unknown := sorted(record.keys() - types.keys()):
@@ -65,7 +65,7 @@ class Settings(CropOptions, Shared):
         return read
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """The settings as plain values for JSON."""
         return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
                 for name, value in asdict(self).items()}
 

@@ -22,8 +22,8 @@ T = TypeVar("T")
 def resolve_calibrated(options: T, *methods: str) -> tuple[Calibration | None, T]:
     """The calibration of a run of one of the `methods`, and the options completed from it.
 
-    The thresholds are those of the category, if the model has learnt it. An option that was given and differs from what
-    the run was calibrated with is a `UserError`. On --dry_run there is no calibration, and the options are completed
+    The thresholds are those of the category, if the model has learnt it. A given option that differs from the
+    calibration is a `UserError`. On --dry_run there is no calibration, and the options are completed
     from the training alone.
     """
     options = dataclasses.replace(options, run_id=options.run_id or options.item)
@@ -52,7 +52,7 @@ def resolve_calibrated(options: T, *methods: str) -> tuple[Calibration | None, T
 
 
 def _as_calibrated(options: T, calibration: Calibration, path: Path) -> T:
-    """The options with the settings of the calibration, which is in the file `path`."""
+    """The options with the settings of the calibration in the file `path`."""
     family = FAMILIES[calibration.method]
     settings = family.settings.read(calibration.settings)
     by_hand = ", or give both thresholds" * hasattr(options, "pxl_threshold")

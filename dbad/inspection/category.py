@@ -1,4 +1,4 @@
-"""The test images of a category: measured and written one by one, while they go through the loop."""
+"""The results of a category's test images: each is measured and drawn while the loop goes on."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Also = Callable[[Path, str, Pictures], None]
 
 def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: Any, folder: Path,
                      also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
-    """Inspect the test images and write all that is said of them; returns the metrics and the files of the panels.
+    """Inspect the test images and write all results; returns the metrics and the files of the panels.
 
         folder     of the results, see `results_folder`; nothing is touched before the first image has been inspected
         options    `InspectionOptions` with `RunOptions`
         also       called for every image with the folder, the name of its panel and its arrays, between batches
-    Panels, and maps that are exported, are written as the images go through, all else at the end.
+    Panels and exported maps are written on the way, all else at the end.
     """
     protocol, root = Protocol(options.eval_resolution, calibration.settings["center_crop"]), category.root.parent
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
@@ -58,7 +58,7 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
 
 
 class Drawn(NamedTuple):
-    """What is kept of the pictures of an image: files for the overview and for the report, None where not wanted."""
+    """The pictures of an image that are kept: files for the overview and for the report, None where not wanted."""
 
     number: int
     score: float
@@ -67,13 +67,13 @@ class Drawn(NamedTuple):
 
 
 class CategoryResults:
-    """The results of test images that come one by one. Their arrays are let go as soon as they are drawn.
+    """The results of test images that come one by one; their arrays are released as soon as they are drawn.
 
-    Kept are a light row of every image, what metrics need of its map, and few pictures as files.
+    It keeps a small row for every image, the part of its map that metrics need, and few pictures as files.
     """
 
     def __init__(self, folder: Path, calibration: Calibration, protocol: Protocol, origins: Sequence[Origin]):
-        """`origins` are those of all images that will come, in their order."""
+        """`origins` describes all images that will come, in their order."""
         self.folder, self.scales, self.export = folder, map_scales(calibration), None
         self.thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
         self.measurement = Measurement(self.thresholds, protocol)
@@ -86,14 +86,14 @@ class CategoryResults:
         return [self.folder / PANELS / name for name in self.names]
 
     def take(self, image: Inspected, pictures: Pictures) -> Callable[[], Drawn]:
-        """Measure an image; returns the job that draws it, whose result is for `keep`."""
+        """Measure an image; returns the job that draws it. The job's result goes to `keep`."""
         number, row, decoded = len(self.measurement.rows), image.row, image.decoded
         self.measurement.add(row, pictures.anomaly_map, decoded.mask, decoded.own_mask, decoded.cut)
         wanted = self.overview.offer(number, row), self.gallery.wants(number, row.score)
         return partial(self._draw, number, image, pictures, *wanted)
 
     def keep(self, drawn: Drawn) -> None:
-        """Keep those pictures of an image that are shown at the end."""
+        """Keep the pictures of an image that are shown at the end."""
         if drawn.small is not None:
             self.overview.put(drawn.number, drawn.small)
         if drawn.shown is not None:
@@ -102,9 +102,9 @@ class CategoryResults:
     def write(self, summary: Mapping[str, str], seconds: float, counterpart: str) -> dict[str, Any]:
         """Write tables, overview, curves and report; returns the metrics.
 
-            summary        what the report says of the run
-            seconds        that all images took
-            counterpart    what reconstructions are called
+            summary        lines about the run for the report
+            seconds        time that all images took
+            counterpart    name of the reconstructions in figures
         """
         rows = self.measurement.rows
         metrics, curves = self.measurement.result()

@@ -17,11 +17,11 @@ from dbad.options.resolve import run_folder, run_name, subset
 
 
 def expand(options: Any, family: Family, scripts: Sequence[ModuleType]) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """The options of every model, with a run folder each, and the categories that it is for."""
+    """Yield the options of every model, with a run folder of its own, and the categories of that model."""
     for script in scripts:
         options = script.in_chain(options) if hasattr(script, "in_chain") else options
     options = replace(options, method=family.name)
-    # An unknown category is found at once, and not after the others' hours.
+    # All names are read now, so that an unknown category fails before hours of training.
     groups = [chosen_items(options)] if family.together else [(name,) for name in named_items(options)]
     for items in groups:
         for seed in dict.fromkeys(options.seeds or (options.seed,)):
@@ -39,10 +39,10 @@ def job_of(options: Any, items: Sequence[str], family: Family, scripts: Sequence
 
     A script of a phase has `Options` and `run`, and may have
 
-        in_chain       options -> options, as the whole chain means them
-        check_phase    options, what the phases before will find, whether it is skipped -> what the next will find
-        chain          options -> options for the phases after it, instead of `run`
-        begun          options -> the intensity of a training that is gone on with
+        in_chain       options -> options with the defaults of the whole chain
+        check_phase    options, training options that it will find, whether it is skipped -> those that the next finds
+        chain          options -> options for the phases after it; called instead of `run`
+        begun          options -> the intensity of a training that is resumed
     """
     *training, last = scripts
     *skipped, inspects = [(script, getattr(options, skip)) for script, skip in zip(

@@ -1,7 +1,7 @@
-"""The one loop that calibration, test images and new images go through.
+"""The loop that calibration, test images and new images share.
 
-Images are decoded while the network works on those before, go through the detector in batches, and are handed on one
-by one, in their order. Nothing is kept: in memory are three batches at most, whatever the number of images.
+Images are decoded while the network works on those before. They go through the detector in batches and are yielded one
+by one, in their order. Nothing is kept: at most three batches are in memory, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dbad.inspection.reading import Decoded, Unreadable, read_test
 from dbad.records import Origin, Pictures, Prediction, Sample, ScoreRow
 
 T = TypeVar("T")
-Read = Callable[[T, "int | None"], "Decoded | Unreadable"]      # a source and the size to bring it to
+Read = Callable[[T, "int | None"], "Decoded | Unreadable"]      # a source, and the size to resize it to
 
 
 class Inspected(NamedTuple):
-    """One image that has gone through the detector: what was read, its row, and what was predicted (N = 1)."""
+    """One image that has gone through the detector: the decoded file, its row and its prediction (N = 1)."""
 
     decoded: Decoded
     row: ScoreRow
@@ -39,7 +39,7 @@ class Inspected(NamedTuple):
     counterpart: str
 
     def pictures(self, longest: int | None = None) -> Pictures:
-        """The arrays to draw, with a longer side of at most `longest` px; the highest values of maps are kept."""
+        """The arrays to draw, their longer side at most `longest` px; reduced maps keep their highest values."""
         found = self.prediction
         return Pictures(
             image=to_pixels(_reduced(self.decoded.pixels, longest, F.adaptive_avg_pool2d)),
@@ -68,11 +68,11 @@ def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, descri
 
 def inspect(detector: Detector, sources: Sequence[T], origins: Sequence[Origin], read: Read[T], pool: Executor
             ) -> Iterator[Inspected | Unreadable]:
-    """Yield every image with what a calibrated detector says of it, in their order.
+    """Yield every image with the prediction of a calibrated detector, in order.
 
-        sources    what `read` takes, with the size the detector works at (None: images keep theirs)
-        origins    what is known of each
-        pool       where images are read
+        sources    arguments of `read`, which also gets the detector's size (None: images keep theirs)
+        origins    description of each source
+        pool       threads that read the images
     A file that `read` cannot read is yielded in its place. A score or map that is not finite is a `NotFinite`.
     """
     done = 0
@@ -91,7 +91,7 @@ def inspect(detector: Detector, sources: Sequence[T], origins: Sequence[Origin],
 
 def inspect_samples(detector: Detector, samples: Sequence[Sample], root: Path, pool: Executor,
                     own_masks: bool = False) -> Iterator[Inspected]:
-    """Yield every test image as `inspect` does, with its ground truth; paths are given relative to `root`.
+    """Yield every test image as `inspect` does, with its ground truth; paths are relative to `root`.
 
     `own_masks` asks for masks at the size of their files as well. A broken file is a `UserError`.
     """
@@ -101,16 +101,16 @@ def inspect_samples(detector: Detector, samples: Sequence[Sample], root: Path, p
 
 
 def origins_of(samples: Sequence[Sample], root: Path) -> list[Origin]:
-    """What is known of test images before they are inspected; paths relative to `root`."""
+    """The descriptions of test images before inspection; paths are relative to `root`."""
     return [Origin(printable(sample.path.relative_to(root).as_posix()), sample.category, sample.defect, sample.label)
             for sample in samples]
 
 
 def batches(detector: Detector, sources: Iterable[T], read: Read[T], pool: Executor
             ) -> Iterator[list[Decoded | Unreadable]]:
-    """Whole batches of what can be read, and in their places what could not be read on the way.
+    """Yield full batches of readable images; unreadable files are added to the batch at their places.
 
-    While the caller works on one, the next is being decoded.
+    While the caller works on one batch, the next is decoded.
     """
     size, step = None if detector.patching else detector.size, batch_of(detector)
     todo, batch, num_images = iter(sources), [], 0
@@ -125,14 +125,14 @@ def batches(detector: Detector, sources: Iterable[T], read: Read[T], pool: Execu
 
 
 def batch_of(detector: Detector) -> int:
-    """How many images go through the detector at once; one where it is cut into tiles."""
+    """The number of images that go through the detector at once; 1 if images are cut into tiles."""
     return 1 if detector.patching else detector.machine.batch_size
 
 
 class Jobs:
-    """What is done in the threads of a pool with images that have gone through: `most` wait for it, and no more.
+    """Jobs in the threads of a pool, at most `most` at a time, on images that have gone through the detector.
 
-    `then` is called with what each job returns, in the order they were added and in the thread that adds them.
+    `then` is called with the result of each job, in the order of adding and in the thread that adds them.
     """
 
     def __init__(self, pool: Executor, most: int, then: Callable[[Any], object] = lambda result: None):
@@ -140,29 +140,29 @@ class Jobs:
         self.waiting: deque[Future] = deque()
 
     def add(self, function: Callable, *arguments: object) -> None:
-        """Have the function called; raises what one before has failed with."""
+        """Have the function called; raises the error of an earlier job that failed."""
         self.finish(self.most - 1)
         self.waiting.append(self.pool.submit(function, *arguments))
 
     def finish(self, most: int = 0) -> None:
-        """Wait until at most so many are waiting; raises what one has failed with."""
+        """Wait until at most `most` jobs are left; raises the error of a job that failed."""
         while len(self.waiting) > most:
             self.then(self.waiting.popleft().result())
 
 
 def started(things: Iterable[T]) -> Iterator[T]:
-    """An iterator whose first thing is there already: what cannot be begun has failed by now. There has to be one."""
+    """An iterator whose first item is computed now, so that a failure at the start comes now; needs at least one."""
     things = iter(things)
     first = [next(things)]
 
     def all_of_them() -> Iterator[T]:
-        yield first.pop()       # and is not kept
+        yield first.pop()       # pop, so that it is not kept
         yield from things
     return all_of_them()
 
 
 class Timed(Generic[T]):
-    """Iterates over what it is given and adds up, in `seconds`, how long that takes; not what is done in between."""
+    """An iterable that sums up in `seconds` the time its items take, without the work of the caller in between."""
 
     def __init__(self, things: Iterable[T]):
         self.things, self.seconds = things, 0.0
@@ -186,7 +186,7 @@ def _inspected(detector: Detector, decoded: Decoded, origin: Origin, found: Pred
 
 
 def _reduced(values: Tensor, longest: int | None, pool: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
-    """(C, H, W) with a longer side of at most `longest`."""
+    """The values (C, H, W) reduced to a longer side of at most `longest`."""
     shape = tuple(values.shape[-2:])
     factor = min(1.0, (longest or max(shape)) / max(shape))
     return values if factor == 1 else pool(values, tuple(max(1, round(length * factor)) for length in shape))

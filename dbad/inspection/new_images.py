@@ -1,6 +1,6 @@
-"""New images, without layout and without ground truth: find them, inspect them, write a score and an overlay for each.
+"""New images without ground truth, in any folders: find them, inspect them, write a score and an overlay for each.
 
-What is kept in memory does not grow with their number, but for one line each and the highest-scoring ones.
+The memory holds one row for each image, and pictures of the highest-scoring ones only.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from dbad.report.colours import map_scales
 from dbad.report.gallery import Gallery, Shown, encode
 from dbad.report.panels import write_overlay
 
-KEPT_SIDE = 512     # px, the longer side of an image at most before it is made a picture of the report
+KEPT_SIDE = 512     # px; longer sides are reduced to this before an image is drawn for the report
 
 
 @dataclass(frozen=True)
 class NewImages:
-    """What came of an inspection.
+    """The results of an inspection.
 
         rows                every image that could be read, in the order they were given
-        gallery             pictures of the highest-scoring ones, by their place in `rows`
-        unreadable          the others, each with the reason
-        seconds_per_image   over those that could be read
+        gallery             pictures of the highest-scoring ones, by index in `rows`
+        unreadable          the other files, each with the reason
+        seconds_per_image   mean over the images that could be read
     """
 
     rows: list[ScoreRow]
@@ -68,10 +68,10 @@ def find_images(patterns: Sequence[str | Path], recursive: bool = False) -> list
     """The image files that files, folders and globs stand for, sorted, each once.
 
     A folder stands for its images, with `recursive` also for those of its sub-folders; hidden ones are left out. A glob
-    (** allowed) stands for what it matches, as if the shell had replaced it; names with [ ] that exist are no globs.
-    Files are taken whatever their suffix. Two paths are the same if name and file are; a link of another name is not.
-    A pattern that stands for no image is a `UserError`, and so is the name of what is no file, such as a named pipe.
-    Where a folder or a glob stands for one, it is among the paths, and `inspect_new` names it and leaves it out.
+    (** allowed) stands for what it matches, as if the shell had replaced it; existing names with [ ] are no globs.
+    A file named directly may have any suffix. Two paths are the same if both name and file agree; a link of another
+    name is another path. A pattern that matches no image is a `UserError`, and so is a name that is no file, such as a
+    named pipe. One that a folder or glob matches is among the paths; `inspect_new` reports it and leaves it out.
     """
     once: dict[tuple[str, str], Path] = {}
     for path in sorted(path for pattern in patterns for path in _matches(str(pattern), recursive)):
@@ -115,9 +115,9 @@ def inspect_new(detector: Detector, paths: Sequence[Path], folder: Path, num_wor
                 category: str = "") -> NewImages:
     """Inspect images and write, below `folder`, overlays/NAME.png for each, scores.csv and, if needed, unreadable.csv.
 
-    They go through the loop of test images, so scores are those of a test set in the same batches. A file that cannot
-    be read costs one line on stderr. The report gets pictures of the `keep` highest-scoring images. Whatever ends the
-    run before its time, the scores of the images inspected until then are written.
+    Scores are the same as for test images in the same batches. For a file that cannot be read, one line goes to
+    stderr. The report gets pictures of the `keep` highest-scoring images. If the run ends early for any reason, the
+    scores of the images inspected so far are written.
     """
     _refuse_results(paths, folder)
     overlays = _overlays(paths, folder)
@@ -155,12 +155,12 @@ class NewImageResults:
         self.unreadable: list[Unreadable] = []
 
     def leave_out(self, found: Unreadable) -> None:
-        """Say that a file is left out."""
+        """Report a file that is left out."""
         self.unreadable.append(found)
         tqdm.write(printable(f"{found.path}: left out: {found.reason}"), file=sys.stderr)
 
     def take(self, image: Inspected) -> Callable[[], tuple[int, Shown | None]]:
-        """Take in the row of an image; returns the job that draws it, whose result is for `keep`."""
+        """Keep the row of an image; returns the job that draws it. The job's result goes to `keep`."""
         number = len(self.rows)
         self.rows.append(image.row)
         return partial(self._draw, number, image, self.gallery.wants(number, image.row.score))
@@ -179,7 +179,7 @@ class NewImageResults:
 
 
 def last_line(found: NewImages) -> str:
-    """What was found, in one line, such as 120 images: 115 good, 3 defective, 2 unreadable."""
+    """The result in one line, such as 120 images: 115 good, 3 defective, 2 unreadable."""
     count = len(found.rows) + len(found.unreadable)
     unreadable = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
     return f"{count} image{'s' * (count != 1)}: {found.num_good} good, {found.num_defective} defective{unreadable}"
@@ -188,11 +188,11 @@ def last_line(found: NewImages) -> str:
 # ------------------------------------------------------------------------------------------ files
 
 def overlay_names(paths: Sequence[Path]) -> list[str]:
-    """A file name for every image: its path from the folder that all share, such as shift_2_000.png.
+    """A file name for every image, made of its path below the folder that all share, such as shift_2_000.png.
 
-    Names are safe on every system and unique, also where case is ignored. They depend on the path alone, except for
-    the folder that all share and for a name that is taken, which gets a digest of the path; suffixes other than png
-    stay as words, so that 000.png and 000.jpg (000_jpg.png) keep their names with and without each other.
+    Names are safe on every system, and unique even where case is ignored. They depend only on the path and on the
+    shared folder; a name that is taken gets a digest of the path. Suffixes other than png stay as words, so that
+    000.png and 000.jpg (000_jpg.png) have the same names with and without each other.
     """
     whole = [Path(os.path.abspath(path)) for path in paths]
     shared = len(os.path.commonprefix([path.parent.parts for path in whole]))
@@ -219,7 +219,7 @@ def _write_tables(folder: Path, rows: Sequence[ScoreRow], unreadable: Sequence[U
 
 
 def _refuse_results(paths: Sequence[Path], folder: Path) -> None:
-    """Raise `UserError` for an image that lies where the results go: it could be written over, or be one of them."""
+    """Raise `UserError` for an image in the folder of the results: it could be overwritten, or be a result."""
     home = os.path.realpath(folder)
     for path in paths:
         if Path(os.path.realpath(path)).is_relative_to(home):
@@ -232,7 +232,7 @@ def _overlays(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _inspected_before(folder: Path) -> list[Path]:
-    """The images that a former run in the same place was given, as its tables tell."""
+    """The images that an earlier run into the same folder inspected, from its tables."""
     paths: set[Path] = set()
     for name in (SCORES, UNREADABLE):
         with suppress(OSError, KeyError, UserError):

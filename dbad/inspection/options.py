@@ -1,4 +1,4 @@
-"""The options of an inspection: what is inspected, and what is written of it."""
+"""The options of an inspection: the images, and the results to write."""
 
 from __future__ import annotations
 

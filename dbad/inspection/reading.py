@@ -1,4 +1,4 @@
-"""Reading images for the loop: each file is decoded once, and all that is needed of it is taken then."""
+"""Reading images for the loop: each file is decoded only once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Decoded(NamedTuple):
         pixels      (3, H, W) float32 in [-1, 1], as the detector takes it
         size        (height, width) of the upright image in its file
         mask        ground truth at the size of `pixels`, (H, W) bool; None where there is none
-        own_mask    ground truth at the size of the file; None where there is none, or nobody needs it
+        own_mask    ground truth at the size of the file; None where there is none, or it is not needed
         cut         the file of the mask has shades, see dbad.data.masks
-        original    the image as it is in its file, upright and in RGB; None where nobody needs it
+        original    the image as it is in its file, upright and in RGB; None where it is not needed
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A file that is no image, or a broken one, and why it could not be read."""
+    """A file that could not be read, and the reason: it is no image, or it is broken."""
 
     path: Path
     reason: str

@@ -1,4 +1,4 @@
-"""What the inference scripts share: a category's test images, or any images, through the detector of any family."""
+"""The shared part of the inference scripts: test images, or any images, through the detector of any family."""
 
 import random
 from collections.abc import Callable
@@ -30,16 +30,16 @@ from dbad.runtime.device import Machine
 
 
 def results_of(options: Any, *methods: str) -> Path:
-    """The folder of the results: called as the run and, where a model of the `methods` is for more, as the category."""
+    """The folder of the results, named after the run and, for a model of several categories, the category."""
     learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
     name = options.run_id or options.item
     return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
 
 
 def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *more: str) -> Path:
-    """Inspect what the options name with the run that they name; returns the folder of the results, which is `folder`.
+    """Inspect the images of the options with the run of the options; returns `folder`, which holds the results.
 
-    There is no calibration on --dry_run. `more` are files that the family writes of test images besides.
+    On --dry_run there is no calibration. `more` names further files that the family writes for test images.
     """
     if not about_to_write(options, folder, *more):
         return folder
@@ -53,7 +53,7 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *mo
 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
-    """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
+    """Print what is inspected and, on --dry_run, what would be written; returns True to go on."""
     check_folders(img_dir=options.img_dir)
     if folder.resolve() == run_folder(options).resolve() or any(
             (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
@@ -64,23 +64,23 @@ def about_to_write(options: Any, folder: Path, *more: str) -> bool:
 
 
 def open_run(calibration: Calibration, options: Any) -> Detector:
-    """The detector of the run, on the machine that the options name; the last one is kept for the next category."""
+    """The detector of the run, on the machine of the options; the last one is kept for the next category."""
     machine = Machine.of(options.device, options.precision, options.batch_size)
     key = (run_folder(options).resolve(), machine, calibration.method, calibration.settings, calibration.digests)
     if _last_opened[:1] != [key]:
-        _last_opened.clear()        # before the next one takes its memory
+        _last_opened.clear()        # frees its memory before the next one is loaded
         _last_opened.extend([key, open_detector(run_folder(options), calibration, machine)])
     return replace(_last_opened[1], calibration=calibration)
 
 
-_last_opened: list[Any] = []        # what a detector was opened by, and the detector
+_last_opened: list[Any] = []        # the arguments of the last detector, and the detector
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
                  also: Also | None = None) -> Path:
     """Inspect the test images of the category; write scores, metrics, pictures and the report.
 
-    What a family writes besides of every image is done by `also`, see `inspect_category`.
+    `also` writes what a family adds for every image, see `inspect_category`.
     """
     category = open_category(options, options.item_states)
     test_images(category, options.masks)        # refuses a test that is not whole
@@ -129,10 +129,10 @@ def check_new_images(options: Any) -> None:
 
 
 def check_inspected(options: Any, begun: Callable[[Any], dict[str, Any]] | None, method: str) -> None:
-    """Raise `UserError` for what the inspection of a category would stumble over, before the long work.
+    """Raise `UserError`, before the long work, for anything that would make the inspection of a category fail.
 
-        begun     gives the intensity of a training that is gone on with; None where the training is skipped
-        method    of the run
+        begun     options -> the intensity of a training that is resumed; None where the training is skipped
+        method    method of the run
     On --dry_run only options are looked at.
     """
     check_new_images(options)

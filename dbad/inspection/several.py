@@ -1,4 +1,4 @@
-"""Several categories and seeds in one command: a failure in one spares the others, the summary is always written."""
+"""Several categories and seeds in one command. One failure does not stop the others; a summary is always written."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dbad.report.runs import Run
 class Job:
     """A model, and the inspections with it.
 
-        options    of every inspection, by category
-        folders    of the results of each, by category
-        check      takes the options of an inspection and refuses what its phases would stumble over
-        train      makes the model; None where it is there
-        inspect    takes the options of an inspection and returns the folder of its results; None where there is none
-        resume     inspections that are finished are not repeated
+        options    options of every inspection, by category
+        folders    folder of the results of each, by category
+        check      called with the options of an inspection; refuses those that would make a phase fail
+        train      makes the model; None where it exists
+        inspect    options of an inspection -> folder of its results; None for no inspection
+        resume     skip inspections that are finished
     """
 
     options: dict[str, Any]
@@ -42,7 +42,7 @@ class Job:
 
 
 def run_one(job: Job) -> Path | None:
-    """Run a job of one inspection; its failure is that of the command. The folder of the results, if there are any."""
+    """Run a job of one inspection, whose failure ends the command; returns the folder of the results, if any."""
     (options,) = job.options.values()
     job.check(options)
     if job.train:
@@ -51,9 +51,9 @@ def run_one(job: Job) -> Path | None:
 
 
 def run_jobs(jobs: Sequence[Job], summarise: Callable[[Sequence[Run]], None]) -> list[Run]:
-    """Run the jobs in turn; what is finished is skipped, what fails is noted, and `summarise` is called in any case.
+    """Run the jobs in turn and return all runs. Finished ones are skipped, and failures are recorded.
 
-    Several failures end in a `UserError` that names each.
+    `summarise` is called in any case. Several failures end in a `UserError` that names each.
     """
     runs = {(number, item): Run(item, job.options[item].seed or 0, folder, "skipped")
             for number, job in enumerate(jobs) for item, folder in job.folders.items()}
@@ -107,33 +107,33 @@ def _run_job(job: Job, number: int, runs: dict[tuple[int, str], Run]) -> None:
 
 
 def _attempt(run: Run, act: Callable[[], Any]) -> tuple[Any, Run]:
-    """What an act returns, and the run; a failure is noted in it for the others to go on."""
+    """The result of `act`, and the run; a failure is recorded in the run, and the others go on."""
     try:
         return act(), run
     except UserError as error:
         print(f"failed: {error}", file=sys.stderr)
         return None, replace(run, status="failed", error=str(error))
-    except Exception as error:      # a defect of the program, or of the machine, in one category spares the others
+    except Exception as error:      # a program or machine error in one category must not stop the others
         traceback.print_exc()
         return None, replace(run, status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _record(options: Any) -> dict[str, Any]:
-    """What an inspection is made with, by which it is known to be finished."""
+    """The options and files that shape an inspection; an equal record shows that it is finished."""
     category = open_category(options, options.item_states)
     files = [path for sample in category.good + category.test for path in files_of(sample)]
     return {"options": plain(options), "data": listing_digest(files)}
 
 
 def _given(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of what a run was made with, without the options that were not given: there may have been fewer."""
+    """The record of a run without the options that were not given, since an older record may have fewer options."""
     options = record.get("options")
-    options = options if isinstance(options, dict) else {}      # a damaged file says anything
+    options = options if isinstance(options, dict) else {}      # a damaged file may hold anything
     return record | {"options": {name: value for name, value in options.items() if value is not None}}
 
 
 def write_set_summary(options: Any, runs: Sequence[Run]) -> None:
-    """Write the summary of several runs, beside published results where all categories of a data set are in it."""
+    """Write the summary of several runs, beside published results if it has all categories of a data set."""
     if options.dry_run:
         return
     about = set_summary(options, runs)

@@ -1,4 +1,4 @@
-"""The machine: device, number format, memory order."""
+"""The machine that networks run on: device, number format, memory order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dbad.errors import UserError
 
 
 class Machine(NamedTuple):
-    """Where networks compute: the device, "fp32" or "bf16" inside them, and how many images go through at once."""
+    """The machine of networks: the device, their precision "fp32" or "bf16", and the number of images per batch."""
 
     device: torch.device
     precision: str
@@ -28,7 +28,7 @@ class Machine(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """`--device` as a torch device; auto takes CUDA, else MPS, else the CPU. A device that is not there is an error."""
+    """The torch device for `--device`; auto takes CUDA, else MPS, else the CPU. A missing device is an error."""
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -50,24 +50,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def _be_repeatable() -> None:
-    """Have CUDA give the same bits for the same seed, and float32 where float32 is asked for.
+    """Make CUDA give the same bits for the same seed, and compute in float32 if float32 is set.
 
-    Left alone, convolutions in float32 are computed in tf32, with the mantissa of a half; features and scores then
-    differ from those of a CPU by up to a hundredth. Attention is left to the one kernel that is made of plain products:
-    the fused ones (flash, memory-efficient, cuDNN) add up gradients in the order in which blocks of threads end, which
-    is another one every time. It takes more memory, the square of the number of places.
+    By default, convolutions in float32 are computed in tf32, with the mantissa of a half; features and scores then
+    differ from those of a CPU by up to a hundredth. Attention uses the one kernel that is made of plain products. The
+    fused ones (flash, memory-efficient, cuDNN) add up gradients in the order in which blocks of threads end, which
+    differs every time. The plain kernel takes more memory, the square of the number of places.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # read when the first product is computed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
     attend(fused=False)
-    torch.utils.deterministic.fill_uninitialized_memory = False     # a guard that costs a write of every output
+    torch.utils.deterministic.fill_uninitialized_memory = False     # filling them costs a write of every output
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 
 def attend(fused: bool) -> None:
-    """Allow CUDA's fused kernels of attention, or leave it to plain products, whose gradients are repeatable."""
+    """Allow CUDA's fused attention kernels if `fused`, else only plain products, whose gradients are repeatable."""
     cuda = torch.backends.cuda
     cuda.enable_math_sdp(True)
     cuda.enable_flash_sdp(fused)
@@ -77,7 +77,7 @@ def attend(fused: bool) -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`--precision` as "fp32" or "bf16"; auto takes bf16 where the processor computes in it."""
+    """The precision for `--precision`, "fp32" or "bf16"; auto takes bf16 if the processor computes in it."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -91,13 +91,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on tensor cores and AMX, where it is several times faster; elsewhere the plain order is."""
+    """The fastest memory order: channels last on tensor cores and AMX, by several times; elsewhere the plain order."""
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has("amx_bf16"))
     return torch.channels_last if fast else torch.contiguous_format
 
 
 def packs_weights(device: torch.device) -> bool:
-    """Whether convolutions in bf16 on `device` can keep their weights in the order that its kernels want."""
+    """True if convolutions in bf16 on `device` can keep their weights in the order that its kernels need."""
     return (device.type == "cpu" and _cpu_has("amx_bf16", "avx512_bf16") and torch.backends.mkldnn.is_available()
             and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"))
 
@@ -109,10 +109,10 @@ def _cpu_has(*features: str) -> bool:
 
 @contextlib.contextmanager
 def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, otherwise: str) -> Iterator[None]:
-    """Turn running out of memory into a line that says what to change; the first ways hardly change the result.
+    """Turn an out-of-memory error into a line that says what to change; the first changes hardly affect the result.
 
-        batch_size, accumulate, others   names of the options that decide how much is needed
-        otherwise                        the last way out, in words
+        batch_size, accumulate, others   names of the options that determine the memory needed
+        otherwise                        the last resort, in words
     """
     try:
         yield

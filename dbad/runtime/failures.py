@@ -1,6 +1,6 @@
-"""How failures and notes reach the user: a line, and no traceback for what a user can cause.
+"""Report failures and notes to the user: one line, without a traceback if a user can cause the failure.
 
-Loads no torch: reading a command line does without.
+This module does not load torch, since reading a command line does not need it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dbad.errors import UserError, printable
 from dbad.runtime.output import quiet_output
 from dbad.runtime.signals import STATUS, STOPPED, terminable
 
-# What a user's names, disks and limits can cause, beside what is found by looking first.
+# Errors that a user's names, disks and limits can cause, besides those that checks find before.
 _UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ETXTBSY)
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE,
              errno.ENFILE, errno.EIO, errno.ESTALE)
@@ -25,12 +25,12 @@ _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno
 
 @contextlib.contextmanager
 def one_line_failures() -> Iterator[None]:
-    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback.
+    """End the program with one line on stderr and status 2, without a traceback, after a failure a user can cause.
 
     Ctrl-C and SIGTERM end it with status 130.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
-    logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # reports of its retries would hide the line
+    logging.getLogger("PIL").setLevel(logging.ERROR)                # so would its messages about unusual files
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with terminable(), quiet_output():
@@ -52,12 +52,12 @@ def one_line_failures() -> Iterator[None]:
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line that several scripts in one process, or several looks at the same files, would repeat."""
+    """Print a line once per process, even if several scripts or several reads of the same files repeat it."""
     print(printable(line))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was missing: on a CPU torch says so in words alone."""
+    """True if the error means that memory ran out; on a CPU only the text of torch's error says so."""
     torch = sys.modules.get("torch")
     kinds = (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)

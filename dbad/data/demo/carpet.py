@@ -5,7 +5,7 @@ from dbad.shapes import blend, blob, coverage, exposed, grid, mixed, polyline, s
 
 
 def carpet(size, rng, flaw):
-    """A plain weave of thick yarn; every fifth yarn is lighter."""
+    """A picture of a plain weave of thick yarn; every fifth yarn is lighter."""
     x, y, pixel = grid(size)
     a, b = turned(x, y, (0, 0), rng.uniform(-0.1, 0.1))
     pitch = 0.19 * rng.uniform(0.93, 1.07)
@@ -20,7 +20,7 @@ def carpet(size, rng, flaw):
     on_top = smoothstep(-0.5, 0.5, (warp - weft) * min(4.0, pitch / pixel / 2))
     height = np.maximum(warp, weft) / 1.9
 
-    # Two colours of yarn, from slate to sand from carpet to carpet, and the lighter fifth yarn.
+    # Two colours of yarn, which vary between carpets from slate to sand, and the lighter fifth yarn.
     shade = rng.uniform()
     dark, light = mixed(rng, (0.24, 0.30, 0.40), (0.42, 0.35, 0.30)), mixed(rng, (0.42, 0.50, 0.58), (0.66, 0.58, 0.46))
     accent = mixed(rng, (0.80, 0.74, 0.62), (0.95, 0.92, 0.85))

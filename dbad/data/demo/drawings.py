@@ -7,8 +7,8 @@ A picture function takes `(size, rng, flaw)` and returns
     image   the picture                                  (S, S, 3) float32, about [0, 1]
     cover   share of each pixel that the defect covers   (S, S) float32 in [0, 1]; all 0 without a defect
 
-The good scene follows from `rng` alone and the defect from `flaw.rng` alone, so that the same scene can be drawn with
-and without its defect; the two pictures are the same wherever `cover` is 0.
+The good scene depends on `rng` alone and the defect on `flaw.rng` alone. So the same scene can be drawn with and
+without its defect; the two pictures are the same wherever `cover` is 0.
 """
 from dbad.data.demo.carpet import carpet
 from dbad.data.demo.hazelnut import hazelnut

@@ -1,4 +1,4 @@
-"""What a picture function of the demo data knows of the defect to draw."""
+"""The description of a defect that a picture function of the demo data draws."""
 from dataclasses import dataclass
 
 import numpy as np

@@ -7,14 +7,14 @@ from dbad.shapes import blend, blob, coverage, exposed, grid, mixed, polyline, s
 
 
 class Pose(NamedTuple):
-    """How the nut lies: its centre (2,) and radius in scene units, and the angle of its tip in radians."""
+    """The pose of the nut: its centre (2,) and radius in scene units, and the angle of its tip in radians."""
     centre: np.ndarray
     angle: float
     radius: float
 
 
 def hazelnut(size, rng, flaw):
-    """A hazelnut that lies on a dark ground, lit from one side."""
+    """A picture of a hazelnut on a dark ground, lit from one side."""
     x, y, pixel = grid(size)
     pose = Pose(rng.uniform(-0.17, 0.17, 2), rng.uniform(0, 6.28), rng.uniform(0.58, 0.74))
     centre, angle, radius = pose

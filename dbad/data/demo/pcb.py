@@ -1,4 +1,4 @@
-"""Printed circuit boards: parts in their places; one is missing, lies loose beside them, or has a lump of solder."""
+"""Printed circuit boards with parts in their places; a defect is a missing part, a loose part or a lump of solder."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from dbad.shapes import blend, blob, coverage, exposed, grid, mixed, polyline, r
 
 @dataclass(frozen=True)
 class Part:
-    """A part on the board: what it is, its centre and half sizes in board units, its angle in radians."""
+    """A part on the board: its kind, its centre and half sizes in board units, its angle in radians."""
     kind: str
     at: tuple[float, float]
     half: tuple[float, float]
@@ -41,7 +41,7 @@ TRACES = (
 
 
 def pcb(size, rng, flaw):
-    """A green board with chips, resistors, capacitors, a light and a row of pins."""
+    """A picture of a green board with chips, resistors, capacitors, a light and a row of pins."""
     x, y, pixel = grid(size)
     shift, angle = rng.uniform(-0.035, 0.035, 2), rng.uniform(-0.035, 0.035)
     bx, by = turned(x / BOARD, y / BOARD, shift / BOARD, angle)
@@ -77,7 +77,7 @@ def pcb(size, rng, flaw):
 
 
 def bare_board(x, bx, by, pixel, rng):
-    """The board on a grey ground, with traces and a hole in each corner, but without parts."""
+    """A picture of the board on a grey ground, with traces and a hole in each corner, but without parts."""
     image = np.empty((*x.shape, 3), np.float32)
     image[:] = mixed(rng, (0.13, 0.13, 0.14), (0.19, 0.19, 0.18))
     green = mixed(rng, (0.04, 0.30, 0.16), (0.10, 0.42, 0.24)) * rng.uniform(0.9, 1.1)
@@ -91,7 +91,7 @@ def bare_board(x, bx, by, pixel, rng):
 
 
 def pads(image, part, x, y, pixel):
-    """Paint the solder and the print below a part, which stay when the part is missing."""
+    """Paint the solder and the print below a part, which remain visible when the part is missing."""
     wide, high = part.half
     gold, ink = np.float32([0.86, 0.68, 0.32]), np.float32([0.78, 0.83, 0.80])
     if part.kind in ("resistor", "capacitor"):
@@ -105,7 +105,7 @@ def pads(image, part, x, y, pixel):
 
 
 def chip_pins(x, y, wide, high, thickness):
-    """Signed distance (nearly) to five pins on either side of a chip."""
+    """Approximate signed distance to five pins on either side of a chip."""
     pitch = 2 * high / 5
     row = np.abs((y + high) % pitch - pitch / 2) - pitch * thickness
     return np.maximum(np.maximum(rounded_box(x, y, wide, high - 0.01), row), wide * 0.65 - np.abs(x))

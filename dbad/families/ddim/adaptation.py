@@ -31,7 +31,7 @@ class AdaptingOptions(RunOptions, ExtractorOptions, Reconstruction):
 
 
 def chosen_objective(options: ExtractorOptions) -> str:
-    """--objective, which --extractor_use_diff may have set in its stead."""
+    """The objective, from --objective or from --extractor_use_diff in its place."""
     return options.objective or ("reconstruction" if options.extractor_use_diff else "autoencoder")
 
 
@@ -52,10 +52,11 @@ def good_images(category: Category, options: AdaptingOptions, intensity: Intensi
 
 
 def pairing(objective: str, options: AdaptingOptions, machine: Machine) -> Callable[[Tensor], Tensor]:
-    """From good images (N, 3, S, S) in [-1, 1] to what each is paired with, likewise.
+    """A function from good images (N, 3, S, S) in [-1, 1] to their counterparts, likewise.
 
-    With autoencoder that is the image itself, with reconstruction what the trained diffusion model makes of it, with
-    ddad another image denoised towards it. None depends on the extractor, so that they are made once.
+    The counterpart is the image itself (autoencoder), its reconstruction by the trained diffusion model
+    (reconstruction), or another image denoised towards it (ddad). It does not depend on the extractor, so it is made
+    once.
     """
     if objective == "autoencoder":
         return lambda images: images
@@ -69,7 +70,7 @@ def pairing(objective: str, options: AdaptingOptions, machine: Machine) -> Calla
 
 
 def plan_of(objective: str, options: AdaptingOptions, data: Pairs, validation: Pairs) -> Plan:
-    """The length and speed of the training, and what a resumed run must agree in."""
+    """The length and speed of the training, and the settings that a resumed run must share."""
     steps_per_epoch = -(-len(data) // options.batch_size)
     shaping = ("item", "holdout", "batch_size", "seed", "extractor", "extractor_layers", "feature_resolution",
                "epochs_extractor", "extractor_patience", "extractor_learning_rate", "patching", *OBJECTIVES[objective])
@@ -81,7 +82,7 @@ def plan_of(objective: str, options: AdaptingOptions, data: Pairs, validation: P
 
 
 def outcome(objective: str, best: Best) -> str:
-    """Which weights are kept, in a line."""
+    """One line that says which weights are kept."""
     decoder = "" if objective == "ddad" else " and an untrained decoder"
     before = f"{objective}: held-out loss {best.first:.4g} with the pretrained weights{decoder}"
     stopped = f"; stopped after epoch {best.seen}" if best.exhausted else ""

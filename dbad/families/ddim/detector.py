@@ -26,7 +26,7 @@ from dbad.runtime.device import Machine, autocast, memory_format
 
 
 class Differences(NamedTuple):
-    """What an image and its reconstruction differ in: (N, 3, H, W) in [-1, 1], (N, 1, H, W) and (N, layers, H, W)."""
+    """Reconstruction (N, 3, H, W) in [-1, 1], pixel map (N, 1, H, W) and feature maps (N, layers, H, W)."""
 
     reconstruction: Tensor
     pixel: Tensor
@@ -38,7 +38,7 @@ class DdimDetector(Detector):
     """Conditioned denoising with pixel and feature difference maps (arXiv:2305.15956).
 
         denoiser        the U-Net with its diffusion process
-        normalisation   what good images show, in whose units maps are; None for plain differences
+        normalisation   statistics of good images, in whose units maps are; None for plain differences
     """
 
     family = "ddim"
@@ -49,7 +49,7 @@ class DdimDetector(Detector):
     normalisation: Normalisation | None = None
 
     def __post_init__(self):
-        """The networks come to the machine, in place."""
+        """Move the networks to the machine, in place."""
         device = self.machine.device
         self.denoiser.unet.to(device, memory_format=memory_format(device)).eval()
         self.extractor.to(device).eval()
@@ -78,7 +78,7 @@ class DdimDetector(Detector):
 
     @torch.no_grad()
     def differences(self, images: Tensor) -> Differences:
-        """(N, 3, H, W) in [-1, 1] -> what they and their reconstructions differ in, neither normalised nor blurred."""
+        """The differences of images (N, 3, H, W) in [-1, 1] from their reconstructions, not normalised or blurred."""
         if self.patching:
             found = [self._tiled(image) for image in images]
         else:
@@ -106,7 +106,7 @@ class DdimDetector(Detector):
 
 
 def plain_parts(differences: Differences, layer_weights: Sequence[float]) -> dict[str, Tensor]:
-    """Pixel and feature map as they are measured, each (N, 1, H, W)."""
+    """The pixel and the feature map without normalisation, each (N, 1, H, W)."""
     weights = torch.tensor(layer_weights).expand(differences.layers.shape[1])
     feature = (differences.layers * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
     return {"pixel": differences.pixel, "feature": feature}
@@ -135,7 +135,7 @@ def open_denoiser(folder: Path, name: str) -> Denoiser:
 
 
 def check_layer_weights(weights: Sequence[float], num_layers: int, extractor: Path) -> None:
-    """Raise `UserError` where there is neither one weight for all layers nor one for each."""
+    """Raise `UserError` unless there is one weight for all layers or one for each."""
     if len(weights) not in (1, num_layers):
         raise UserError(f"--layer_weights {' '.join(map(str, weights))}: the extractor {extractor} has {num_layers} "
                         "layers; expected as many weights, or one for all")

@@ -1,7 +1,7 @@
 """The objectives by which the feature extractor is adapted to good images: their pairs of images and their losses.
 
-    autoencoder      decoded, the deepest features reproduce the image
-    reconstruction   they reproduce what the diffusion model makes of the image
+    autoencoder      the decoded deepest features reproduce the image
+    reconstruction   the decoded deepest features reproduce the diffusion model's reconstruction of the image
     ddad             the features of an image and of another one denoised towards it agree, near the pretrained ones
 
 The first two are those of github.com/NilsB98/Diffusion-Based-AD, the third is the domain adaptation of DDAD
@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 
 
 class Pairs(Dataset):
-    """Images with their counterparts, both (N, 3, S, S) in [-1, 1]; asked for as `training.StepBatches` does."""
+    """Images with their counterparts, both (N, 3, S, S) in [-1, 1]; requested as in `training.StepBatches`."""
 
     def __init__(self, images: Tensor, counterparts: Tensor):
         self.images, self.counterparts = images, counterparts
@@ -107,7 +107,7 @@ class AutoEncoder(nn.Module):
 
 def network_and_loss(objective: str, extractor: Extractor, weight: float, device: torch.device,
                      precision: str) -> tuple[nn.Module, LossOf]:
-    """What `training.fit` is to train, which has or is the extractor, and the loss of a batch of `Pairs` in its terms.
+    """The network for `training.fit`, which has or is the extractor, and the loss of a batch of `Pairs`, by term.
 
     `weight` is lambda of the distillation terms, for ddad. Its pretrained network is a copy of the extractor as it is.
     """

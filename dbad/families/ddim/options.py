@@ -33,7 +33,7 @@ class Reconstruction:
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """What the solver cannot do."""
+        """Yield messages about settings that the solver cannot handle."""
         if given.sampler == "dpm++" and given.eta:
             yield f"--eta {given.eta}: --sampler dpm++ adds no noise; expected 0"
         start, steps = given.start_at_timestep, given.steps_to_regenerate
@@ -69,7 +69,7 @@ class MapOptions(ScoreOptions):
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """Maps that cannot be made."""
+        """Yield messages about maps that cannot be made."""
         if given.patching and given.map_norm == "location":
             yield "--map_norm location: images that are cut into tiles have no common places; try contrast"
         if given.pl_contrib == 0 and given.fl_contrib == 0:
@@ -125,7 +125,7 @@ class ProcessOptions:
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """Timesteps that there are not."""
+        """Yield messages about timesteps that do not exist."""
         for name in ("start_at_timestep", "max_timestep"):
             value = getattr(given, name)
             if given.train_steps is not None and value is not None and value > given.train_steps:
@@ -175,7 +175,7 @@ class DiffusionOptions(ProcessOptions, ImageSize, TrainingOptions):
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """Two lengths."""
+        """Yield a message if the length is given twice."""
         if given.epochs_diffusion is not None and given.steps_diffusion is not None:
             yield "--epochs_diffusion and --steps_diffusion are both given: expected one of them"
 

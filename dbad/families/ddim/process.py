@@ -1,4 +1,4 @@
-"""The diffusion process of a trained run: what its detector reads from the options of the training."""
+"""The diffusion process of a trained run, read from the options of its training."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def trained_process(folder: Path) -> ProcessOptions:
 
 
 def training_facts(folder: Path) -> list[Any]:
-    """What shapes a prediction beside weights and settings: the network's description, and its noise."""
+    """The facts that shape a prediction beside weights and settings: the network's description and its noise."""
     trained = read_json(folder / TRAIN_OPTIONS)
     return [read_json(folder / MODEL_CONFIG), *(trained.get(name) for name in NOISE_OPTIONS)]

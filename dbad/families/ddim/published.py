@@ -1,4 +1,4 @@
-"""Published files of DDAD and Diffusion-Based-AD, recognised by what they hold and not by what they are called.
+"""Published files of DDAD and Diffusion-Based-AD, recognised by their contents, not their names.
 
     Diffusion-Based-AD   github.com/NilsB98/Diffusion-Based-AD: a folder with model_config.json, train_arg_config.json
                          and the state dict of a UNet2DModel; the state dict of a feature extractor
@@ -53,7 +53,7 @@ def recognise(path: Path) -> Found:
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-    """Whether the file begins as those of torch.save do: as a zip archive or, before torch 1.6, as a pickle."""
+    """True if the file begins like one of torch.save: as a zip archive or, before torch 1.6, as a pickle."""
     if not path.is_file() or path.suffix not in ("", ".pt", ".pth"):
         return False
     with open(path, "rb") as file:
@@ -80,7 +80,7 @@ def bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_state_dict(content: Any) -> bool:
-    """Whether the contents of a file are tensors by their names, and nothing else."""
+    """True if the contents of a file are tensors by name and nothing else."""
     return isinstance(content, Mapping) and bool(content) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
@@ -116,7 +116,7 @@ def _listing(folder: Path) -> str:
 
 
 def _some(names: Sequence[Any] | Mapping[Any, Any], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     shown = [str(name) for name in names]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 

@@ -1,7 +1,7 @@
 """The search for the settings of conditioned denoising; see `dbad.families.search`.
 
-The networks run once for every way to reconstruct (weight, start, number of steps); every way to make maps of the
-differences is tried on the same ones.
+The networks run once for every way to reconstruct (weight, start, number of steps). All ways to make maps are tried on
+the same differences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DdimTrial = Trial[DdimSettings]
 
 
 class DdimSearch(Search[DdimSettings]):
-    """Reconstructions one after the other, each with the best way to make maps of it."""
+    """Coordinate search over reconstructions, each judged with the best way to make maps of it."""
 
     least_gain = 0.002
     unit = "reconstruction"
@@ -37,7 +37,7 @@ class DdimSearch(Search[DdimSettings]):
     def __init__(self, detector: DdimDetector, images: PseudoValidation, fixed: Collection[str] = (),
                  minutes: float = 30.0):
         super().__init__(detector, images, fixed, minutes)
-        self._found: dict[str, Differences] = {}        # of the reconstruction that is looked at
+        self._found: dict[str, Differences] = {}        # of the current reconstruction
 
     def search(self) -> None:
         """Start and weight in few steps, twice, since the best start depends on the weight; then the steps."""
@@ -70,7 +70,7 @@ class DdimSearch(Search[DdimSettings]):
                 self.bar.set_postfix(best=f"{self.best.merit:.4f}")
 
     def _fewer_steps(self) -> None:
-        """More steps if they help; then as few as lose next to nothing."""
+        """Try more steps; then take the fewest that lose at most `CHEAP_LOSS`."""
         reach = self.best.settings.start_at_timestep
         self._vary("steps_to_regenerate", [count for count in STEPS if count <= reach])
         good_enough = [trial for trial in self.trials if trial.merit >= self.best.merit - CHEAP_LOSS]
@@ -108,7 +108,7 @@ class DdimSearch(Search[DdimSettings]):
         yield ("pl_contrib", "fl_contrib"), mixtures
 
     def parts(self, settings: DdimSettings) -> Parts:
-        """See `Search.parts`; of the reconstruction that is looked at."""
+        """See `Search.parts`; those of the current reconstruction."""
         kept = {name: self._with_pixel_map(name, found, settings) for name, found in self._found.items()}
         normalisation = normalisation_of(settings, kept["reference"])
         detector = replace(self.detector, settings=settings, normalisation=normalisation)
@@ -140,7 +140,7 @@ def _label(trial: DdimTrial) -> str:
 
 
 def plot_trials(path: Path, trials: Sequence[DdimTrial], best: DdimTrial) -> None:
-    """Draw tuning.png, what the ways to reconstruct have reached."""
+    """Draw tuning.png, the merit of the ways to reconstruct."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -57,7 +57,7 @@ def good_images(options: TrainedOptions, category: Category, intensity: Intensit
 
 
 def check_epoch(name: str, last: int) -> None:
-    """Raise `UserError` for final weights that are called like those of an epoch before the last one."""
+    """Raise `UserError` if the final weights have the file name of an epoch before the last."""
     epoch = epoch_of(name)
     if epoch is not None and epoch < last:
         raise UserError(f"--diffusion_checkpoint_name {name}: the weights after epoch {epoch} of {last} are called so; "

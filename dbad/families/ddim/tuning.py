@@ -31,8 +31,8 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
          folder: Path) -> DdimSettings:
     """The best settings, found by pseudo-anomalies on good images; those that were `given` stay.
 
-    The images are those of the training: settings that are chosen on the held-out ones suit these better than new
-    ones, and the false-alarm rate that they then promise is not kept.
+    The images are those of the training. Settings chosen on the held-out images would suit these better than new ones,
+    and the promised false-alarm rate would not hold.
     """
     good, reference = some_of(train[::2]), some_of(train[1::2])
     images = pseudo_validation(network_images(detector, good), [sample.path.name for sample in good],
@@ -55,17 +55,17 @@ def network_images(detector: DdimDetector, samples: Sequence[Sample]) -> Tensor:
 
 
 def _weights(folder: Path, settings: DdimSettings) -> dict[str, str]:
-    """The fingerprints of what settings are chosen for; the normalisation follows from them."""
+    """The fingerprints of the weights that settings are chosen for; the normalisation follows from them."""
     return digests(folder, DDIM, replace(settings, map_norm="none"))
 
 
 def save_tuned(folder: Path, settings: DdimSettings) -> None:
-    """Write the settings that were chosen, and for which weights."""
+    """Write the chosen settings, and fingerprints of the weights that they are for."""
     write_json(folder / TUNED, {"settings": settings.record(), "digests": _weights(folder, settings)})
 
 
 def tuned_before(folder: Path, settings: DdimSettings, given: Collection[str]) -> DdimSettings:
-    """The settings with those that --tune has chosen for these weights, but for the given ones; as they are else."""
+    """The settings with those that --tune has chosen for these weights, except the given ones; else unchanged."""
     path = folder / TUNED
     if not path.is_file():
         return settings

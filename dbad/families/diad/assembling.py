@@ -77,7 +77,10 @@ def build(options: BuildOptions) -> None:
 
 
 def autoencoders_intensity(autoencoder: Path | None) -> dict[str, Any]:
-    """How the auto-encoder's training brought images to 8 bits, which the model's has to agree in; None of others'."""
+    """The intensity options of the auto-encoder's training, which the model's must equal.
+
+    Their values are None where there is no record of a training, as for published auto-encoders.
+    """
     trained = autoencoder / TRAIN_OPTIONS if autoencoder else None
     known = with_intensity(read_json(trained)) if trained and trained.is_file() else {}
     return {name: known.get(name) for name in UNKNOWN.settings()}
@@ -97,13 +100,13 @@ def size_of(options: Any) -> str:
 
 
 def planned(options: Any) -> tuple[AutoencoderOptions, BuildOptions]:
-    """How the auto-encoder is trained and the model put together of a run with `ModelOptions`, called `run_id`."""
+    """The options to train the auto-encoder and to assemble the model of the run `run_id` with `ModelOptions`."""
     size, declared = size_of(options), fields_of(ModelOptions)
     preset = next(name for name in PRESETS if default_of(declared["size"], name) == size)
     steps = options.autoencoder_steps or default_of(declared["autoencoder_steps"], preset)
     own = {"run_id": f"{options.run_id}-autoencoder", "size": "kl-f8" if size == "sd15" else size, "num_steps": steps,
            "start": options.autoencoder_start, "resolution": SIZES[size].resolution}
-    # What the chain says of a part is said of this one too, but for what only shares its name.
+    # Options of the chain hold for each part too, except those that only share a name.
     unlike = {"batch_size", "learning_rate", "schedule", "extractor", "intensity_bits", *own}
     shared = {field.name: getattr(options, field.name) for field in fields(AutoencoderOptions)
               if field.name not in unlike and hasattr(options, field.name)}

@@ -36,7 +36,7 @@ _LAYERS = {"layers_per_block": 2}
 
 
 def is_diad(names: Iterable[str]) -> bool:
-    """Whether these are the names of DiAD's published networks."""
+    """True if these are the names of DiAD's published networks."""
     return {f"{GUIDE}down11.0.weight", f"{GUIDE}input_hint_block.0.weight",
             f"{UNET}input_blocks.0.0.weight"} <= set(names)
 

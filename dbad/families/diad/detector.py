@@ -38,7 +38,7 @@ class DiadDetector(Detector):
     extractor: Extractor
 
     def __post_init__(self):
-        """The extractor comes to the machine, in place."""
+        """Move the extractor to the machine, in place."""
         self.extractor.to(self.machine.device).eval()
 
     @property
@@ -48,7 +48,7 @@ class DiadDetector(Detector):
 
     @property
     def patching(self) -> bool:
-        """Latents are those of whole images."""
+        """False: latents are those of whole images."""
         return False
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -68,7 +68,7 @@ class DiadDetector(Detector):
 
     @torch.no_grad()
     def autoencoded(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) in [-1, 1] -> what the auto-encoder alone makes of them, without diffusion; on the CPU."""
+        """The images (N, 3, S, S) in [-1, 1] encoded and decoded without diffusion, likewise; on the CPU."""
         done = []
         for batch in images.split(self.machine.batch_size):
             with autocast(self.machine.device, self.machine.precision):
@@ -77,13 +77,13 @@ class DiadDetector(Detector):
 
 
 def extractor_settings(extractor: Extractor) -> dict[str, Any]:
-    """The settings by which `open_diad` has the same extractor again."""
+    """The settings from which `open_diad` builds the same extractor again."""
     return {"extractor": extractor.name, "extractor_layers": tuple(extractor.layers),
             "extractor_weights": weights_digest(extractor), "feature_resolution": extractor.resolution}
 
 
 def open_diad(folder: Path, settings: DiadSettings, machine: Machine) -> DiadDetector:
-    """The detector of a run of train_diad.py under `settings`; the backbone has to have the weights it had then."""
+    """The detector of a run of train_diad.py under `settings`; the backbone must have the same weights as then."""
     model = load_diad(folder, torch.bfloat16 if machine.precision == "bf16" else None)      # at once: half the memory
     extractor = build_extractor(settings.extractor, settings.extractor_layers, settings.feature_resolution)
     if weights_digest(extractor) != settings.extractor_weights:

@@ -65,7 +65,7 @@ def resolve_autoencoder(options: AutoencoderOptions) -> tuple[AutoencoderKL | No
 
 
 def begun(options: AutoencoderOptions) -> dict[str, Any]:
-    """The --intensity of the run that is gone on with, see `begun_with`."""
+    """The --intensity of the resumed run, see `begun_with`."""
     return begun_with(options, "autoencoder", "autoencoder")
 
 
@@ -86,7 +86,7 @@ def read_categories(categories: dict[str, Category], options: AutoencoderOptions
 
 
 def build_networks(start: AutoencoderKL | None, options: AutoencoderOptions, precision: str) -> AdversarialAutoencoder:
-    """The auto-encoder, which begins as `start` or with random weights, with what it is trained against."""
+    """The auto-encoder, which begins as `start` or with random weights, with its discriminator and losses."""
     autoencoder = start or build_autoencoder(options.size, options.resolution)
     autoencoder.register_to_config(sample_size=options.resolution)
     if options.gradient_checkpointing:
@@ -121,7 +121,7 @@ def write_samples(autoencoder: AutoencoderKL, held_out: dict[str, list[Tensor]],
 
 def finish(autoencoder: AutoencoderKL, good: dict[str, list[Tensor]], options: AutoencoderOptions, precision: str,
            best: Best, measure: Callable[[AutoencoderKL], Measured]) -> None:
-    """Write the best weights, the scale of their latents, and how well they reconstruct."""
+    """Write the best weights, the scale of their latents, and their losses on held-out images."""
     folder = run_folder(options)
     if autoencoder.config.scaling_factor != PUBLISHED_SCALE:
         everything = [image for images in good.values() for image in images]

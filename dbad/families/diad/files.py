@@ -1,4 +1,4 @@
-"""The JSON files of a model of the diad family: what builds its networks, and what it was assembled from."""
+"""The JSON files of a model of the diad family: its networks, and the options it was assembled with."""
 
 from __future__ import annotations
 

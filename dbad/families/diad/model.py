@@ -57,8 +57,8 @@ class SpatialFusion(nn.Module):
     D_jk is a 3x3 convolution of stride 2 without bias, instance norm, SiLU. `down` holds the convolutions, j by j.
 
     The published code sets the convolutions to zero at first, and so does `zero`. But o[j] itself comes from a
-    convolution that begins at zero and is used nowhere else. Of two zeros in a row, neither ever gets a gradient, and
-    the block never learns. Random convolutions change the first output just as little, and they do learn.
+    convolution that begins at zero and is used nowhere else. With two zero convolutions in a row, neither gets a
+    gradient, and the block never learns. Random convolutions change the first output just as little, and they do learn.
     """
 
     def __init__(self, fused: Sequence[int], injected: Sequence[int], zero: bool = False):

@@ -45,7 +45,7 @@ class DiadMapOptions(CropOptions):
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """Timesteps that there are not."""
+        """Yield messages about timesteps that do not exist."""
         reachable = given.latent_max_timestep or TIMESTEPS
         if reachable > TIMESTEPS:
             yield f"--latent_max_timestep {reachable}: expected at most {TIMESTEPS}, the timesteps there are"

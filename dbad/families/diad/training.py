@@ -45,7 +45,7 @@ class DiadTraining(RunOptions, LatentOptions, DiadMapOptions):
 
 
 def model_to_begin_with(model: Path) -> tuple[str, str]:
-    """The preset that a model is of, and what of its U-Net learns; one that cannot be trained is a `UserError`."""
+    """The preset of a model, and the part of its U-Net that learns; one that cannot be trained is a `UserError`."""
     channels = tuple(read_diad_config(model)["unet"].get("block_out_channels", ()))
     for name in DIAD_FILES:
         if not (model / name).is_file():
@@ -81,7 +81,7 @@ def encode_categories(model: Diad, categories: Mapping[str, Category], options: 
 
 
 def make_trainable(model: Diad, options: DiadTraining, machine: Machine) -> None:
-    """Bring a model to the machine, ready to train what of it learns."""
+    """Move a model to the machine, with the parts that learn ready for training."""
     model.to(machine.device, memory_format=memory_format(machine.device))
     model.set_trainable(whole_unet=options.train_unet == "whole")
     if options.gradient_checkpointing:
@@ -89,7 +89,7 @@ def make_trainable(model: Diad, options: DiadTraining, machine: Machine) -> None
 
 
 def say_sizes(name: str, samples: Sequence[Sample], resolution: int) -> None:
-    """Tell of images of several sizes, or of another shape than a square; they are all resized to one square."""
+    """Report images of several sizes or that are not square; all are resized to one square."""
     sizes = {picture_size(sample.path) for sample in samples}
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3]) + ", ..." * (len(sizes) > 3)
@@ -97,7 +97,7 @@ def say_sizes(name: str, samples: Sequence[Sample], resolution: int) -> None:
 
 
 def millions(model: Diad, trained: bool = False) -> float:
-    """Parameters in 10^6; of those that learn, if `trained`."""
+    """The number of parameters in 10^6; with `trained`, only of those that learn."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained) / 1e6
 
 
@@ -133,7 +133,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
 
 
 def plan_of(options: DiadTraining, images: Sequence[dict[str, Encoded]], intensity: Intensity, count: int) -> Plan:
-    """The length and speed of the training on `count` images, and what a resumed run must agree in."""
+    """The length and speed of the training on `count` images, and the settings that a resumed run must share."""
     settings: dict[str, Any] = {name: value for name, value in plain(options).items() if name in SHAPING}
     settings |= intensity.binding()
     weights = " ".join(digests(options.model, DIAD, None).values())

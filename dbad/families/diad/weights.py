@@ -104,7 +104,7 @@ def _from_diffusers(cls: type, folder: Path) -> Any:
 
 
 def is_diad_file(path: Path) -> bool:
-    """Whether `path` is a file with DiAD's networks; False where there is no file, or one that is refused."""
+    """True if `path` is a file with DiAD's networks; False for no file, or for one that is refused."""
     try:
         return path.is_file() and is_diad(read_weights(path))
     except UserError:

@@ -1,6 +1,6 @@
 """The detector of the LafitE family: patch features, memory bank and, unless it is the plain `knn`, a denoiser.
 
-With the denoiser may come a discriminator, which judges a patch by all its distances (`discriminator`).
+A discriminator, which judges a patch by all its distances, may come with the denoiser (see `discriminator`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from dbad.networks.features import PatchExtractor, Standardisation, to_maps, to_
 
 
 class FeatureSpace(NamedTuple):
-    """What turns images into what is compared and diffused.
+    """The way from images to the features that are compared, and to their components, which are diffused.
 
         patches           images -> features
-        standardisation   of their channels
+        standardisation   of the channels of the features
         tau               temperature of the editing, see `Bank.temperature`
-        components        what is diffused; None for plain `knn`
-        prediction        what the denoiser gives, see `lafite.estimate`
-        categories        the model has seen
+        components        principal components that are diffused; None for plain `knn`
+        prediction        kind of the denoiser's output, see `lafite.estimate`
+        categories        names of the categories that the model has learnt
     """
 
     patches: PatchExtractor
@@ -57,13 +57,13 @@ class FeatureSpace(NamedTuple):
 
 
 class LookedUp(NamedTuple):
-    """What is known of a batch of images before its patches are compared.
+    """A batch of images, its features and their nearest vectors in the bank.
 
-        images      (N, 3, S, S) in [-1, 1], by which the noise is drawn
-        features    of them, standardised (N, C, G, G)
-        distances   of every patch to its nearest vectors in the bank (N * G * G, k), nearest first
-        indices     of these vectors, likewise
-        context     how well the network knows a patch by its surroundings; None where nothing asks for it
+        images      (N, 3, S, S) in [-1, 1]; the noise follows from them
+        features    standardised features of the images (N, C, G, G)
+        distances   from every patch to its nearest vectors in the bank (N * G * G, k), nearest first
+        indices     of these vectors in the bank (N * G * G, k)
+        context     how well the network predicts each patch from its surroundings; None where it is not needed
     """
 
     images: Tensor
@@ -75,12 +75,12 @@ class LookedUp(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureDetector(Detector):
-    """LafitE, and with `net` None its memory bank alone.
+    """LafitE or, with `net` None, its memory bank alone.
 
-        space   what turns images into features
+        space   the way from images to features
         bank    good patches
         net     the denoiser
-        judge   the discriminator, where one counts
+        judge   the discriminator; None where it has no weight
     """
 
     family = "lafite"
@@ -93,13 +93,13 @@ class FeatureDetector(Detector):
     judge: Discriminator | None = None
 
     def __post_init__(self):
-        """The networks come to the machine, in place; the bank and the standardisation as copies where they have to."""
+        """Move the networks to the machine, in place; copy bank and standardisation to it where necessary."""
         if self.net is None and (DIFFUSED & self.settings.contributions.keys() or self.settings.context_power):
             raise UserError("--discriminator_contrib, --denoise_contrib, --inversion_contrib and --context_power: this "
                             "run has a memory bank and no denoiser; expected 0, or a run of train_lafite.py --method "
                             "lafite")
         device = self.machine.device
-        for network in (self.space.patches, self.net):      # backbone a fourth, denoiser a seventh faster on a CPU
+        for network in (self.space.patches, self.net):      # on a CPU a fourth (backbone), a seventh (denoiser) faster
             if network is not None:
                 network.to(device, memory_format=torch.channels_last).eval()
         if self.judge is not None:
@@ -115,7 +115,7 @@ class FeatureDetector(Detector):
 
     @property
     def patching(self) -> bool:
-        """Features are taken from whole images."""
+        """False: features are taken from whole images."""
         return False
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -134,15 +134,15 @@ class FeatureDetector(Detector):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [-1, 1] -> standardised (N, C, G, G) float32, on the device."""
-        found = self.space.patches(images.to(self.machine.device)).half()       # as the bank's have been kept
+        found = self.space.patches(images.to(self.machine.device)).half()       # float16, as in the bank
         return self.space.standardisation.apply(found)
 
     def look_up(self, images: Tensor, neighbours: int | None = None, judged: bool = False) -> LookedUp:
         """The features of a batch of images, their neighbours in the bank and their surroundings, on the device.
 
-            neighbours   how many of them; as many as the settings need, if that is not given
-            judged       look up all that a discriminator judges by, whether one counts or not
-        The surroundings are looked up where they count, and where `neighbours` is not given.
+            neighbours   number of neighbours; None for as many as the settings need
+            judged       look up all that a discriminator needs, even if its weight is 0
+        The surroundings are looked up if the settings need them and `neighbours` is not given.
         """
         features = self.features(images)
         judged = judged or bool(self.settings.discriminator_contrib)
@@ -164,7 +164,7 @@ class FeatureDetector(Detector):
 
     @torch.no_grad()
     def compare(self, found: LookedUp, wanted: Collection[str]) -> dict[str, Tensor]:
-        """The `wanted` ones of `options.PARTS`, each (N, 1, G, G) on the device."""
+        """The `wanted` maps among `options.PARTS`, each (N, 1, G, G) on the device."""
         features, settings, space = found.features, self.settings, self.space
         grid, abar, compared = features.shape[-1], feature_schedule(), {}
         if "discriminator" in wanted:
@@ -187,14 +187,14 @@ class FeatureDetector(Detector):
         return compared
 
     def relative(self, parts: dict[str, Tensor], context: Context | None) -> dict[str, Tensor]:
-        """Distances (N, 1, G, G) in units of what is expected, see `model.surroundings`."""
+        """Distances (N, 1, G, G) relative to the expected error, see `model.surroundings`."""
         if not self.settings.context_power:
             return parts
         unit = context.expected[:, :1].pow(self.settings.context_power)
         return {name: part if name in ("inversion", "discriminator") else part / unit for name, part in parts.items()}
 
     def blurred(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """(N, 1, G, G) each -> (N, 1, size, size)."""
+        """Blurred maps at the size of the image: (N, 1, G, G) each -> (N, 1, size, size)."""
         sigma = self.settings.blur_sigma * self.size / 256
         return {name: maps.blur(upsampled(part, self.size), sigma) for name, part in parts.items()}
 
@@ -204,7 +204,7 @@ class FeatureDetector(Detector):
 
     @torch.no_grad()
     def evidence(self, found: LookedUp) -> Tensor:
-        """What the discriminator judges by, see `discriminator.evidence`."""
+        """The evidence for the discriminator, see `discriminator.evidence`."""
         edited = self._edited(found, discriminator.NEIGHBOURS)
         nearest = to_maps(found.distances[:, :1].square(), found.features.shape[-1])
         channels = self.space.patches.extractor.channels
@@ -218,7 +218,7 @@ class FeatureDetector(Detector):
         return [image_stream(self.settings.seed, image.cpu()) for image in images]
 
     def _mosaic(self, nearest: Tensor) -> Tensor | None:
-        """Nearest vector of every patch (N * G * G,) -> the pieces of image they come from, (N, 3, S, S)."""
+        """Images (N, 3, S, S) made of the pieces that the nearest vectors of all patches (N * G * G,) describe."""
         if self.bank.pixels is None:
             return None
         pieces = self.bank.pixels[nearest.cpu()].unflatten(0, (-1, self.space.patches.grid, self.space.patches.grid))

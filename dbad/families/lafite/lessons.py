@@ -1,8 +1,8 @@
-"""Pseudo-anomalies as lessons: from them LafitE's discriminators learn, and its settings are chosen by them.
+"""Lessons: pseudo-anomalies that LafitE's discriminators learn from and that its settings are chosen by.
 
-They are drawn on training images that are set aside, and compared with a memory bank without these: patches that a bank
-holds are at no distance, as no new one ever is. Settings are chosen by the maps of discriminators trained on the other
-half of the images: there are two of them, for that alone.
+They are drawn on training images that are set aside. These are compared with a memory bank without them, since a patch
+in the bank has distance 0 to it, which no new patch has. The settings are chosen by maps of two further discriminators,
+each trained on one half of the images and applied to the other half.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from dbad.files.names import CATEGORY_DISCRIMINATOR, CATEGORY_TUNING, DISCRIMINA
 from dbad.records import Sample
 from dbad.report.results import listed
 
-NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
-LEAST_ASIDE = 20    # so many at least for each
-NUM_TAUGHT = 640    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
+NUM_ASIDE = 40      # good images to damage, over all categories; at most a third of a category's images
+LEAST_ASIDE = 20    # lower bound for each category
+NUM_TAUGHT = 640    # pseudo-anomalies to train a discriminator with, over all categories; the search uses fewer
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Good:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is known of pseudo-anomalies on good images of a category, image by image.
+    """Pseudo-anomalies on good images of a category, in the order of the images.
 
-        shown      the good images, and of each the first of its pseudo-anomalies, to choose settings by
-        places     of these among all pseudo-anomalies
-        shares     of the pixels that are damaged, around every patch, (M, 1, 2G, 2G)
-        evidence   of good images (N, P, G, G) and of all damaged ones (M, P, G, G), see `discriminator`; None
-                   where there is no discriminator
+        shown      the good images and the first pseudo-anomalies of each, by which settings are chosen
+        places     indices of the shown pseudo-anomalies among all
+        shares     share of damaged pixels around every patch, (M, 1, 2G, 2G)
+        evidence   of the good images (N, P, G, G) and of all damaged ones (M, P, G, G), see `discriminator`; None
+                   without a discriminator
     """
 
     shown: PseudoValidation
@@ -92,26 +92,26 @@ class Lesson:
         maps = tuple(torch.empty_like(known[:, :1]) for known in self.evidence)
         for asked, damaged in ((half, rows), (~half, ~rows)):
             if asked.any():
-                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image alone is known to it
+                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image is trained on and judged
                 maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
                     self.evidence, (asked, damaged), strict=True))
         return {"good": maps[0], "pseudo": maps[1][self.places]}
 
 
 def first_of_each(images: int, per_image: int, count: int) -> Tensor:
-    """Places of the first pseudo-anomalies of every image, about `count` in all."""
+    """Indices of the first pseudo-anomalies of every image, about `count` in all."""
     each = min(per_image, math.ceil(count / images))
     return (torch.arange(images * per_image) % per_image < each).nonzero()[:, 0]
 
 
 def set_aside(count: int, share: float) -> list[int]:
-    """Numbers of the training images, of `count`, that are damaged; `share` is that of a category in `NUM_ASIDE`."""
+    """The indices of the training images, out of `count`, to damage; `share` is the category's part of `NUM_ASIDE`."""
     return list(some_of(range(count), min(math.ceil(share * NUM_ASIDE), max(1, count // 3))))
 
 
 def without(detector: FeatureDetector, aside: Mapping[str, list[int]], good: Mapping[str, Good],
             bank_mb: float) -> FeatureDetector:
-    """The detector with a memory bank of the training images that are not set aside; of all where none is left."""
+    """The detector with a memory bank of the training images that are not set aside, or of all if none is left."""
     others, space, settings = {}, detector.space, detector.settings
     for name, part in good.items():
         rest = np.delete(np.arange(len(part.train)), aside[name])
@@ -123,9 +123,9 @@ def without(detector: FeatureDetector, aside: Mapping[str, list[int]], good: Map
 
 def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
                     taught: int, shown: int) -> dict[str, Lesson]:
-    """For each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
+    """The lesson of each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
 
-    `taught` is 0 where there is no discriminator.
+    `taught` is 0 without a discriminator.
     """
     lessons = {}
     for name, part in good.items():
@@ -140,7 +140,7 @@ def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: 
 
 
 def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
-    """What the detector's discriminator judges images (N, 3, S, S) by, (N, P, G, G) on the CPU."""
+    """The evidence of images (N, 3, S, S) for the detector's discriminator, (N, P, G, G) on the CPU."""
     found = []
     for batch in tqdm(images.split(detector.machine.batch_size), desc="comparing", unit="batch"):
         found.append(detector.evidence(detector.look_up(batch, judged=True)).cpu())
@@ -164,7 +164,7 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
 
 
 def judge_file(name: str | None) -> str:
-    """Where the discriminator of a category is kept, None for that of all together."""
+    """The file of a category's discriminator; None stands for all categories together."""
     return DISCRIMINATOR if name is None else CATEGORY_DISCRIMINATOR.format(name)
 
 
@@ -172,11 +172,10 @@ def judge_file(name: str | None) -> str:
 
 def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], minutes: float,
            folder: Path) -> dict[str | None, FeatureSettings]:
-    """The settings that are best for each category but for the `fixed` ones, and those that are best on average.
+    """The best settings for each category, and those that are best on average; the `fixed` ones keep their values.
 
-    Every search begins with the settings of the detector, and all that was tried is written to `folder`. `minutes` are
-    for all categories. The lessons are used up: what a search keeps of its category takes the memory that their
-    evidence leaves.
+    Every search begins with the settings of the detector. All trials are written to `folder`. `minutes` is the time
+    for all categories together. The lessons are emptied on the way: a search needs the memory of their evidence.
     """
     searches, names, seed = {}, list(lessons), detector.settings.seed
     deadline = time.monotonic() + 60 * minutes
@@ -193,7 +192,7 @@ def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collect
 
 
 def trials_file(name: str, items: Sequence[str]) -> str:
-    """The file of what was tried for a category of a model for `items`."""
+    """The name of the file with the trials for a category of a model for `items`."""
     return TUNING if len(items) == 1 else CATEGORY_TUNING.format(name)
 
 
@@ -201,19 +200,19 @@ def trials_file(name: str, items: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a run has learnt from damage, by category, None being all together."""
+    """The results of learning from damage, by category; None stands for all categories together."""
 
     settings: dict[str | None, FeatureSettings]
     judges: dict[str | None, Discriminator]
 
     def detector(self, detector: FeatureDetector, name: str | None) -> FeatureDetector:
-        """The detector under the settings of a category, with its discriminator if one counts."""
+        """The detector with the settings of a category, and with its discriminator if that has a weight."""
         judge = self.judges.get(name)
         file = judge_file(name) if judge is not None else ""
         return replace(detector, settings=replace(self.settings[name], discriminator=file), judge=judge)
 
     def files(self) -> dict[str, Discriminator]:
-        """The discriminators by the names of their files."""
+        """The discriminators by file name."""
         return {judge_file(name): judge for name, judge in self.judges.items()}
 
 
@@ -221,10 +220,10 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], fixed
                       tune_minutes: float | None, bank_mb: float, folder: Path) -> Learnt:
     """Train the discriminators, and choose the settings that are not `fixed`, by pseudo-anomalies.
 
-        judged         discriminators are trained
-        tune_minutes   None where settings are not chosen
+        judged         train discriminators
+        tune_minutes   time for the search; None to keep the settings
         bank_mb        size of the bank
-        folder         what was tried is written here
+        folder         where the trials are written
     """
     chosen: dict[str | None, FeatureSettings] = dict.fromkeys([*good, None], detector.settings)
     if tune_minutes is None and not judged:

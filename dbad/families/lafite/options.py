@@ -22,7 +22,7 @@ from dbad.options.shared import (
 T = TypeVar("T")
 
 PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
-DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # what needs the denoiser
+DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # the maps that need the denoiser
 TIMESTEPS = 1000
 
 
@@ -52,7 +52,7 @@ class FeatureMapOptions(ScoreOptions):
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
-        """Maps that cannot be made."""
+        """Yield messages about maps that cannot be made."""
         names = [f"{name}_contrib" for name in PARTS]
         if all(getattr(given, name) == 0 for name in names):
             yield f"--{', --'.join(names[:-1])} and --{names[-1]} are all 0: the anomaly map would be empty"
@@ -69,13 +69,13 @@ class FeatureSettings(FeatureMapOptions, Settings):
 
     @property
     def contributions(self) -> dict[str, float]:
-        """The weights of the maps that count."""
+        """The weights of the maps whose weight is not 0."""
         found = {name: getattr(self, f"{name}_contrib") for name in PARTS}
         return {name: weight for name, weight in found.items() if weight > 0}
 
     @property
     def needs_context(self) -> bool:
-        """Whether it counts how well a patch is known by its surroundings."""
+        """True if a map depends on the prediction of patches from their surroundings."""
         return bool(self.context_power or self.discriminator_contrib)
 
 
@@ -108,12 +108,12 @@ _PLAIN = {"discriminator_contrib": 0.0, "knn_contrib": 1.0, "edit_contrib": 0.0,
 
 
 def has_denoiser(method: str) -> bool:
-    """Whether runs of the method diffuse features: those of lafite do, those of knn do not."""
+    """True for a method whose runs diffuse features: lafite, not knn."""
     return method == "lafite"
 
 
 def of_method(options: T, method: str) -> T:
-    """The options with what the method settles: without a denoiser, only distances to good patches count."""
+    """The options with the values that the method fixes: without a denoiser, only distances to good patches count."""
     if has_denoiser(method):
         return options
     for name in ("discriminator_contrib", "denoise_contrib", "inversion_contrib", "context_power"):
@@ -123,11 +123,11 @@ def of_method(options: T, method: str) -> T:
 
 
 def may_judge(options: FeatureOptions, given: Collection[str]) -> bool:
-    """Whether discriminators are trained; the search may then do without. The `given` settings are not searched."""
+    """True if discriminators are trained; the search may give them no weight. It leaves `given` settings alone."""
     searched = options.tune and "discriminator_contrib" not in given
     return has_denoiser(options.method) and bool(options.discriminator_contrib > 0 or searched)
 
 
 def fixed_settings(options: FeatureOptions, given: Collection[str]) -> set[str]:
-    """The settings that a search leaves alone: the given ones, and those that a method without denoiser settles."""
+    """The settings that a search leaves alone: the given ones, and those that a method without denoiser fixes."""
     return set(given) | (set() if has_denoiser(options.method) else {"knn_contrib", "edit_contrib"})

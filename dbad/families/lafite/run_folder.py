@@ -1,4 +1,4 @@
-"""A run folder of the LafitE family: what a detector is made of, written and read."""
+"""A run folder of the LafitE family: the parts of a detector, written and read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dbad.runtime.device import Machine
 
 
 def save_space(space: FeatureSpace, folder: Path) -> None:
-    """Write everything of `space` but the backbone's own weights."""
+    """Write all of `space` except the backbone's own weights."""
     about = space.patches.description()
     components = None if space.components is None else space.components.state()
     save_pickle({"about": about, "standardisation": space.standardisation.state(), "tau": space.tau,
@@ -39,7 +39,7 @@ def save_space(space: FeatureSpace, folder: Path) -> None:
 
 
 def load_space(folder: Path) -> FeatureSpace:
-    """Read what `save_space` wrote; the backbone has to have the weights it had then."""
+    """Read what `save_space` wrote; the backbone must have the same weights as then."""
     path = folder / SPACE
     state = load_pickle(path)
     names = {"about", "standardisation", "tau", "components", "prediction", "categories"}
@@ -57,7 +57,7 @@ def load_space(folder: Path) -> FeatureSpace:
 
 
 def save_run(folder: Path, detector: FeatureDetector, judges: Mapping[str, Discriminator]) -> None:
-    """Write what a detector is made of, with the discriminators by their files."""
+    """Write the parts of a detector, with the discriminators by file name."""
     if detector.net is not None:
         save_weights(detector.net.state_dict(), folder / detector.settings.diffusion_checkpoint_name)
         write_json(folder / MODEL_CONFIG, model_config(detector.net))

@@ -1,7 +1,7 @@
 """The search for the settings of LafitE; see `dbad.families.search`.
 
-It looks at neighbours, editing, start, steps, power, contributions, blur and image score. It begins with the
-discriminator alone, whose maps are given; a part that does not help is left out.
+It varies neighbours, editing, start, steps, power, contributions, blur and image score. It begins with the
+discriminator alone, whose maps are given. A map that does not help is left out.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ STARTS = (50, 150, 400, 800)
 STEPS = (1, 3, 5)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FIRST_WEIGHT = 0.5      # of the denoised part while its start is searched
+FIRST_WEIGHT = 0.5      # of the denoised map while its start is searched
 BLURS = (2.0, 4.0, 8.0)
 SHARES = (0.0, 0.001, 0.005, 0.02)
 
-Maps = dict[str, Tensor]        # by part, (N, 1, G, G) each
+Maps = dict[str, Tensor]        # by name, (N, 1, G, G) each
 
 
 @dataclass
 class _Known:
-    """What is known of some images: what was looked up, on the CPU but for the neighbours, and their maps by part."""
+    """The features and maps of some images: as looked up, on the CPU except the neighbours, and the maps by name."""
 
     found: LookedUp
     maps: Maps
@@ -42,8 +42,8 @@ class _Known:
 class FeatureSearch(Search[FeatureSettings]):
     """Coordinate search over distances, contributions, blur and image score.
 
-    `judged` are maps of a discriminator that has not been taught by these images, (N, 1, G, G) of the "good" ones and
-    of the "pseudo" ones; without them none counts.
+    `judged` holds maps of a discriminator that was not trained on these images, (N, 1, G, G) of the "good" ones and of
+    the "pseudo" ones; without them the discriminator's weight is not searched.
     """
 
     least_gain = 0.005
@@ -73,11 +73,11 @@ class FeatureSearch(Search[FeatureSettings]):
         self._vary_distances()
 
     def merit(self, settings: FeatureSettings) -> float:
-        """The merit that settings of another search have here, whatever the time."""
+        """The merit of another search's settings on these images, even if the time is over."""
         return Trial(settings, *self.judge(settings)).merit
 
     def _denoise(self) -> None:
-        """The denoised part with every start, edited and not, beside what counts already."""
+        """Try the denoised map with every start, with and without editing, beside the maps that count already."""
         begun = self.best
         before = begun.settings
         weight = before.denoise_contrib or self.free(begun, "denoise_contrib", [FIRST_WEIGHT])[0]
@@ -92,21 +92,21 @@ class FeatureSearch(Search[FeatureSettings]):
             self._attempt(replace(around.settings, **{name: value}))
 
     def _attempt(self, settings: FeatureSettings) -> None:
-        """Try settings, if anything counts under them and there is time."""
+        """Try settings, if any map has a weight and there is time."""
         if settings.contributions and not self.out_of_time():
             self.best = self.better(self.best, self.try_out(settings))
             self.bar.update()
             self.bar.set_postfix(best=f"{self.best.merit:.4f}")
 
     def _mix(self) -> None:
-        """The contributions, one after the other."""
+        """Vary the contributions, one after the other."""
         for part in PARTS:
             if self.detector.net is not None or part not in DIFFUSED:
                 if part != "discriminator" or self.judged:
                     self._vary(f"{part}_contrib", WEIGHTS)
 
     def _vary_distances(self) -> None:
-        """What distances depend on, as far as they count."""
+        """Vary the settings that distances depend on, if those distances count."""
         counting = self.best.settings.contributions.keys()
         if "edit" in counting or ("denoise" in counting and self.best.settings.editing):
             self._vary("neighbours", self.neighbours)
@@ -120,7 +120,7 @@ class FeatureSearch(Search[FeatureSettings]):
                 for name, known in self.known.items()}
 
     def _look_up(self, images: Tensor) -> _Known:
-        """Features and the most neighbours that will be asked for; all searches of the bank are made here."""
+        """The features, and the largest number of neighbours that is tried; the bank is searched only here."""
         most = max(*self.neighbours, self.detector.settings.neighbours)
         batches = [self.detector.look_up(batch, most) for batch in images.split(self.detector.machine.batch_size)]
         features, distances, indices = (torch.cat([getattr(found, name) for found in batches])
@@ -129,7 +129,7 @@ class FeatureSearch(Search[FeatureSettings]):
 
 
 def _maps(detector: FeatureDetector, known: _Known) -> Maps:
-    """The parts that count under the detector's settings, computed where they are not known yet."""
+    """The maps that count under the detector's settings; those that are not known yet are computed."""
     found = {}
     for part in detector.settings.contributions:
         key = _key(part, detector.settings)
@@ -141,7 +141,7 @@ def _maps(detector: FeatureDetector, known: _Known) -> Maps:
 
 
 def _context(detector: FeatureDetector, known: _Known) -> Context | None:
-    """What the network makes of the patches by their surroundings, where it counts; asked for once."""
+    """The errors of patches predicted from their surroundings, computed once; None where they are not needed."""
     if not detector.settings.context_power:
         return None
     if known.found.context is None:
@@ -152,7 +152,7 @@ def _context(detector: FeatureDetector, known: _Known) -> Context | None:
 
 
 def _batches(detector: FeatureDetector, found: LookedUp) -> Iterator[LookedUp]:
-    """What was looked up, in batches, with the features on the device."""
+    """Yield what was looked up in batches, with the features on the device."""
     size, grid = detector.machine.batch_size, found.features.shape[-1]
     for first in range(0, len(found.images), size):
         images, rows = slice(first, first + size), slice(first * grid ** 2, (first + size) * grid ** 2)
@@ -161,7 +161,7 @@ def _batches(detector: FeatureDetector, found: LookedUp) -> Iterator[LookedUp]:
 
 
 def best_on_average(searches: Sequence[FeatureSearch]) -> FeatureSettings:
-    """Of the settings that a search chose, those of the highest mean merit in all of them."""
+    """The settings with the highest mean merit in all searches, among those that a search chose."""
     chosen = list(dict.fromkeys(search.best.settings for search in searches))
     if len(chosen) == 1:
         return chosen[0]
@@ -169,7 +169,7 @@ def best_on_average(searches: Sequence[FeatureSearch]) -> FeatureSettings:
 
 
 def _key(part: str, settings: FeatureSettings) -> str:
-    """What a part depends on."""
+    """A key of the settings that a map depends on."""
     neighbours = settings.neighbours if settings.editing or part == "edit" else 0
     return {"knn": "knn", "discriminator": "discriminator", "inversion": "inversion", "edit": f"edit {neighbours}",
             "denoise": f"denoise {neighbours} {settings.feature_start} {settings.feature_steps_back}"}[part]

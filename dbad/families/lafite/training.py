@@ -41,19 +41,19 @@ class LafiteOptions(RunOptions, FeatureOptions, FeatureMapOptions):
 
 
 def new_network(options: FeatureOptions, components: int) -> UNet2DModel:
-    """The denoiser, with random weights: one channel more for what is noised, and for the expected error."""
+    """The denoiser with random weights; one more input tells what is noised, one more output is the expected error."""
     return build_unet(options.grid, options.feature_channels, 1, (), components + 1, ("grid", "feature_channels"))
 
 
 def default_layers(extractor: str) -> list[int]:
-    """The stages of strides 2, 4, 8 and 16, as far as the backbone has them; see `usual_layers`."""
+    """The stages of strides 2, 4, 8 and 16 that the backbone has, see `usual_layers`."""
     stages = stages_of(extractor)
     return [0] * (stages[0].stride == 2) + usual_layers(extractor, stages)
 
 
 def build_detector(options: LafiteOptions, settings: FeatureSettings, machine: Machine
                    ) -> tuple[FeatureDetector, dict[str, Good]]:
-    """The detector of a run, its denoiser trained, and the good images of its categories with their features."""
+    """The detector of a run with a trained denoiser, and the good images of its categories with their features."""
     layers = options.extractor_layers or default_layers(options.extractor)
     patches = PatchExtractor(build_extractor(options.extractor, layers, options.feature_resolution), options.grid)
     intensity = Intensity(settings.intensity, settings.intensity_bits)
@@ -77,7 +77,7 @@ def build_detector(options: LafiteOptions, settings: FeatureSettings, machine: M
 
 def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device: torch.device,
               intensity: Intensity) -> Good:
-    """Read the good images of a category and extract their features, or find them extracted."""
+    """Read the good images of a category, and extract their features unless they are in the cache."""
     train, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
     cache = options.feature_cache or cache_folder("features")
     pixels = [read_images(part, options.feature_resolution, options.num_workers, intensity)
@@ -89,7 +89,7 @@ def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device
 
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
                    options: LafiteOptions, intensity: Intensity, machine: Machine) -> torch.nn.Module:
-    """Train the U-Net on the components of good features, or load it where that is done; with its EMA weights."""
+    """Train the U-Net on components of good features, or load the trained one; it is returned with its EMA weights."""
     folder, abar = run_folder(options), lafite.feature_schedule()
 
     def projected(features: np.ndarray) -> Tensor:
