@@ -8,35 +8,79 @@ Settings are those that evaluation.py calibrated the run with. With --pxl_thresh
 without a calibration: a pixel, and its image, is then defective where the anomaly map reaches 1.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dbad.inspection.run import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
-from dbad.inspection.settle import settle
-from dbad.options.command_line import MapOptions, ReconstructionOptions, RunOptions, main, opt
+from dbad.data.intensity import Intensity
+from dbad.errors import UserError
+from dbad.families.ddim.options import (
+    AdaptedExtractor,
+    DdimSettings,
+    GivenThresholds,
+    MapOptions,
+    Reconstruction,
+)
+from dbad.files.names import CALIBRATION, EXTRACTOR
+from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.options.command_line import main
+from dbad.options.resolve import resolve, run_folder, subset
+from dbad.options.shared import RunOptions
+
+if TYPE_CHECKING:
+    from dbad.calibration.thresholds import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdOptions:
-    """Files and thresholds, in place of the calibrated ones."""
-
-    extractor_path: Path | None = opt("file of the adapted extractor (extractor.pt in the run folder)", None,
-                                      aliases=["--save_to"])
-    pxl_threshold: float | None = opt("pixel difference that counts as 1 in the anomaly map (calibrated)", None,
-                                      aliases=["--pl_threshold"])
-    feature_threshold: float | None = opt("feature difference that counts as 1 in the anomaly map (calibrated)", None,
-                                          aliases=["--fl_threshold"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, NewImageOptions, InspectionOptions, ThresholdOptions, ReconstructionOptions, MapOptions):
+class Options(RunOptions, NewImageOptions, InspectionOptions, AdaptedExtractor, GivenThresholds, Reconstruction,
+              MapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
 
 
 def run(options: Options) -> Path:
     """Inspect, and return the folder of the results."""
+    from dbad.inspection.calibrated import resolve_calibrated  # these load torch
+    from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)
-    return inspect_run(*settle(options), results_of(options))
+    given = given_thresholds(options)
+    calibration, options = by_hand(options, given) if given else resolve_calibrated(options, "ddim")
+    return inspect_run(calibration, options, results_of(options))
+
+
+def given_thresholds(options: Any) -> dict[str, float]:
+    """The thresholds that are given by hand, both or none."""
+    given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 1:
+        name = {"pixel": "pxl_threshold", "feature": "feature_threshold"}[missing[0]]
+        raise UserError(f"--{name}: missing; expected both thresholds or, to use those of "
+                        f"{run_folder(options) / CALIBRATION}, none")
+    return {} if missing else given
+
+
+def by_hand(options: Options, given: dict[str, float]) -> tuple[Calibration | None, Options]:
+    """A calibration of the given thresholds, under the options as the run was trained; none on --dry_run."""
+    from dbad.calibration.thresholds import Calibration
+    from dbad.families.runs import trained_options
+    trained = trained_options(options, "ddim")
+    options = resolve(replace(options, run_id=options.run_id or options.item), trained)
+    if options.dry_run:
+        return None, options
+    folder = run_folder(options)
+    path = os.path.relpath(options.extractor_path or folder / EXTRACTOR, folder)
+    intensity = Intensity.of({**trained, "intensity": options.intensity})
+    settings = DdimSettings.of(options, extractor_path=Path(path), **intensity.settings())
+    return Calibration(given, pixel_threshold=1.0, image_threshold=1.0, settings=settings.record()), options
+
+
+def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
+    """See train_ddim.check_phase."""
+    given_thresholds(options)
+    resolve(subset(Options, options), trained)
+    return trained
 
 
 if __name__ == "__main__":

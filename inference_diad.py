@@ -7,108 +7,63 @@
 Every category is decided by its own thresholds. Beside the report, log_image/ has five pictures of every test image:
 
     xxx-input.jpg              the image
-    xxx-reconstruction.jpg     what the auto-encoder alone makes of it, without diffusion
-    xxx-samples.jpg            what auto-encoder and diffusion make of it
-    xxx-features.jpg           the anomaly map, which tells how their features differ
-    xxx-heatmap.png            the same over the image
+    xxx-reconstruction.jpg     the image after the auto-encoder alone, without diffusion
+    xxx-samples.jpg            the image after auto-encoder and diffusion
+    xxx-features.jpg           the anomaly map, the difference of the features of image and sample
+    xxx-heatmap.png            the anomaly map over the image
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-
-from dbad.calibration.thresholds import Calibration
-from dbad.data.images import check_readable, chosen_items, open_category, test_images, to_float, to_pixels
-from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.diad.detector import DiadDetector, check_foreign
-from dbad.files.atomic import atomic_write, check_folders
-from dbad.files.locks import writing_results
+from dbad.families.diad.options import DiadMapOptions, ResumeOptions, check_foreign
 from dbad.files.names import LOG_IMAGE
-from dbad.inspection.run import (
-    InspectionOptions,
-    NewImageOptions,
-    about_to_write,
-    check_new_images,
-    inspect_images,
-    inspect_test,
-    open_detector,
-    results_of,
-)
-from dbad.inspection.settle import settle_trained
-from dbad.options.command_line import DiadMapOptions, RunOptions, main, opt, run_name, trained_options
-from dbad.records import Inspection
-from dbad.report import figures, summary
-from dbad.report.results import set_summary
-from dbad.report.summary import Run
+from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.options.command_line import main
+from dbad.options.resolve import run_name
+from dbad.options.shared import RunOptions, SeveralItems
 
-TRAINED_BY = "train_diad.py"
-JPEG_QUALITY = 95
+if TYPE_CHECKING:
+    from dbad.report.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """The run, by its folder."""
-
-    resume_path: Path | None = opt("run folder of the model, instead of --run_id and --diffusion_checkpoint_dir", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, ResumeOptions, NewImageOptions, InspectionOptions, DiadMapOptions):
+class Options(SeveralItems, RunOptions, ResumeOptions, NewImageOptions, InspectionOptions, DiadMapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
-
-    item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"])
 
 
 def run(options: Options) -> Path:
     """Inspect; returns the folder of the results, for several categories that of all of them."""
-    results = inspect_categories(options)
-    if len(results) == 1:
-        return results[0].folder
+    from dbad.data.categories import chosen_items  # these load torch
+    from dbad.inspection.run import check_inspected, check_new_images, results_of
+    from dbad.inspection.several import Job, run_jobs, write_set_summary
+    options = of_run(options)
+    check_new_images(options)
+    each = {name: replace(options, item=name) for name in chosen_items(options)}
+    if options.images and len(each) > 1:
+        raise UserError(f"--images: expected one --item with it, found {len(each)}")
+    if len(each) == 1:
+        return inspect(*each.values())
+    job = Job(each, {name: results_of(one, "diad") for name, one in each.items()},
+              check=lambda one: check_inspected(one, None, "diad"), train=None, inspect=inspect)
+    runs = run_jobs([job], lambda found: write_set_summary(options, found))
     if not options.dry_run:
-        about = set_summary(options, results)
-        page = summary.write_summary(options.img_dir, results, about)
-        print(table(results), f"The summary is {page}", sep="\n")
+        print(table(runs))
     return options.img_dir
 
 
-def inspect_categories(options: Options) -> list[Run]:
-    """Inspect one category after the other, with the same model; says where the results of each are."""
-    options = located(options)
-    check_new_images(options)
-    names, detector, results = chosen_items(options), None, []
-    if options.images and len(names) > 1:
-        raise UserError(f"--images: expected one --item with it, found {len(names)}")
-    check_folders(img_dir=options.img_dir)
-    trained = trained_options(options, TRAINED_BY)
-    for name in names if trained and not options.images and not options.dry_run else ():
-        category = open_category(replace(options, item=name), options.item_states)
-        check_readable(test_images(category, options.masks), options.num_workers, Intensity.of(trained))
-
-    for name in names:
-        begun, each = time.monotonic(), replace(options, item=name)
-        folder = results_of(each, TRAINED_BY)
-        results.append(Run(name, options.seed or 0, folder, "done"))
-        calibration, each = settle_trained(each, TRAINED_BY)
-        if not about_to_write(each, folder, LOG_IMAGE):
-            continue
-        with writing_results(folder):
-            detector = detector or open_detector(calibration, each)
-            detector.calibration = calibration
-            if options.images:
-                inspect_images(detector, calibration, each, folder)
-            else:
-                inspect_test(detector, calibration, each, folder, partial(write_log_images, detector, calibration))
-        results[-1] = replace(results[-1], seconds=time.monotonic() - begun)
-    return results
+def inspect(options: Options) -> Path:
+    """Inspect the test images of a category, or new images; returns the folder of the results."""
+    from dbad.inspection.calibrated import resolve_calibrated
+    from dbad.inspection.run import inspect_run, results_of
+    folder = results_of(options, "diad")
+    return inspect_run(*resolve_calibrated(options, "diad"), folder, LOG_IMAGE)
 
 
-def located(options: Options) -> Options:
+def of_run(options: Options) -> Options:
     """The options with the run that --resume_path or --run_id names."""
     check_foreign(options)
     path = options.resume_path
@@ -127,30 +82,15 @@ def located(options: Options) -> Options:
     return replace(options, run_id=path.name, diffusion_checkpoint_dir=path.parent)
 
 
-def write_log_images(detector: DiadDetector, calibration: Calibration, folder: Path,
-                     inspections: Sequence[Inspection]) -> None:
-    """Write five pictures of every image, see above; colours mean the same in all of them."""
-    scale = figures.map_scales(inspections, calibration.pixel_threshold).get("anomaly map", 0.0)
-    for name, found in zip(figures.panel_names(inspections), inspections, strict=True):
-        image = to_float(torch.from_numpy(found.image.copy()).movedim(-1, 0))
-        pictures = {
-            "input.jpg": found.image, "samples.jpg": found.reconstruction,
-            "reconstruction.jpg": to_pixels(detector.autoencoded(image[None]))[0],
-            "features.jpg": figures.heat(found.anomaly_map, scale),
-            "heatmap.png": figures.overlay(found.image, found.anomaly_map, scale)}
-        for ending, pixels in pictures.items():
-            with atomic_write(folder / LOG_IMAGE / f"{name.removesuffix('.png')}-{ending}") as temporary:
-                Image.fromarray(pixels).save(temporary, **{"quality": JPEG_QUALITY} if ending.endswith("jpg") else {})
-
-
-def table(results: Sequence[Run]) -> str:
+def table(results: "Sequence[Run]") -> str:
     """The seven metrics of DiAD's tables, in percent: a line for every category, and their mean."""
-    columns = summary.COLUMNS[:7]
-    found = {each: summary.measured(each) for each in results}
-    cells = [summary.cells(column, found) for column in columns]
+    from dbad.report.runs import COLUMNS, cells, measured
+    columns = COLUMNS[:7]
+    found = {each: measured(each) for each in results}
+    shown = [cells(column, found) for column in columns]
     rows = [["", *(column.title for column in columns)]]
-    rows += [[name, *(str(by_item[name]) for by_item, _ in cells)] for name in dict.fromkeys(r.item for r in results)]
-    rows += [["mean", *(str(mean) for _, mean in cells)]]
+    rows += [[name, *(str(by_item[name]) for by_item, _ in shown)] for name in dict.fromkeys(r.item for r in results)]
+    rows += [["mean", *(str(mean) for _, mean in shown)]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 

@@ -4,18 +4,20 @@
     python inference_lafite.py --item screw --dataset_path data/mvtec --run_id several
     python inference_lafite.py --item screw --images "camera/*.png" new/ --drift_check
 
-Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. What stands beside the image is put together
-of the nearest good patches that the model knows.
+Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. The picture beside the image is
+made of the nearest good patches that the model knows.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dbad.inspection.run import InspectionOptions, NewImageOptions, check_new_images, inspect_run, results_of
-from dbad.inspection.settle import settle_trained
-from dbad.options.command_line import FeatureMapOptions, RunOptions, main, run_name
+from dbad.families.lafite.options import FeatureMapOptions
+from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.options.command_line import main
+from dbad.options.resolve import run_name
+from dbad.options.shared import RunOptions
 
-TRAINED_BY = "train_lafite.py"
+METHODS = ("lafite", "knn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,14 @@ class Options(RunOptions, NewImageOptions, InspectionOptions, FeatureMapOptions)
 
 def run(options: Options) -> Path:
     """Inspect, and return the folder of the results."""
+    from dbad.inspection.calibrated import resolve_calibrated  # these load torch
+    from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)
-    names = [run_name(options, method) for method in ("lafite", "knn")]
+    names = [run_name(options, method) for method in METHODS]
     there = [name for name in names if (options.diffusion_checkpoint_dir / name).is_dir()]
     options = replace(options, run_id=(there or names)[0])
-    folder = results_of(options, TRAINED_BY)
-    return inspect_run(*settle_trained(options, TRAINED_BY), folder)
+    folder = results_of(options, *METHODS)
+    return inspect_run(*resolve_calibrated(options, *METHODS), folder)
 
 
 if __name__ == "__main__":

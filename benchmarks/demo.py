@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from dbad import metrics
+from dbad.data.categories import find_category
 from dbad.data.demo import draw
-from dbad.data.images import find_category, read_images
+from dbad.data.images import read_images
 from dbad.report.results import commit
 
 SCRIPT = Path(__file__).parents[1] / "train_tune_eval.py"

@@ -22,16 +22,9 @@ from pathlib import Path
 import torch
 
 from dbad.diffusion.noise import image_stream
-from dbad.families.diad.model import (
-    SIZES,
-    Diad,
-    anomaly_map,
-    image_score,
-    load_diad,
-    random_diad,
-    reconstruct,
-    save_diad,
-)
+from dbad.families.diad.model import SIZES, Diad, random_diad
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
+from dbad.families.diad.storage import load_diad, save_diad
 from dbad.files.names import MODEL_CONFIG
 from dbad.networks.extractors import build_extractor
 from dbad.networks.packing import ready

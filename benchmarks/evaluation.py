@@ -9,8 +9,10 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,31 +20,77 @@ import inference_ddim
 from benchmarks.metrics import draw_maps
 from dbad.calibration.thresholds import Calibration
 from dbad.data.demo import draw
-from dbad.data.images import Sample
-from dbad.inspection.loop import measure
-from dbad.metrics import verdicts
+from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
-from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import resolve
-from dbad.records import Inspection
-from dbad.report import figures, page
-from dbad.report.results import write_results
+from dbad.metrics.verdicts import Curves, Thresholds
+from dbad.options.resolve import resolve
+from dbad.records import Pictures, ScoreRow
+from dbad.report import page
+from dbad.report.colours import map_scales
+from dbad.report.curves import write_curves
+from dbad.report.gallery import Gallery, encode
+from dbad.report.overview import Overview, small_pictures
+from dbad.report.panels import panel_names, write_panel
 
 
-def draw_inspections(num_images: int, num_defective: int, size: int) -> tuple[list[Inspection], list[Sample]]:
-    """Inspections of drawn hazelnuts, with smooth noise for maps."""
+class Drawn(NamedTuple):
+    """An inspected image that is drawn: its row and its arrays."""
+
+    row: ScoreRow
+    pictures: Pictures
+
+
+def draw_inspected(num_images: int, num_defective: int, size: int) -> list[Drawn]:
+    """Drawn hazelnuts, with smooth noise for maps."""
     masks, maps = draw_maps(num_images, num_defective, size)
     maps -= maps.min()
     pictures = [draw.draw("hazelnut", "good", index, size=size)[0] for index in range(10)]
-    inspections, samples = [], []
+    found = []
     for index, (mask, values) in enumerate(zip(masks, maps, strict=True)):
         defect = "crack" if mask.any() else "good"
-        path = Path("hazelnut", "test", defect, f"{index:03}.png")
-        samples.append(Sample(path, "hazelnut", defect))
-        image, score = np.roll(pictures[index % 10], 7 * index, axis=1), float(values.max())
-        inspections.append(Inspection(path.as_posix(), "hazelnut", defect, int(mask.any()), score, 0.5, 0.5, 0, image,
-                                      255 - image, values, {"pixel": values, "feature": values[::-1]}, mask))
-    return inspections, samples
+        row = ScoreRow(f"hazelnut/test/{defect}/{index:03}.png", "hazelnut", defect, int(mask.any()),
+                       float(values.max()), 0.5, 0.5, 0)
+        image = np.roll(pictures[index % 10], 7 * index, axis=1)
+        found.append(Drawn(row, Pictures(image, 255 - image, values, {"pixel": values, "feature": values[::-1]}, mask)))
+    return found
+
+
+class Parts:
+    """What is done with the images beside the networks, part by part; files go into `folder`."""
+
+    def __init__(self, found: Sequence[Drawn], folder: Path, num_workers: int):
+        self.found, self.folder, self.num_workers = found, folder, num_workers
+        self.rows, self.thresholds = [row for row, _ in found], Thresholds(0.5, 0.5)
+        self.scales = map_scales(Calibration({"pixel": 1.0, "feature": 1.0}, 0.5, 0.5))
+        _, self.curves = self.measure()
+
+    def measure(self) -> tuple[dict, Curves]:
+        """Metrics and curves."""
+        measurement = Measurement(self.thresholds, Protocol())
+        for row, pictures in self.found:
+            measurement.add(row, pictures.anomaly_map, pictures.mask)
+        return measurement.result()
+
+    def panels(self) -> None:
+        """A panel of every image, in threads as in an inspection."""
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            for name, (row, pictures) in zip(panel_names(self.rows), self.found, strict=True):
+                pool.submit(write_panel, self.folder / "images" / name, row, pictures, self.thresholds, self.scales)
+
+    def overview(self) -> None:
+        """The overview, with the small pictures of its candidates."""
+        overview = Overview(self.rows, self.thresholds)
+        for number, (row, pictures) in enumerate(self.found):
+            if overview.offer(number, row):
+                overview.put(number, small_pictures(pictures, self.scales["anomaly map"]))
+        overview.write(self.folder / "overview.png")
+
+    def report(self) -> None:
+        """The report, with the pictures of its images."""
+        gallery = Gallery(len(self.rows))
+        for number, (row, pictures) in enumerate(self.found):
+            gallery.put(number, row.score, encode(pictures, self.scales["anomaly map"], gallery.side))
+        page.write_report(self.folder / "report.html", self.rows, gallery, {}, {}, self.thresholds, self.curves)
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
@@ -61,20 +109,17 @@ def main(argv=None):
     parser.add_argument("--size", type=int, default=256, help="side of the images, in px")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(argv)
-    inspections, samples = draw_inspections(args.images, args.images * 3 // 4, args.size)
-    calibration = Calibration({"pixel": 1.0, "feature": 1.0}, 0.5, 0.5)
-    thresholds, options = Thresholds(0.5, 0.5), resolve(inference_ddim.Options(item="hazelnut"))
-    found = verdicts.curves(inspections)
+    found = draw_inspected(args.images, args.images * 3 // 4, args.size)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, num_workers = Path(name), resolve(inference_ddim.Options(item="hazelnut")).num_workers
+        work = Parts(found, folder, num_workers)
         parts = {
-            "metrics and curves": lambda: measure(inspections, calibration, samples, Protocol()),
-            "scores.csv": lambda: page.write_scores(folder / "scores.csv", inspections),
-            "panels": lambda: figures.write_panels(folder / "images", inspections, thresholds, options.num_workers),
-            "overview.png": lambda: figures.write_overview(folder / "overview.png", inspections, thresholds),
-            "curves.png": lambda: figures.write_curves(folder / "curves.png", inspections, thresholds, found),
-            "report.html": lambda: page.write_report(folder / "report.html", inspections, {}, {}, thresholds, found),
-            "all together": lambda: write_results(folder, inspections, samples, calibration, options, 0.0),
+            "metrics and curves": work.measure,
+            "scores.csv": lambda: page.write_scores(folder / "scores.csv", work.rows),
+            "panels": work.panels,
+            "overview.png": work.overview,
+            "curves.png": lambda: write_curves(folder / "curves.png", work.rows, work.thresholds, work.curves),
+            "report.html": work.report,
         }
         for part, function in parts.items():
             print(f"{part:<20}{seconds(function, args.repeats):>8.2f} s", flush=True)

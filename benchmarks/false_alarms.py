@@ -11,6 +11,7 @@ that splits.csv in --out has.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from tqdm import trange
 
 import train_tune_eval
 from dbad.calibration.thresholds import calibrate, smallest_rate
+from dbad.data.categories import open_category, split_category
 from dbad.data.demo import draw as demo
-from dbad.data.images import open_category, split_category, to_float, to_uint8
-from dbad.families.detector import DdimDetector, load_detector
+from dbad.data.images import to_float, to_uint8
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.detector import load_detector
 from dbad.files.atomic import atomic_write
 from dbad.files.tables import read_table, write_table
 from dbad.inspection.loop import walk
@@ -32,22 +35,22 @@ RATES = (0.05, 0.1, 0.2)
 COLUMNS = ("category", "num_calibration", "num_new", "promised", "repeat", "false_alarms")
 
 
-def trained(item: str, dataset_path: Path | None, out: Path, seed: int) -> train_tune_eval.CategoryOptions:
+def trained(item: str, dataset_path: Path | None, out: Path, seed: int) -> train_tune_eval.Options:
     """Train and calibrate one category, if that was not done before; returns the options."""
-    options = train_tune_eval.CategoryOptions(
+    options = train_tune_eval.Options(
         item=item, dataset_path=dataset_path, preset="demo", seed=seed, run_id=item, log_dir=out / "logs",
         diffusion_checkpoint_dir=out / "checkpoints", img_dir=out / "results")
-    train_tune_eval.run_category(options)
+    train_tune_eval.run(replace(options, item=(item,)))
     return options
 
 
-def good_parts(options: train_tune_eval.CategoryOptions, detector: DdimDetector, num_fresh: int
+def good_parts(options: train_tune_eval.Options, detector: DdimDetector, num_fresh: int
                ) -> tuple[list[dict[str, Tensor]], int]:
     """The parts of all good images that training has not seen, and how many of them were held out."""
     category = open_category(options)
     _, held_out = split_category(category, 0.1)
     unseen = held_out + [sample for sample in category.test if sample.label == 0]
-    parts = [found for _, found, _ in walk(detector, unseen, 0, "good images")]
+    parts = [found for _, found in walk(detector, unseen, 0, "good images")]
     for first in trange(0, num_fresh if options.dataset_path is None else 0, 10, desc="freshly drawn", unit="batch"):
         drawn = [demo.draw(options.item, "good", 1000 + first + i, split="test")[0] for i in range(10)]
         size = (detector.size, detector.size)

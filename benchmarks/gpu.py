@@ -11,17 +11,16 @@ The project's own scripts are run, for every method:
     images    test images as new ones: their scores are those of the test, to 1e-3 of them
     cpu       the same images on the CPU, both in fp32: likewise
 
-Trainings are short, so that the metrics mean nothing. Methods run side by side (--jobs); the throughput
+Trainings are short, and of a few images of the data set, so that the metrics mean nothing: what takes long is done by
+processors, at least 16 of which should be there for --minutes. Methods run side by side (--jobs); the throughput
 (benchmarks/throughput.py) is measured after that, alone. What fails is noted, and the rest goes on. --out holds
-gpu.json and the output of every command; the exit status is 1 where a check has failed.
+gpu.json, the images and the output of every command; the exit status is 1 where a check has failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import math
 import os
 import signal
 import subprocess
@@ -35,9 +34,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import throughput
-from dbad.data.demo import draw
-from dbad.data.images import open_category
-from dbad.options.command_line import RunOptions
+from benchmarks.few_images import take_few
+from benchmarks.outcomes import Failed, agreement, same_files, scores
+from dbad.data.categories import open_category
+from dbad.data.splits import some_of
+from dbad.options.shared import RunOptions
 from dbad.report.results import commit, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,17 +46,19 @@ METHODS = ("ddim", "knn", "lafite", "diad")
 CHECKS = ("runs", "twice", "kill", "images", "cpu")
 SCRIPTS = {"ddim": "inference_ddim.py", "knn": "inference_lafite.py", "lafite": "inference_lafite.py",
            "diad": "inference_diad.py"}
-TOLERANCE = 1e-3            # of a score, between two devices or two batches
 NUM_COMPARED = 12           # images
-LATEST = "*last.pt"         # holds times
 
 # Lengths and sizes: as little as shows whether everything works. Tiny is for a CPU and says nothing else.
 SHORT = {
-    "ddim": "--preset small --steps_diffusion 300 --save_n_epochs 1 --epochs_extractor 1",
-    "knn": "--preset small --bank_mb 2",
-    "lafite": "--preset small --bank_mb 2 --steps_features 300",
-    "diad": "--size tiny --autoencoder_steps 200 --steps_latent 200",
+    "ddim": "--preset small --steps_diffusion 96 --save_n_epochs 3 --epochs_extractor 1 --feature_resolution 128",
+    "knn": "--preset small --bank_mb 1",
+    "lafite": "--preset demo --bank_mb 1 --grid 16 --steps_features 120 --batch_size 32",
+    "diad": "--size tiny --autoencoder_steps 100 --steps_latent 100",
 }
+# What the search leaves alone, so that it has little to try: all is on the processor. It stops after TUNE_MINUTES.
+TUNE_MINUTES = 0.05
+GIVEN = {"ddim": "--map_norm none --pixel_difference max_square --layer_weights 1 --blur_sigma 4 "
+                 "--steps_to_regenerate 2"}
 TINY = {
     "ddim": "--preset demo --resolution 16 --channels 32 32 --steps_diffusion 6 --save_n_epochs 1 --epochs_extractor 1 "
             "--feature_resolution 32 --steps_to_regenerate 2",
@@ -77,10 +80,6 @@ class Outcome:
     status: str
     seconds: float
     detail: str
-
-
-class Failed(Exception):
-    """A check has not come out as it must."""
 
 
 def run_script(words: Sequence[str], folder: Path, timeout: float) -> None:
@@ -130,12 +129,11 @@ class Plan:
         """The command that does it all, for a method."""
         sizes = TINY if self.options.tiny else SHORT
         return ["train_tune_eval.py", "--method", method, *self.data(), *sizes[method].split(),
-                "--item_states", *states(self.options), "--device", self.options.device, *(
+                "--device", self.options.device, *(
                     ["--feature_cache", "cache"] if method in ("knn", "lafite") else []), *more]
 
     def data(self) -> list[str]:
-        named = ["--dataset_path", str(self.options.dataset_path)] if self.options.dataset_path else []
-        return ["--item", self.options.item, *named]
+        return ["--item", self.options.item, "--dataset_path", str(self.options.out / "data")]
 
     def inspect(self, method: str, name: str, *more: str) -> dict[str, float]:
         """Scores of the compared images as new ones, by file."""
@@ -146,26 +144,16 @@ class Plan:
         return scores(folder / name)
 
 
-def category(options: argparse.Namespace):
-    return open_category(RunOptions(item=options.item, dataset_path=options.dataset_path))
-
-
-def states(options: argparse.Namespace) -> list[str]:
-    """Good images and one kind of defect: enough, as drawing all pictures takes longer than inspecting them."""
-    kinds = sorted({sample.defect for sample in category(options).test} - {"good"})
-    return ["good", *kinds[:1]]
-
-
 def compared(options: argparse.Namespace) -> list[str]:
     """Some of the test images that are inspected."""
-    chosen = [sample.path for sample in category(options).test if sample.defect in states(options)]
-    return [str(path.resolve()) for path in chosen[::-(-len(chosen) // NUM_COMPARED)]]
+    category = open_category(RunOptions(item=options.item, dataset_path=options.out / "data"))
+    return [str(sample.path) for sample in some_of(category.test, NUM_COMPARED)]
 
 
 # ------------------------------------------------------------------------------------------ the checks
 
 def check_runs(plan: Plan, method: str) -> str:
-    searched = [] if method == "diad" else ["--tune_minutes", "0.01" if plan.options.tiny else "0.5"]
+    searched = [] if method == "diad" else ["--tune_minutes", str(TUNE_MINUTES), *GIVEN.get(method, "").split()]
     folder = plan.folder(method, "runs")
     plan.run(plan.words(method, *searched), folder, plan.left())
     metrics = json.loads(next(folder.glob("results/*/metrics.json")).read_text(encoding="utf-8"))
@@ -215,34 +203,6 @@ def untuned(method: str) -> list[str]:
     return [] if method == "diad" else ["--no_tune"]
 
 
-def same_files(one: Path, other: Path) -> str:
-    """Raise `Failed` unless weights, calibrations and scores of two folders are equal to the byte."""
-    names = sorted(str(path.relative_to(one)) for pattern in ("checkpoints/*/*", "results/*/scores.csv")
-                   for path in one.glob(pattern) if path.is_file() and not path.match(LATEST)
-                   and (path.suffix in (".pt", ".safetensors", ".csv") or path.name.startswith("calibration")))
-    different = [name for name in names if not (other / name).is_file()
-                 or (one / name).read_bytes() != (other / name).read_bytes()]
-    if different or not names:
-        raise Failed(f"{len(different)} of {len(names)} files differ: {', '.join(different)}"[:300])
-    return f"{len(names)} files are equal"
-
-
-def scores(folder: Path) -> dict[str, float]:
-    """By path, of the scores.csv in a folder of results or below it."""
-    with open(next(iter(sorted(folder.rglob("scores.csv")))), newline="", encoding="utf-8") as file:
-        return {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
-
-
-def agreement(expected: dict[str, float], found: dict[str, float]) -> str:
-    """Raise `Failed` where a score is off by more than `TOLERANCE` of what was expected."""
-    if expected.keys() != found.keys() or not found:
-        raise Failed(f"{len(found)} images were inspected, expected {len(expected)}")
-    worst = max(abs(found[path] - score) / abs(score) if score else math.inf for path, score in expected.items())
-    if not worst <= TOLERANCE:
-        raise Failed(f"a score differs by {worst:.2g} of it")
-    return f"{len(found)} scores differ by at most {worst:.1g} of them"
-
-
 def lines_of_logs(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("checkpoints/*/log.jsonl"))
 
@@ -280,7 +240,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no_throughput", action="store_true", help="leave the throughput out")
     parser.add_argument("--tiny", action="store_true", help="networks and lengths as small as they get")
     parser.add_argument("--jobs", type=int, default=4, help="methods that are checked side by side (4)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing more after so many minutes (9)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing more after so many minutes (8)")
     options = parser.parse_args(argv)
     options.dataset_path = options.dataset_path and options.dataset_path.resolve()
     options.out = options.out.resolve()
@@ -290,8 +250,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, run: Callable[[Sequence[str], Path, float], None] = run_script) -> None:
     options, begun = parse(argv), time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.dataset_path is None:
-        draw.write_demo(draw.demo_root(), (options.item,))      # once, and not by four processes
+    take_few(options.item, options.dataset_path or options.out / "drawn", options.out / "data",
+             drawn=options.dataset_path is None)
     throughput_s = 0 if options.no_throughput else 60 * options.minutes / 4
     plan = Plan(options, begun + 60 * options.minutes - throughput_s, run)
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -320,4 +280,5 @@ def main(argv: Sequence[str] | None = None, run: Callable[[Sequence[str], Path, 
 
 if __name__ == "__main__":
     os.environ.setdefault("TQDM_MININTERVAL", "5")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 4) // 4)))   # of scripts, four side by side
     main()

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dbad.data.demo import draw
+from dbad.families.registry import FAMILIES
 
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
 DATA = ["--dataset_path", "data"]
@@ -155,8 +156,8 @@ LENGTHS = ("steps", "epochs", "_minutes", "patience", "num_samples", "start", "w
 def random_command(chance: random.Random) -> list[str]:
     """A command that works, with one to three options more or otherwise, right and wrong ones."""
     words = list(chance.choice(chance.choice(list(COMMANDS.values()))))
-    options = importlib.import_module(words[0].removesuffix(".py")).Options
-    hints, fields = typing.get_type_hints(options), dataclasses.fields(options)
+    options = _options_of(words)
+    hints, fields = typing.get_type_hints(options), [f for f in dataclasses.fields(options) if f.metadata["flag"]]
     for field in chance.choices(fields, k=chance.randint(1, 3)):
         flag = chance.choice([f"--{field.name}", *field.metadata["aliases"]])
         if chance.random() < 0.03:
@@ -165,6 +166,14 @@ def random_command(chance: random.Random) -> list[str]:
         words = _without(words, flag) if chance.random() < 0.5 else words
         words += [f"{flag}={values[0]}"] if values and chance.random() < 0.2 else [flag, *values]
     return words + ["--dry_run"] * (chance.random() < 0.2)
+
+
+def _options_of(words: Sequence[str]) -> type:
+    """The options that a command takes: those of its script, or of the method that it names."""
+    script = importlib.import_module(words[0].removesuffix(".py"))
+    if not hasattr(script, "options_of") or "--method" not in words:
+        return script.Options
+    return script.options_of(FAMILIES[words[words.index("--method") + 1]])
 
 
 def _values(chance: random.Random, name: str, hint: Any) -> list[str]:

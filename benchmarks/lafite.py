@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +22,15 @@ from tqdm import tqdm
 
 import train_lafite
 from dbad import metrics
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.families.detector import load_detector
-from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings
+from dbad.families.lafite.detector import FeatureDetector, LookedUp
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator
-from dbad.families.lafite.lessons import NUM_TAUGHT, bank_without, prepare_lessons, set_aside
+from dbad.families.lafite.lessons import NUM_TAUGHT, prepare_lessons, set_aside, without
 from dbad.families.lafite.model import HIDDEN, Context
+from dbad.families.lafite.options import PARTS
+from dbad.families.lafite.training import read_good
 from dbad.files.tables import read_table, write_table
 
 BLIND = "fused, discriminator without diffusion"
@@ -47,36 +49,23 @@ COLUMNS = ("category", "model", "seed", "score", "image_auroc", "image_ap", "pix
            "ms_per_image")
 
 
-class Known(NamedTuple):
-    """A batch of images (N, 3, S, S) and what every score is made of: features, neighbours, surroundings."""
-
-    images: torch.Tensor
-    features: torch.Tensor
-    distances: torch.Tensor
-    indices: torch.Tensor
-    context: Context
-
-
-def look_up(detector: FeatureDetector, images: torch.Tensor) -> list[Known]:
+def look_up(detector: FeatureDetector, images: torch.Tensor) -> list[LookedUp]:
     """What is the same whichever score is measured."""
-    found = []
-    for batch in tqdm(images.split(detector.batch_size), desc="looking up", unit="batch"):
-        features = detector.features(batch)
-        found.append(Known(batch, features, *detector.nearest(features, judged=True),
-                           detector.context(batch, features, judged=True)))
-    return found
+    batches = images.split(detector.machine.batch_size)
+    return [detector.look_up(batch, judged=True) for batch in tqdm(batches, desc="looking up", unit="batch")]
 
 
-def parts_of(detector: FeatureDetector, known: Sequence[Known]) -> dict[str, torch.Tensor]:
+def parts_of(detector: FeatureDetector, known: Sequence[LookedUp]) -> dict[str, torch.Tensor]:
     """Maps (N, 1, S, S) of the parts that count, as `detector.parts` gives them."""
-    settings, found = detector.settings, []
+    found = []
     for batch in known:
-        raw = detector.compare(*batch[:-1], settings.contributions, batch.context)
-        found.append(settings.blurred(settings.relative(raw, batch.context), detector.size))
+        distances = detector.relative(detector.compare(batch, detector.settings.contributions), batch.context)
+        found.append(detector.blurred({name: part.cpu() for name, part in distances.items()}))
     return {name: torch.cat([parts[name] for parts in found]) for name in found[0]}
 
 
-def measured(detector: FeatureDetector, good: Sequence[Known], tested: Sequence[Known], items: Sequence) -> list[float]:
+def measured(detector: FeatureDetector, good: Sequence[LookedUp], tested: Sequence[LookedUp],
+             items: Sequence) -> list[float]:
     """AUROC and AP of images, AUROC, AP and AUPRO of pixels, milliseconds per image; `good` scales the parts."""
     scales = {name: float(np.quantile(part.numpy(), 0.999)) for name, part in parts_of(detector, good).items()}
     maps, scores = detector.combine(parts_of(detector, tested), scales)
@@ -104,12 +93,10 @@ class Blind(nn.Module):
 
 def blind_judge(detector: FeatureDetector, name: str, options: train_lafite.Options) -> Blind:
     """Taught by the same pseudo-anomalies as the discriminator of a category alone."""
-    options = train_lafite.settled(options)
-    good = {name: train_lafite.read_good(name, detector.patches, options, detector.device)}
-    aside, whole = {name: set_aside(len(good[name].train), 1.0)}, detector.bank
-    detector.bank = bank_without(aside, good, detector, options.bank_mb, options.seed)
-    lesson = prepare_lessons(detector, good, aside, NUM_TAUGHT, 1, options.seed)[name]
-    detector.bank = whole
+    options = train_lafite.resolve_all(options)
+    good = {name: read_good(name, detector.space.patches, options, detector.machine.device, detector.intensity)}
+    aside = {name: set_aside(len(good[name].train), 1.0)}
+    lesson = prepare_lessons(without(detector, aside, good, options.bank_mb), good, aside, NUM_TAUGHT, 1)[name]
     known = tuple(each[:, :-ERRORS] for each in lesson.evidence)
     return Blind(train_discriminator(*known, lesson.shares, options.seed))
 
@@ -149,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = train_lafite.run(options)
         for item in args.item:
             detector = load_detector(folder, category=item)
-            chosen, judge = detector.settings, detector.judge
             category = open_category(replace(options, item=item))
             items = read_items(test_images(category, "required"), detector.size, intensity=detector.intensity)
             _, held_out = split_category(category, 0.1)
@@ -158,10 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = [row for row in rows if (row[0], row[1], int(row[2])) != (item, model, seed)
                     or row[3] not in args.scores]
             for name in args.scores:
-                detector.settings, detector.judge = FeatureSettings(**vars(chosen) | VARIANTS[name]), judge
+                variant = replace(detector, settings=replace(detector.settings, **VARIANTS[name]))
                 if name == BLIND:
-                    detector.judge = blind_judge(detector, item, options)
-                rows.append([item, model, seed, name, *measured(detector, good, tested, items)])
+                    variant = replace(variant, judge=blind_judge(detector, item, options))
+                rows.append([item, model, seed, name, *measured(variant, good, tested, items)])
                 print(rows[-1], flush=True)
             write_table(path, COLUMNS, rows)
     print(table(rows))

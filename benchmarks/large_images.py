@@ -30,19 +30,24 @@ import torch
 import train_tune_eval
 from benchmarks.seams import draw_maps, measure_seams
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
+from dbad.data.categories import open_category, test_images
 from dbad.data.demo import draw
-from dbad.data.images import Sample, open_category, read_items, test_images
+from dbad.data.images import read_items
 from dbad.data.tiling import tile_places
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.errors import UserError
-from dbad.families.detector import DdimDetector, MapSettings, load_detector
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.ddim.reconstruct import Denoiser
+from dbad.families.ddim.training import new_network
+from dbad.families.detector import load_detector
 from dbad.files.atomic import read_json
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import EMBEDDED, build_extractor
-from dbad.options.command_line import run_folder
-from dbad.options.presets import PRESETS
-from dbad.runtime.device import one_line_failures, pick_device, pick_precision
+from dbad.options.resolve import resolve, run_folder
+from dbad.records import Sample
+from dbad.runtime.device import Machine
+from dbad.runtime.failures import one_line_failures
 
 DEFECT_PX = 8.0
 COUNTS = (20, 10, 7)        # drawn images to train on, good ones to test, and of each of three defects
@@ -66,10 +71,10 @@ def run_id(args: argparse.Namespace, patching: bool) -> str:
     return f"{args.item}-{'tiles' if patching else 'resized'}-seed{args.seed}"
 
 
-def options_of(args: argparse.Namespace, patching: bool) -> train_tune_eval.CategoryOptions:
+def options_of(args: argparse.Namespace, patching: bool) -> train_tune_eval.Options:
     """A run on tiles or on resized images; the two differ in nothing else."""
-    return train_tune_eval.CategoryOptions(
-        item=args.item, dataset_path=data_folder(args), preset="demo", patching=patching, resolution=args.resolution,
+    return train_tune_eval.Options(
+        item=(args.item,), dataset_path=data_folder(args), preset="demo", patching=patching, resolution=args.resolution,
         steps_diffusion=args.steps_diffusion, seed=args.seed, holdout=0.2, save_n_epochs=args.steps_diffusion,
         start_at_timestep=args.start_at_timestep, steps_to_regenerate=args.steps_to_regenerate, epochs_extractor=0,
         tune=False, eval_resolution="original", run_id=run_id(args, patching),
@@ -81,7 +86,7 @@ def compare(args: argparse.Namespace) -> None:
     if args.part == "demo":
         draw.write_demo(data_folder(args), (args.item,), args.side, *COUNTS, args.seed, DEFECT_PX)
     for patching in (True, False):
-        metrics = read_json(train_tune_eval.run_category(options_of(args, patching)) / "metrics.json")
+        metrics = read_json(train_tune_eval.run(options_of(args, patching)) / "metrics.json")
         image, pixel = metrics["image"], metrics["pixel"]
         record(args.out / "compared.csv", COMPARED, 5, [[
             args.item, "tiles" if patching else "resized", args.resolution, args.steps_diffusion, args.seed,
@@ -93,14 +98,12 @@ def compare(args: argparse.Namespace) -> None:
 
 def random_detector(batch_size: int) -> DdimDetector:
     """The preset demo with random weights, working in tiles, with one denoising step."""
-    p, device = PRESETS["demo"], pick_device("cpu")
+    options = resolve(train_tune_eval.Options(item="carpet", preset="demo", patching=True, steps_to_regenerate=1))
     torch.manual_seed(0)
-    unet = build_unet(p["resolution"], p["channels"], p["layers_per_block"], p["attention_levels"])
     return DdimDetector(
-        unet, build_extractor(EMBEDDED, resolution=p["feature_resolution"]), schedule(1000, "linear"),
-        Conditioning(p["conditioning"], p["recon_weight"], p["eta"], p["start_at_timestep"], num_steps=1),
-        MapSettings(*(p[name] for name in MapSettings.__dataclass_fields__)), noise_kind="gaussian", seed=0,
-        patching=True, batch_size=batch_size, device=device, precision=pick_precision("auto", device),
+        settings=DdimSettings.of(options), machine=Machine.of("cpu", "auto", batch_size),
+        denoiser=Denoiser(new_network(options), schedule(1000, "linear")),
+        extractor=build_extractor(EMBEDDED, resolution=options.feature_resolution),
         calibration=Calibration({"pixel": 1.0, "feature": 1.0}, 1.0, 1.0))
 
 
@@ -113,7 +116,7 @@ def predict(side: int, batch_size: int) -> list:
     seconds = time.monotonic() - begun
     if prediction.anomaly_map.shape != (1, 1, side, side) or not prediction.anomaly_map.isfinite().all():
         raise RuntimeError(f"anomaly map {tuple(prediction.anomaly_map.shape)} of an image of {side} px")
-    tiles = tile_places(side, side, detector.size, detector.maps.tile_overlap)
+    tiles = tile_places(side, side, detector.size, detector.settings.tile_overlap)
     return [side, batch_size, detector.size, len(tiles), seconds, peak_gb(), before]
 
 
@@ -149,14 +152,14 @@ def mean_map(detector: DdimDetector, samples: Sequence[Sample]) -> np.ndarray:
 
 def seams(args: argparse.Namespace) -> None:
     """Measure the mean map of good test images under the run's own overlap and under none."""
-    options = train_tune_eval.CategoryOptions(item=args.item, dataset_path=data_folder(args),
-                                              run_id=run_id(args, patching=True),
-                                              diffusion_checkpoint_dir=args.out / "checkpoints")
+    options = train_tune_eval.Options(item=args.item, dataset_path=data_folder(args),
+                                      run_id=run_id(args, patching=True),
+                                      diffusion_checkpoint_dir=args.out / "checkpoints")
     detector = load_detector(run_folder(options), batch_size=16)
     good = [sample for sample in test_images(open_category(options)) if sample.label == 0][:args.num_images]
-    rows, maps, own = [], [], detector.maps.tile_overlap
+    rows, maps, own = [], [], detector.settings.tile_overlap
     for overlap in dict.fromkeys((own, 0.0)):
-        detector.maps = replace(detector.maps, tile_overlap=overlap)
+        detector = replace(detector, settings=replace(detector.settings, tile_overlap=overlap))
         maps.append(mean_map(detector, good))
         found = measure_seams(maps[-1], detector.size, overlap, seed=args.seed)
         rows.append([args.item, overlap, len(good), found.period[0], found.border, found.expected, found.p_value,

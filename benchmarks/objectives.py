@@ -9,6 +9,7 @@ each extractor. Adds its rows to objectives.csv in --out and prints them.
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ import torch
 import evaluation
 import train_extractor
 from benchmarks.sampling import detector_of, measured
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
+from dbad.families.runs import trained_options
 from dbad.files.tables import read_table, write_table
 from dbad.networks.extractors import load_extractor
-from dbad.options.command_line import resolve, trained_options
+from dbad.options.resolve import resolve
 
 COLUMNS = ("category", "objective", "epochs", "image_auroc", "aupro", "pixel_ap", "seconds")
 
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = evaluation.Options(item=args.item, dataset_path=args.dataset_path,
                                  diffusion_checkpoint_dir=args.checkpoints)
     category = open_category(options)
-    _, held_out = split_category(category, resolve(options, trained_options(options)).holdout)
+    _, held_out = split_category(category, resolve(options, trained_options(options, "ddim")).holdout)
     path, rows = args.out / "objectives.csv", []
     if path.is_file():
         rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             items, held = (read_items(samples, detector.size, intensity=detector.intensity)
                            for samples in (test_images(category, "required"), held_out))
             good = torch.stack([item.image for item in held])
-        detector.extractor = load_extractor(extractor_path).to(detector.device).eval()
+        detector = replace(detector, extractor=load_extractor(extractor_path))
         rows.append([args.item, objective, epochs, *measured(detector, good, items)[:3], seconds])
         print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1]) + " |", flush=True)
         write_table(path, COLUMNS, rows)

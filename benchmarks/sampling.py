@@ -8,6 +8,7 @@ sampling.png over all categories that it has.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,14 +22,18 @@ from matplotlib.figure import Figure
 import evaluation
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
-from dbad.data.images import open_category, read_items, split_category, test_images
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
 from dbad.data.intensity import Intensity
-from dbad.families.detector import DdimDetector, build_ddim, detector_settings
+from dbad.families.ddim.detector import DdimDetector, open_ddim
+from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
+from dbad.families.runs import trained_options
+from dbad.fields import default_of, fields_of
 from dbad.files.atomic import atomic_write
 from dbad.files.tables import read_table, write_table
-from dbad.options.command_line import SETTING_NAMES, resolve, run_folder, trained_options
-from dbad.options.presets import PRESETS
-from dbad.runtime.device import pick_device, pick_precision
+from dbad.options.resolve import resolve, run_folder
+from dbad.options.shared import SeedOption
+from dbad.runtime.device import Machine
 
 CALLS = (1, 2, 3, 5, 10, 25)
 COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "ms_per_image")
@@ -36,13 +41,13 @@ COLUMNS = ("category", "sampler", "calls", "image_auroc", "aupro", "pixel_ap", "
 
 def detector_of(options: evaluation.Options, extractor_path: Path) -> DdimDetector:
     """With the preset's settings, not calibrated."""
-    trained = trained_options(options)
+    trained = trained_options(options, "ddim")
     options = resolve(options, trained)
-    settings = detector_settings(options, extractor_path, Intensity.of(trained))
-    settings |= {name: value for name, value in PRESETS[options.preset].items() if name in SETTING_NAMES}
-    device = pick_device("auto")
-    return build_ddim(run_folder(options), options.diffusion_checkpoint_name, settings, device,
-                      pick_precision("auto", device), options.batch_size)
+    of_preset = {name: default_of(field, options.preset)
+                 for name, field in fields_of(Reconstruction, MapOptions, SeedOption).items()}
+    settings = DdimSettings.of(options, **of_preset, **Intensity.of(trained).settings(), patching=False,
+                               extractor_path=Path(os.path.relpath(extractor_path, run_folder(options))))
+    return open_ddim(run_folder(options), settings, Machine.of("auto", "auto", options.batch_size))
 
 
 def measured(detector: DdimDetector, good: torch.Tensor, items: Sequence) -> tuple[float, float, float, float]:
@@ -87,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                  diffusion_checkpoint_dir=args.checkpoints)
     detector = detector_of(options, run_folder(options) / "extractor.pt")
     category = open_category(options)
-    trained = resolve(options, trained_options(options))
+    trained = resolve(options, trained_options(options, "ddim"))
     _, held_out = split_category(category, trained.holdout)
     items = read_items(test_images(category, "required"), detector.size, intensity=detector.intensity)
     good = torch.stack([item.image for item in read_items(held_out, detector.size, intensity=detector.intensity)])
@@ -96,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     for sampler in ("ddim", "dpm++"):
         for calls in CALLS if sampler == "ddim" else CALLS[2:]:     # with fewer, both are the same
-            detector.how = replace(detector.how, num_steps=calls, sampler=sampler)
+            settings = replace(detector.settings, steps_to_regenerate=calls, sampler=sampler)
+            detector = replace(detector, settings=settings)
             rows.append([args.item, sampler, calls, *measured(detector, good, items)])
             print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in rows[-1]) + " |")
             write_table(path, COLUMNS, rows)

@@ -13,28 +13,35 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
 from dbad.diffusion.batches import denoising_loss
-from dbad.diffusion.ddim import Conditioning, schedule
-from dbad.families.ddim import search as tuning
-from dbad.families.detector import DdimDetector, MapSettings
-from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.diffusion.ddim import schedule
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import DdimSettings, DiffusionOptions
+from dbad.families.ddim.reconstruct import Denoiser
+from dbad.families.ddim.search import DdimSearch
+from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.latents import latent_loss
 from dbad.families.diad.model import SIZES, random_diad
+from dbad.families.diad.options import DiadSettings
 from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import Bank, coreset
-from dbad.families.lafite.detector import PARTS, FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
+from dbad.families.lafite.options import PARTS, FeatureOptions, FeatureSettings
+from dbad.families.search import pseudo_validation
+from dbad.fields import default_of, fields_of
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
-from dbad.options.presets import PRESETS
-from dbad.runtime.device import memory_format, pick_device, pick_precision
+from dbad.networks.packing import ready
+from dbad.networks.unet import build_unet
+from dbad.runtime.device import Machine, attend, memory_format, pick_device, pick_precision
 
 REPEATS = 5
 
@@ -63,7 +70,16 @@ class Setup:
     def preset(self, name: str) -> dict:
         small = {"resolution": 16, "channels": (32, 32), "layers_per_block": 1, "attention_levels": (),
                  "feature_channels": (32,), "grid": 4, "feature_resolution": 32, "components": 8}
-        return PRESETS[name] | (small if self.tiny else {})
+        declared = fields_of(DiffusionOptions, DdimSettings, FeatureOptions, FeatureSettings, DiadSettings)
+        return {option: default_of(field, name) for option, field in declared.items()} | (small if self.tiny else {})
+
+    def settings(self, cls: type, name: str, **changes: object) -> Any:
+        """The settings of a family as a preset has them, but for the `changes`."""
+        return cls(**{option: self.preset(name)[option] for option in fields_of(cls)} | changes)
+
+    def machine(self, batch_size: int) -> Machine:
+        """Where a detector computes, with so many images at once."""
+        return Machine(self.device, self.precision, self.count(batch_size))
 
     def count(self, number: int) -> int:
         """So many images, or two."""
@@ -93,6 +109,7 @@ def numerics(tf32: bool = False, deterministic: bool = True) -> Iterator[None]:
         backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = matmul, cudnn
         backends.cudnn.deterministic = same
         torch.use_deterministic_algorithms(algorithms, warn_only=True)
+        attend(fused=not algorithms)
     use(tf32, tf32, deterministic, deterministic)
     try:
         yield
@@ -131,11 +148,10 @@ def ddim_training(setup: Setup, batch_size: int, precision: str, tf32: bool = Fa
 
 def ddim_detector(setup: Setup) -> DdimDetector:
     preset = setup.preset("base")
-    maps = MapSettings.of(preset)
-    how = Conditioning("ddad", preset["recon_weight"], 0.0, preset["start_at_timestep"], 2)
-    return DdimDetector(unet_of(setup, preset), build_extractor(EMBEDDED, None, preset["feature_resolution"]),
-                        schedule(1000, "linear"), how, maps, noise_kind="gaussian", seed=0, patching=False,
-                        batch_size=setup.count(8), device=setup.device, precision=setup.precision)
+    settings = setup.settings(DdimSettings, "base", conditioning="ddad", eta=0.0, steps_to_regenerate=2)
+    return DdimDetector(settings=settings, machine=setup.machine(8),
+                        denoiser=Denoiser(unet_of(setup, preset), schedule(1000, "linear")),
+                        extractor=build_extractor(EMBEDDED, None, preset["feature_resolution"]))
 
 
 def ddim_inspection(setup: Setup) -> float:
@@ -148,12 +164,13 @@ def ddim_search(setup: Setup) -> Iterator[tuple[str, float]]:
     """Seconds of the first reconstruction of a search with all maps that are made of it, and of the next one."""
     detector, count = ddim_detector(setup), setup.count(20)
     good = torch.rand(2 * count, 3, detector.size, detector.size) * 2 - 1
-    images = tuning.pseudo_validation(good[:count], [str(number) for number in range(count)], good[count:], 0)
-    search = tuning.Search(detector, images)
-    with torch.no_grad(), tuning.tqdm(disable=True) as search.bar:
-        for name, how in (("first", detector.how), ("next", Conditioning("ddad", 4.0, 0.0, 150, 2))):
+    images = pseudo_validation(good[:count], [str(number) for number in range(count)], good[count:], 0)
+    search = DdimSearch(detector, images)
+    other = replace(detector.settings, recon_weight=4.0, start_at_timestep=150)
+    with torch.no_grad(), tqdm(disable=True) as search.bar:
+        for name, settings in (("first", detector.settings), ("next", other)):
             begun = time.perf_counter()
-            search._reconstruct(how)
+            search._reconstruct(settings)
             yield name, time.perf_counter() - begun
 
 
@@ -174,7 +191,7 @@ def lafite_training(setup: Setup) -> float:
 
 
 def feature_inspection(setup: Setup, diffused: bool) -> float:
-    preset, batch_size = setup.preset("small"), setup.count(32)
+    preset, machine = setup.preset("small"), setup.machine(32)
     patches = PatchExtractor(build_extractor(EMBEDDED, (0, 1, 2, 3), preset["feature_resolution"]), preset["grid"])
     channels = patches.channels
     components = lafite.Components(torch.eye(channels)[:, :preset["components"]].contiguous(), 1.0, 1.0)
@@ -182,12 +199,11 @@ def feature_inspection(setup: Setup, diffused: bool) -> float:
                          components if diffused else None, "x0", ("a",))
     vectors = torch.randn(200 if setup.tiny else 20_000, channels).half()
     weights = {f"{part}_contrib": float(part == ("denoise" if diffused else "knn")) for part in PARTS}
-    settings = FeatureSettings(3, True, 600, 1, 0.5 if diffused else 0.0, **weights, blur_sigma=4.0, top_share=0.0,
-                               center_crop=0)
-    detector = FeatureDetector(space, Bank(vectors, {"a": len(vectors)}, {}),
-                               feature_net(setup, preset) if diffused else None, settings, seed=0,
-                               batch_size=batch_size, device=setup.device, precision=setup.precision)
-    images = torch.rand(2 * batch_size, 3, detector.size, detector.size) * 2 - 1
+    settings = setup.settings(FeatureSettings, "small", context_power=0.5 if diffused else 0.0, **weights)
+    detector = FeatureDetector(settings=settings, machine=machine, space=space,
+                               bank=Bank(vectors, {"a": len(vectors)}, {}),
+                               net=feature_net(setup, preset) if diffused else None)
+    images = torch.rand(2 * machine.batch_size, 3, detector.size, detector.size) * 2 - 1
     return len(images) / seconds(setup, lambda: detector.parts(images), 3)
 
 
@@ -211,10 +227,11 @@ def diad_training(setup: Setup) -> float:
 
 def diad_inspection(setup: Setup) -> float:
     size = SIZES["tiny" if setup.tiny else "middle"]
-    detector = DiadDetector(random_diad(size), build_extractor(EMBEDDED, None, setup.preset("small")[
-        "feature_resolution"]), DiadSettings(1000, 2 if setup.tiny else 10, False, 5.0, 0), seed=0,
-        batch_size=setup.count(8), device=setup.device, precision=setup.precision,
-        calibration=Calibration({"feature": 1.0}, 1.0, 1.0))
+    settings = setup.settings(DiadSettings, "small", latent_start=1000, latent_steps_back=2 if setup.tiny else 10)
+    machine = setup.machine(8)
+    detector = DiadDetector(settings=settings, machine=machine,
+                            model=ready(random_diad(size), machine.device, machine.precision),
+                            extractor=build_extractor(EMBEDDED, None, settings.feature_resolution))
     images = torch.rand(setup.count(16), 3, size.resolution, size.resolution) * 2 - 1
     return len(images) / seconds(setup, lambda: detector.parts(images), 3)
 

@@ -11,10 +11,11 @@ import time
 
 import torch
 
-from dbad.checkpoints.weights import build_unet
+import train_ddim
 from dbad.diffusion.batches import NoisedImages, denoising_loss
 from dbad.diffusion.ddim import schedule
-from dbad.options.presets import PRESETS
+from dbad.families.ddim.training import new_network
+from dbad.options.resolve import resolve
 from dbad.runtime.device import pick_precision
 
 REPEATS = 7
@@ -35,14 +36,14 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {precision}\n\n| preset | noise | batch, ms | network, ms | share |")
     print("|---|---|---|---|---|")
     for name in ("demo", "small"):
-        preset = PRESETS[name]
-        size, batch_size = preset["resolution"], preset["batch_size"]
-        unet = build_unet(size, preset["channels"], preset["layers_per_block"], preset["attention_levels"])
+        options = resolve(train_ddim.Options(item="bench", preset=name))
+        size, batch_size = options.resolution, options.batch_size
+        unet = new_network(options)
         optimizer = torch.optim.AdamW(unet.parameters())
         images = list(torch.randint(0, 256, (16, 3, size, size), dtype=torch.uint8))
         abar = schedule(1000, "linear")
         for kind in ("gaussian", "simplex"):
-            data = NoisedImages(images, 0, "train", batch_size, kind, preset["max_timestep"], flip=True, rotate=10.0,
+            data = NoisedImages(images, 0, "train", batch_size, kind, options.max_timestep, flip=True, rotate=10.0,
                                 color_jitter=0.1)
             wanted = [(0, slot, slot) for slot in range(batch_size)]
             batch = data.__getitems__(wanted)

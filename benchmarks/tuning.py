@@ -11,6 +11,7 @@ promise. Adds its rows to results.csv in --out and prints them as a table.
 import argparse
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,38 +20,51 @@ import torch
 import evaluation
 import train_ddim
 import train_extractor
-from dbad.calibration.thresholds import load_calibration
-from dbad.data.images import open_category, read_items, some_of, split_category, test_images
-from dbad.families.ddim.search import PseudoValidation, Search
+from dbad.data.categories import open_category, split_category, test_images
+from dbad.data.images import read_items
+from dbad.data.splits import some_of
+from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
+from dbad.families.ddim.search import DdimSearch
+from dbad.families.ddim.tuning import network_images
 from dbad.families.detector import load_detector
+from dbad.families.runs import load_calibration
+from dbad.families.search import PseudoValidation
+from dbad.fields import fields_of
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table
-from dbad.inspection.loop import inspect, measure
+from dbad.inspection.loop import Timed, inspect_samples
+from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
-from dbad.options.command_line import SETTING_NAMES, run_folder, subset
-from train_tune_eval import CategoryOptions
+from dbad.metrics.verdicts import Thresholds
+from dbad.options.resolve import run_folder, subset
+from train_tune_eval import Options
 
 COLUMNS = ("category", "settings", "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "missed",
            "false_alarms", "ms_per_image", "seconds_to_choose", "chosen")
 
 
-def measured(options: CategoryOptions, name: str, seconds: float) -> list:
+def measured(options: Options, name: str, seconds: float) -> list:
     """The row of a calibrated run."""
     folder = run_folder(options)
     calibration = load_calibration(folder / CALIBRATION)
     category = open_category(options)
     samples = test_images(category, "required")
-    inspections, per_image = inspect(load_detector(folder, options.device), calibration, samples, category.root.parent)
-    found, _ = measure(inspections, calibration, samples, Protocol())
+    measurement = Measurement(Thresholds(calibration.image_threshold, calibration.pixel_threshold), Protocol())
+    with ThreadPoolExecutor(2) as pool:
+        images = Timed(inspect_samples(load_detector(folder, options.device), samples, category.root.parent, pool))
+        for image in images:
+            decoded = image.decoded
+            measurement.add(image.row, image.pictures().anomaly_map, decoded.mask, None, decoded.cut)
+    found, _ = measurement.result()
     image, pixel, rates = found["image"], found["pixel"], found["image_rates"]
     shown = {key: calibration.settings[key] for key in ("recon_weight", "start_at_timestep", "steps_to_regenerate",
              "map_norm", "pixel_difference", "layer_weights", "pl_contrib", "fl_contrib", "blur_sigma", "top_share")}
     return [options.item, name, image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["aupro_0.3"],
             f"{rates['fn']} of {rates['fn'] + rates['tp']}", f"{rates['fp']} of {rates['fp'] + rates['tn']}",
-            1000 * per_image, seconds, " ".join(f"{key}={value}" for key, value in shown.items())]
+            1000 * images.seconds / len(samples), seconds, " ".join(f"{key}={value}" for key, value in shown.items())]
 
 
-def in_hindsight(options: CategoryOptions) -> dict:
+def in_hindsight(options: Options) -> DdimSettings:
     """The settings that are best on the test."""
     detector = load_detector(run_folder(options), options.device)
     category = open_category(options)
@@ -59,8 +73,8 @@ def in_hindsight(options: CategoryOptions) -> dict:
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),
-        torch.stack([item.mask for item in bad]), evaluation.network_images(detector, some_of(train[1::2])))
-    return Search(detector, images, reach=options.max_timestep or 250).run().settings()
+        torch.stack([item.mask for item in bad]), network_images(detector, some_of(train[1::2])))
+    return DdimSearch(detector, images).run().settings
 
 
 def table(rows: Sequence[Sequence]) -> str:
@@ -82,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps_diffusion", type=int, help="length of the training (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    options = CategoryOptions(
+    options = Options(
         item=args.item, dataset_path=args.dataset_path, preset=args.preset, steps_diffusion=args.steps_diffusion,
         seed=args.seed, diffusion_checkpoint_dir=args.out / "checkpoints", log_dir=args.out / "logs", tune=False)
     train_ddim.run(subset(train_ddim.Options, options))
@@ -92,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [list(row.values()) for row in read_table(path) if row["category"] != args.item]
     for name in ("fixed", "tuned", "in hindsight"):
         begun = time.monotonic()
-        chosen = in_hindsight(options) if name == "in hindsight" else {}
-        changes = {key: value for key, value in chosen.items() if key in SETTING_NAMES}
+        chosen = in_hindsight(options) if name == "in hindsight" else None
+        changes = {key: getattr(chosen, key) for key in fields_of(Reconstruction, MapOptions)} if chosen else {}
         calibrating = replace(subset(evaluation.Options, options), tune=name == "tuned", **changes)
         evaluation.run(calibrating)
         rows.append(measured(options, name, time.monotonic() - begun))

@@ -57,8 +57,8 @@ def main() -> None:
 def run_all(folder: Path, names: list[str]) -> None:
     """Draw the data and run the commands in `folder`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "home")}
-    draw = ("from pathlib import Path; from benchmarks.hostile_cases import demo; "
-            "demo.write_demo(Path('data'), ('hazelnut', 'carpet'), 32, 12, 4, 1)")
+    draw = ("from pathlib import Path; from dbad.data.demo import draw; "
+            "draw.write_demo(Path('data'), ('hazelnut', 'carpet'), 32, 12, 4, 1)")
     subprocess.run([sys.executable, "-c", draw], cwd=folder, env=environment, check=True)
     for name in names:
         print("running", name, flush=True)

@@ -1,4 +1,4 @@
-"""Visual anomaly detection with diffusion models: the parts that the scripts share.
+"""Visual anomaly detection with diffusion models: the modules that the scripts share.
 
     from dbad import load_detector
     prediction = load_detector("checkpoints/hazelnut")("part.png")
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def __getattr__(name: str):
-    """`load_detector`, imported on first use: `from dbad.metrics import aupro` shall not wait for torch."""
+    """Import `load_detector` on first use, so that `from dbad.metrics import aupro` does not load torch."""
     if name == "load_detector":
         from dbad.families.detector import load_detector
         return load_detector
@@ -17,16 +17,16 @@ def __getattr__(name: str):
 
 
 def mismatched_torch() -> str | None:
-    """What is wrong, and the command that mends it, where torchvision does not fit torch; else None.
+    """A message with the problem and the command that repairs it if torchvision does not fit torch; else None.
 
-    A CPU-only torch beside a torchvision built for CUDA has the right version number and passes `pip check`, yet
-    importing torchvision fails, and diffusers reports that as a missing class of transformers. Only such pairs are
-    tried here, since importing them takes seconds.
+    A torchvision built for CUDA beside a CPU-only torch has the right version number and passes `pip check`. Still,
+    importing torchvision fails, and diffusers reports the failure as a missing class of transformers. Only such pairs
+    are imported here, since importing takes seconds.
     """
     try:
         torch, torchvision = version("torch"), version("torchvision")
     except PackageNotFoundError:
-        return None         # importing it says so
+        return None         # the import that follows reports the missing package
     if "+cpu" not in torch or "+cpu" in torchvision:
         return None
     try:

@@ -6,16 +6,16 @@ _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})      # control characters, lone s
 
 
 def printable(text: object) -> str:
-    """The text in one line that any terminal may be shown: what would break it is written as in Python, `\\n`."""
+    """The text in one line that any terminal can show: control characters are escaped as in Python, `\\n`."""
     return "".join(character.encode("unicode_escape").decode("ascii")
                    if unicodedata.category(character) in _ESCAPED else character for character in str(text))
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the message is one line that names it, what was found and what was expected.
+    """An error in what the user gave; the message names it in one line, with what was found and what was expected.
 
-    Scripts print the message and exit with status 2, without a traceback. Whatever names and
-    values are in it, it stays one line, see `printable`.
+    Scripts print the message and exit with status 2, without a traceback. It stays one line whatever names and values
+    it contains, see `printable`.
     """
 
     def __init__(self, message: object = ""):

@@ -1,4 +1,4 @@
-"""Maps and scores have to be finite numbers: not-a-number is at or above no threshold, and would pass for good."""
+"""Checks that maps and scores are finite: not-a-number is never at or above a threshold, and would count as good."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dbad.errors import UserError
 
 
 class NotFinite(UserError):
-    """What was found of an image is no finite number.
+    """Error for a map or score of an image that is not finite.
 
         what      the map or score
-        number    of the image, from 0
-        name      of the image, or None where it is not known
+        number    number of the image, from 0
+        name      name of the image, or None if it is not known
     """
 
     def __init__(self, what: str, number: int, name: object = None):
@@ -27,7 +27,7 @@ class NotFinite(UserError):
 
 
 def check_finite(found: Mapping[str, Tensor]) -> None:
-    """Raise `NotFinite` for the first of N images that has another value in one of these tensors (N, ...), by name."""
+    """Raise `NotFinite` for the first of N images with a value that is not finite in one of the named (N, ...)."""
     for what, values in found.items():
         finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
         if not finite.all():
@@ -36,7 +36,10 @@ def check_finite(found: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def naming(names: Sequence[object], first: int = 0) -> Iterator[None]:
-    """Name the image of a `NotFinite`, whose number counts from `first`; it keeps the number if `names` end before."""
+    """Add the image's name to a `NotFinite` raised in the block.
+
+    The numbers of the images count from `first`; an image beyond the end of `names` keeps its number only.
+    """
     try:
         yield
     except NotFinite as error:

@@ -1,4 +1,4 @@
-"""Difference maps of an image and its reconstruction, and how they become one anomaly map."""
+"""Difference maps of an image and its reconstruction, and their combination into one anomaly map."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from dbad.errors import UserError
 
-MATRIX_SIDE = 256       # px, up to which a map is blurred by products of matrices
+MATRIX_SIDE = 256       # px; maps up to this side are blurred by products of matrices
 
 
 def pixel_map(image: Tensor, reconstruction: Tensor, kind: str = "max_square") -> Tensor:
-    """Difference of two images, both brought to [0, 1].
+    """The difference of two images per pixel, both scaled to [0, 1].
 
         kind   "max_square": the largest squared difference of the colour channels
                (github.com/NilsB98/Diffusion-Based-AD); "mean_abs": their mean absolute one (arXiv:2305.15956)
@@ -30,7 +30,7 @@ def pixel_map(image: Tensor, reconstruction: Tensor, kind: str = "max_square") -
 
 def feature_maps(features: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, int], kernel: int = 3
                  ) -> Tensor:
-    """1 - cosine of two images' features, one map per layer, brought to `size`.
+    """1 - cosine of two images' features, one map per layer, resized to `size`.
 
         features, others   one (N, C_l, H_l, W_l) per layer, of the image and of its reconstruction
         kernel             side of the mean filter that smooths the features first; 1 for none
@@ -62,13 +62,13 @@ def blur(maps: Tensor, sigma: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _blur_matrix(side: int, sigma: float, radius: int) -> Tensor:
-    """(side, side): what each pixel of a blurred line takes from every pixel of the line."""
+    """The weights (side, side) of every pixel of a line in each pixel of the blurred line."""
     each = F.pad(torch.eye(side)[:, None], (radius, radius), mode="reflect")        # a line per pixel
     return F.conv1d(each, _gaussian(sigma, radius).view(1, 1, -1))[:, 0].T.contiguous()
 
 
 def _blur_by_taps(maps: Tensor, kernel: list[float]) -> Tensor:
-    """For large maps: a convolution of one channel takes 16 times the memory of its map, besides being slower."""
+    """Blur large maps tap by tap: a convolution of one channel is slower and takes 16 times the memory of its map."""
     maps = F.pad(maps, (len(kernel) // 2,) * 4, mode="reflect")
     for dim in (3, 2):
         taps = [maps.narrow(dim, first, maps.shape[dim] - len(kernel) + 1) for first in range(len(kernel))]
@@ -79,7 +79,7 @@ def _blur_by_taps(maps: Tensor, kernel: list[float]) -> Tensor:
 
 
 def _gaussian(sigma: float, radius: int) -> Tensor:
-    """(2 radius + 1,), of sum 1."""
+    """The Gaussian kernel (2 radius + 1,), of sum 1."""
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-offsets.square() / (2 * sigma ** 2))
     return kernel / kernel.sum()
@@ -88,9 +88,9 @@ def _gaussian(sigma: float, radius: int) -> Tensor:
 def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, float]) -> Tensor:
     """Sum of weight * part / scale over the named parts, each (N, 1, H, W) and already blurred.
 
-    The scales are measured once on held-out good images (calibration.json), so that a part of 1 means "as different as
-    good images get" and the map of an image does not depend on which images share its batch. A part that counts and
-    has no scale there is a `UserError`.
+    The scales are measured once on held-out good images (calibration.json). So a part of 1 means "as different as good
+    images get", and the map of an image does not depend on the other images of its batch. A part that counts but has
+    no scale is a `UserError`.
     """
     counting = {name: part for name, part in parts.items() if weights[name] > 0}
     if missing := sorted(counting.keys() - scales.keys()):
@@ -102,8 +102,8 @@ def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, 
 def central_window(shape: tuple[int, int], center_crop: int) -> tuple[slice, slice]:
     """The central part of a map of `shape` = (H, W), as slices.
 
-    `center_crop` is its side in px of a 256 px image, 0 for the full frame; a map of another size or shape keeps the
-    same share of each side.
+    `center_crop` is the side of that part in px of a 256 px image, 0 for the full frame. In a map of another size or
+    shape, the part has the same share of each side.
     """
     def middle(length: int) -> slice:
         kept = max(1, round(length * center_crop / 256)) if center_crop else length
@@ -113,7 +113,7 @@ def central_window(shape: tuple[int, int], center_crop: int) -> tuple[slice, sli
 
 
 def cropped(maps: Tensor, center_crop: int) -> Tensor:
-    """Maps (N, 1, H, W) that are 0 outside the `central_window`."""
+    """The maps (N, 1, H, W) with 0 outside the `central_window`."""
     if not center_crop:
         return maps
     window = (..., *central_window(tuple(maps.shape[-2:]), center_crop))
@@ -123,7 +123,7 @@ def cropped(maps: Tensor, center_crop: int) -> Tensor:
 
 
 def image_score(anomaly_map: Tensor, top_share: float = 0.0) -> Tensor:
-    """Mean of the highest `top_share` of each map's pixels, of at least one: (N, 1, H, W) -> (N,). 0 is the maximum."""
+    """Mean of the highest `top_share` of each map's pixels, at least one: (N, 1, H, W) -> (N,). 0 gives the maximum."""
     values = anomaly_map.flatten(1)
     count = round(top_share * values.shape[1])
     return values.amax(dim=1) if count <= 1 else values.topk(count, dim=1).values.mean(dim=1)

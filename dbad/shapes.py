@@ -1,4 +1,4 @@
-"""Anti-aliased shapes, smooth noise and light, out of which `dbad.data.demo.drawings` composes its scenes.
+"""Anti-aliased shapes, smooth noise and light, for drawing the demo data (`dbad.data.demo`) and damage.
 
 Lengths are in scene units: the frame is [-1, 1] across, x to the right, y down. Shapes are signed distances at the
 pixel centres, negative inside; coordinates and distances are (S, S) float32 arrays unless said otherwise.
@@ -13,14 +13,14 @@ def grid(size):
 
 
 def turned(x, y, centre, angle):
-    """Coordinates in a frame that sits at `centre` and is turned by `angle` radians."""
+    """Coordinates in a frame with its origin at `centre`, turned by `angle` radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def window(size, centre, reach):
-    """Index of the rows and columns within `reach` of a point."""
+    """The index of the rows and columns within `reach` of a point."""
     middle, reach = (np.asarray(centre) + 1) * size / 2, reach * size / 2
     left, top = np.floor(middle - reach).clip(0, size).astype(int)
     right, bottom = np.ceil(middle + reach).clip(0, size).astype(int)
@@ -33,7 +33,7 @@ def coverage(distance, pixel):
 
 
 def smoothstep(low, high, value):
-    """0 below `low`, 1 above `high`, and a smooth cubic between."""
+    """A smooth step: 0 below `low`, 1 above `high`, a cubic between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -61,7 +61,7 @@ def polyline(x, y, points, half_widths):
 
 
 def blob(x, y, radius, rng, roughness=0.12):
-    """Signed distance (nearly) to a disc around the origin with a wavy outline."""
+    """Approximate signed distance to a disc around the origin with a wavy outline."""
     angle, wave = np.arctan2(y, x), 1.0
     for order in (2, 3, 5):
         wave = wave + roughness * rng.uniform(0.3, 1) * np.cos(order * angle + rng.uniform(0, 6.28)) / order ** 0.5
@@ -78,12 +78,12 @@ def waves(x, y, rng, length, terms=4):
 
 
 def mixed(rng, first, second):
-    """A colour somewhere between two, (3,) float32."""
+    """A random colour between two, (3,) float32."""
     return np.float32(first) + rng.uniform() * (np.float32(second) - np.float32(first))
 
 
 def exposed(image, rng, x, y, gain, slope):
-    """The picture under the light of the day: overall brightness, a gradient across, warmth, sensor noise."""
+    """The picture with random lighting: overall brightness, a gradient across, warmth, sensor noise."""
     angle = rng.uniform(0, 6.28)
     light = rng.uniform(*gain) * (1 + rng.uniform(0, slope) * (np.cos(angle) * x + np.sin(angle) * y))
     warmth = rng.uniform(-0.04, 0.04)

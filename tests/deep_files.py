@@ -153,6 +153,8 @@ def forget_intensity(*paths: Path) -> None:
     """Bring JSON files of a run to what they were before there was --intensity."""
     for path in paths:
         values = json.loads(path.read_text())
+        if values.pop("format", None):          # of calibrations; their method was a setting then
+            values["settings"]["method"] = values.pop("method")
         for place in (values, values.get("settings", {}), values.get("options", {})):
             for name in ("intensity", "intensity_bits"):
                 place.pop(name, None)

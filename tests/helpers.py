@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +14,18 @@ import torch
 from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet
-from dbad.data.splits import Sample
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.diffusion.noise import stream
-from dbad.families.detector import DdimDetector, MapSettings
-from dbad.records import Inspection
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import DdimSettings, Reconstruction
+from dbad.families.ddim.reconstruct import Denoiser
+from dbad.metrics.measure import Measurement
+from dbad.metrics.protocol import Protocol
+from dbad.metrics.verdicts import Curves, Thresholds
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import subset
+from dbad.records import Sample, ScoreRow
+from dbad.runtime.device import Machine
 
 CPU = torch.device("cpu")
 PROGRESS = re.compile(r"(training|calibrating|inspecting|drawing|memory bank)[^|]*\|.*\]\s*$")       # tqdm's bars
@@ -65,11 +73,20 @@ def random_images(num_images: int, size: int = 16, seed: int = 0) -> torch.Tenso
     return levels.float() / 127.5 - 1
 
 
-def inspection(sample: Sample, values: np.ndarray, mask: np.ndarray | None = None, **changes) -> Inspection:
-    """What a detector would say of an image of which only the map matters; the score is its maximum."""
-    made_with = dict(score=float(values.max()), p_value=None, normalised=None, decision=None, reconstruction=None,
-                     image=np.zeros((*values.shape, 3), np.uint8), anomaly_map=values.astype(np.float32), mask=mask)
-    return Inspection(sample.path.name, sample.category, sample.defect, sample.label, **made_with | changes)
+def row_of(sample: Sample, score: float = 0.0) -> ScoreRow:
+    """The row of a test image without calibration."""
+    return ScoreRow(sample.path.name, sample.category, sample.defect, sample.label, score, None, None, None)
+
+
+def measured(entries: Iterable[tuple], protocol: Protocol, threshold: float = 1.0) -> tuple[dict, Curves]:
+    """The metrics and curves of images of which only the maps matter; their scores are the maxima.
+
+    `entries` are (sample, map), with the mask behind it and what else `Measurement.add` takes.
+    """
+    measurement = Measurement(Thresholds(threshold, threshold), protocol)
+    for sample, values, *truth in entries:
+        measurement.add(row_of(sample, float(values.max())), values.astype(np.float32), *truth or (None,))
+    return measurement.result()
 
 
 def streams(num_images: int, *keys) -> list[torch.Generator]:
@@ -143,14 +160,29 @@ def everything() -> dict[str, tuple[int, int]]:
     return stamps("checkpoints") | stamps("results")
 
 
-MAPS = MapSettings(num_samples=1, pixel_difference="max_square", layer_weights=(1.0,), map_norm="none", top_share=0.0,
-                   feature_smoothing_kernel=3, blur_sigma=4.0, tile_overlap=0.25, center_crop=0, pl_contrib=0.7,
-                   fl_contrib=0.7)
+SETTINGS = DdimSettings(
+    conditioning="ddad", recon_weight=1.0, eta=0.0, start_at_timestep=250, steps_to_regenerate=2, sampler="ddim",
+    num_samples=1, pixel_difference="max_square", layer_weights=(1.0,), map_norm="none", top_share=0.0,
+    feature_smoothing_kernel=3, blur_sigma=4.0, tile_overlap=0.25, center_crop=0, pl_contrib=0.7, fl_contrib=0.7,
+    seed=0, patching=False, intensity="auto")
+MACHINE = Machine(CPU, "fp32", 8)
+CALIBRATION = Calibration({"pixel": 0.01, "feature": 0.1}, 1.0, 2.0)
 
 
-def tiny_detector(extractor, size: int = 16, **changes):
-    """A `DdimDetector` with a random U-Net; `changes` replace what it is made with. It is calibrated by hand."""
-    made_with = dict(noise_kind="gaussian", seed=0, patching=False, batch_size=8, device=CPU, precision="fp32",
-                     calibration=Calibration({"pixel": 0.01, "feature": 0.1}, 1.0, 2.0))
-    return DdimDetector(tiny_unet(size), extractor, schedule(1000, "linear"), Conditioning("ddad", 1.0, 0.0, 250, 2),
-                        MAPS, **made_with | changes)
+def reconstruction(**changes) -> Reconstruction:
+    """How an image is reconstructed: deterministic, from timestep 250, but for the `changes`."""
+    return replace(subset(Reconstruction, SETTINGS), **changes)
+
+
+def tiny_detector(extractor, size: int = 16, noise_kind: str = "gaussian", calibration=CALIBRATION,
+                  normalisation=None, **changes) -> DdimDetector:
+    """A detector with a random U-Net; `changes` are those of its settings and of the machine. Calibrated by hand."""
+    machine = {name: changes.pop(name) for name in MACHINE._fields if name in changes}
+    denoiser = Denoiser(tiny_unet(size), schedule(1000, "linear"), noise_kind)
+    return DdimDetector(settings=replace(SETTINGS, **changes), machine=MACHINE._replace(**machine), denoiser=denoiser,
+                        extractor=extractor, calibration=calibration, normalisation=normalisation)
+
+
+def with_settings(detector, **changes):
+    """The detector under other settings."""
+    return replace(detector, settings=replace(detector.settings, **changes))

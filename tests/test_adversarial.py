@@ -25,7 +25,8 @@ from dbad.families.diad.adversarial import (
     reconstruction_terms,
 )
 from dbad.families.diad.autoencoder import SIZES, BalancedImages, Size, build_autoencoder, from_imagenet, to_imagenet
-from dbad.training.loop import Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import Place, Plan
 
 
 @pytest.fixture(autouse=True)
@@ -279,8 +280,9 @@ def test_two_batches_of_two_make_the_step_of_a_batch_of_four(tmp_path, monkeypat
     for batch_size, accumulate in ((4, 1), (2, 2)):
         data = BalancedImages([pixels(3), pixels(5, seed=1)], batch_size, accumulate, seed=0)
         plan = Plan(1, 1, 1, 1e-4, 0, seed=0, max_grad_norm=float("inf"), accumulate=accumulate, schedule="constant")
-        fit(learner(discriminator=False), data, lambda model, batch: model(batch), plan, batch_size=batch_size,
-            folder=tmp_path / str(accumulate), phase="autoencoder", log_dir=tmp_path / "logs", device=CPU)
+        place = Place(tmp_path / str(accumulate), tmp_path / "logs", "autoencoder")
+        fit(learner(discriminator=False), data, lambda model, batch: model(batch), plan, place, batch_size=batch_size,
+            device=CPU)
     assert len(seen) == 2 and max(float(g.abs().max()) for g in seen[0]) > 1
     for one, other in zip(*seen, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

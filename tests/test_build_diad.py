@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from build_diad import Options, run
 from dbad.checkpoints.weights import save_pickle
 from dbad.families.diad.autoencoder import build_autoencoder, save_autoencoder
-from dbad.families.diad.model import load_diad, reconstruct
+from dbad.families.diad.reconstruction import reconstruct
+from dbad.families.diad.storage import load_diad
 from dbad.files.atomic import read_json, write_json
 
 

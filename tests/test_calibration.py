@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dbad.calibration.__main__ import main as calibration_module
-from dbad.calibration.thresholds import Calibration, conformal_threshold, load_calibration, map_quantile, smallest_rate
-from dbad.data.intensity import Intensity
+from dbad.calibration.thresholds import Calibration, conformal_threshold, map_quantile, smallest_rate
 from dbad.errors import UserError
-from dbad.options.command_line import SETTING_NAMES
-from dbad.options.presets import PRESETS
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import load_calibration
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 good_scores = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
 
-SETTINGS = {name: PRESETS["demo"][name] for name in SETTING_NAMES & PRESETS["demo"].keys()} | {
-    "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"} | Intensity("auto", 12).settings()
+SETTINGS = DdimSettings.read({"extractor_path": "extractor.pt", "intensity_bits": 12}).record()
 
 
 def calibrated(scores, rate: float = 0.1) -> Calibration:
@@ -165,6 +164,10 @@ DAMAGES = {
     "intensity a number": lambda v: v["settings"].update(intensity=5),
     "a depth that is none": lambda v: v["settings"].update(intensity_bits=[11]),
     "everything missing": lambda v: v.clear(),
+    "a format to come": lambda v: v.update(format=2),
+    "format text": lambda v: v.update(format="1"),
+    "a setting that is none": lambda v: v["settings"].update(wheels=4),
+    "settings of another method": lambda v: v.update(method="diad"),
 }
 
 
@@ -178,6 +181,65 @@ def test_a_damaged_calibration_is_refused_in_one_line_that_names_it(damage, tmp_
     with pytest.raises(UserError) as error:
         load_calibration(path)
     assert str(path) in one_line(error)
+
+
+@pytest.mark.parametrize("method", ["nosuch", ["ddim"], 3, ""])
+def test_an_unknown_method_is_refused_with_the_known_ones(method, tmp_path):
+    path = tmp_path / "calibration.json"
+    calibrated([0.1, 0.2, 0.3] * 4).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": method}))
+    with pytest.raises(UserError, match="expected one of ddim, lafite, knn, diad") as error:
+        load_calibration(path)
+    assert str(path) in one_line(error)
+
+
+# Files from before there was a format, as they lie on disks: settings["method"] says the family.
+OLDER = {
+    "ddim": """{"scales": {"pixel": 0.1, "feature": 0.5}, "pixel_threshold": 1.1, "image_threshold": 2.0,
+        "scores": [0.5, 1.0, 1.5], "num_pixels": 4096, "pixel_quantile": 0.999, "false_alarm_rate": 0.25,
+        "settings": {"blur_sigma": 4.0, "center_crop": 0, "conditioning": "ddad", "diffusion_checkpoint_name":
+        "final.pt", "eta": 0.0, "feature_smoothing_kernel": 3, "fl_contrib": 0.7, "layer_weights": [1.0], "map_norm":
+        "contrast", "num_samples": 1, "patching": false, "pixel_difference": "max_square", "pl_contrib": 0.7,
+        "recon_weight": 4.0, "sampler": "ddim", "seed": 3, "start_at_timestep": 250, "steps_to_regenerate": 2,
+        "tile_overlap": 0.25, "top_share": 0.0, "extractor_path": "extractor.pt"},
+        "digests": {"unet": "00ff"}, "num_images": 3}""",
+    "lafite": """{"scales": {"discriminator": 0.5}, "pixel_threshold": 1.1, "image_threshold": 2.0,
+        "scores": [0.5, 1.0, 1.5], "num_pixels": 4096, "pixel_quantile": 0.999, "false_alarm_rate": 0.25,
+        "settings": {"blur_sigma": 4.0, "center_crop": 0, "context_power": 0.0, "denoise_contrib": 0.0,
+        "discriminator_contrib": 1.0, "edit_contrib": 0.0, "editing": true, "feature_start": 600, "feature_steps_back":
+        1, "inversion_contrib": 0.0, "knn_contrib": 0.0, "neighbours": 5, "seed": 3, "top_share": 0.0, "method":
+        "lafite", "diffusion_checkpoint_name": "final.pt", "discriminator": "discriminator.pt"},
+        "digests": {"unet": "00ff"}, "num_images": 3}""",
+    "knn": """{"scales": {"knn": 0.5}, "pixel_threshold": 1.1, "image_threshold": 2.0,
+        "scores": [0.5, 1.0, 1.5], "num_pixels": 4096, "pixel_quantile": 0.999, "false_alarm_rate": 0.25,
+        "settings": {"blur_sigma": 4.0, "center_crop": 0, "context_power": 0.0, "denoise_contrib": 0.0,
+        "discriminator_contrib": 0.0, "edit_contrib": 0.0, "editing": true, "feature_start": 600, "feature_steps_back":
+        1, "inversion_contrib": 0.0, "knn_contrib": 1.0, "neighbours": 1, "seed": 3, "top_share": 0.0, "method": "knn",
+        "diffusion_checkpoint_name": "final.pt", "discriminator": "", "intensity": "auto", "intensity_bits": 12},
+        "digests": {"bank": "00ff"}, "num_images": 3}""",
+    "diad": """{"scales": {"feature": 0.5}, "pixel_threshold": 1.1, "image_threshold": 2.0,
+        "scores": [0.5, 1.0, 1.5], "num_pixels": 4096, "pixel_quantile": 0.999, "false_alarm_rate": 0.25,
+        "settings": {"center_crop": 0, "feature_resolution": 256, "latent_start": 400, "latent_steps_back": 10,
+        "map_sigma": 5.0, "paper_exact": false, "seed": 3, "method": "diad", "extractor": "efficientnet_lite0",
+        "extractor_layers": [1, 2, 3], "extractor_weights": "00ff", "intensity": "full", "intensity_bits": null},
+        "digests": {"unet": "00ff"}, "num_images": 3}""",
+}
+
+
+@pytest.mark.parametrize("method, depth", [("ddim", ("full", 8)), ("lafite", ("full", 8)), ("knn", ("auto", 12)),
+                                           ("diad", ("full", None))])
+def test_a_calibration_from_before_there_was_a_format_is_read_as_it_was_meant(method, depth, tmp_path):
+    path = tmp_path / "calibration.json"
+    path.write_text(OLDER[method])
+    calibration, recorded = load_calibration(path), json.loads(OLDER[method])
+    assert (calibration.method, calibration.image_threshold, calibration.scores) == (method, 2.0, (0.5, 1.0, 1.5))
+    settings = FAMILIES[method].settings.read(calibration.settings)
+    assert (settings.intensity, settings.intensity_bits) == depth and not settings.patching and settings.seed == 3
+    found = settings.record()
+    assert {name: found[name] for name in recorded["settings"] if name != "method"} == {
+        name: value for name, value in recorded["settings"].items() if name != "method"}
+    calibration.save(path)
+    assert json.loads(path.read_text())["format"] == 1 and load_calibration(path) == calibration
 
 
 def test_a_truncated_calibration_is_refused_at_any_length(tmp_path):

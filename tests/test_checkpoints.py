@@ -13,7 +13,6 @@ import torch
 from helpers import one_line, random_images, tiny_unet
 
 from dbad.checkpoints.weights import (
-    build_unet,
     load_pickle,
     load_unet,
     load_weights,
@@ -25,7 +24,8 @@ from dbad.checkpoints.weights import (
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write, ensure_folders, read_json, write_json, write_text
 from dbad.files.names import LOG, MODEL_CONFIG
-from dbad.options.command_line import plain, resolve
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import plain, resolve
 from dbad.report.results import results_folder
 from inference_ddim import Options
 

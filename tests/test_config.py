@@ -6,6 +6,7 @@ import json
 import re
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,29 +24,40 @@ import train_extractor
 import train_lafite
 import train_tune_eval
 from dbad.errors import UserError
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import trained_options
+from dbad.fields import EACH_PRESET, PRESETS, default_of, fields_of
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.inspection.run import results_of
-from dbad.options.checks import check
-from dbad.options.command_line import (
+from dbad.options.command_line import main, parse
+from dbad.options.resolve import (
     announce,
     changed,
-    main,
-    parse,
+    check_options,
+    default_preset,
     plain,
     resolve,
     run_folder,
     run_name,
     subset,
-    trained_options,
 )
-from dbad.options.presets import PRESETS, default_preset
-from dbad.runtime.device import one_line_failures, pick_device, pick_precision
+from dbad.runtime.device import pick_device, pick_precision
+from dbad.runtime.failures import one_line_failures
 
+CHAINS = {name: train_tune_eval.options_of(family) for name, family in FAMILIES.items()}
 SCRIPTS = [train_ddim, train_extractor, evaluation, inference_ddim, train_lafite, inference_lafite, train_diad,
-           inference_diad, train_tune_eval]
+           inference_diad, train_tune_eval, *(
+               SimpleNamespace(__name__=f"train_tune_eval-{name}", __doc__=train_tune_eval.__doc__, Options=chain)
+               for name, chain in CHAINS.items() if name in ("lafite", "diad"))]
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
 Train, Everything, Inspect = train_ddim.Options, train_tune_eval.Options, inference_ddim.Options
+DEMO = {name: default_of(field, "demo") for name, field in fields_of(*CHAINS.values()).items()}
+
+
+def flagged(cls) -> list[dataclasses.Field]:
+    """The options that have a flag; the others are recorded and never asked for."""
+    return [field for field in dataclasses.fields(cls) if field.metadata["flag"]]
 
 
 def status_and_line(capsys, cls, *words) -> tuple[int, str]:
@@ -74,7 +86,7 @@ def test_the_help_mentions_every_option_once_and_the_script_itself(script, capsy
     text = capsys.readouterr().out
     listed = collections.Counter(re.findall(r"^  (-[-\w]+)", text, re.MULTILINE))
     assert ended.value.code == 0
-    assert listed == collections.Counter(["-h"] + [f"--{f.name}" for f in dataclasses.fields(script.Options)])
+    assert listed == collections.Counter(["-h"] + [f"--{f.name}" for f in flagged(script.Options)])
     assert script.__doc__.strip().splitlines()[0] in text and "MISSING" not in text and "None" not in text
 
 
@@ -85,19 +97,63 @@ def test_no_two_options_share_a_flag(script):
     assert len(flags) == len(set(flags))
 
 
-def test_the_script_of_all_phases_has_the_options_of_each():
-    names = {f.name for f in dataclasses.fields(Everything)}
-    for script in SCRIPTS:
-        assert {f.name for f in dataclasses.fields(script.Options)} <= names
-        options = subset(script.Options, Everything(item="bolt", seed=3))
-        assert type(options) is script.Options and options.seed == 3
+@pytest.mark.parametrize("method", FAMILIES)
+def test_the_script_of_all_phases_has_the_options_of_each(method):
+    """But for the building of a model: its options follow from those of the chain."""
+    names = {f.name for f in dataclasses.fields(CHAINS[method])}
+    for script in train_tune_eval.modules(FAMILIES[method]):
+        cls = getattr(script, "ChainOptions", script.Options)
+        assert {f.name for f in dataclasses.fields(cls)} <= names
+        options = subset(cls, CHAINS[method](item="bolt", seed=3))
+        assert type(options) is cls and getattr(options, "seed", 3) == 3
+
+
+@pytest.mark.parametrize("method, flag", [
+    ("ddim", "--bank_mb"), ("ddim", "--latent-start=5"), ("lafite", "--recon_weight"), ("knn", "--skip_extractor"),
+    ("diad", "--no_editing")])
+def test_a_flag_of_another_method_is_refused_as_such(method, flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_tune_eval.main(["--item", "bolt", "--method", method, flag, "1"])
+    line, name = capsys.readouterr().err, flag.partition("=")[0].replace("t-s", "t_s")
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert f"{name}: not an option of --method {method}" in line
+
+
+def test_a_flag_of_no_method_gets_the_nearest_of_this_one(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_tune_eval.main(["--item", "bolt", "--method", "lafite", "--bank_mbb", "3"])
+    assert ended.value.code == 2 and "--bank_mbb: no such option; did you mean --bank_mb?" in capsys.readouterr().err
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_tune_eval.main(["--item", "bolt", "--method", "nosuch"])
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert "--method" in line and all(name in line for name in FAMILIES)
+
+
+def test_the_help_of_all_phases_fits_a_screen_and_names_the_methods(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_tune_eval.main(["--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and text.count("\n") <= 40
+    assert all(f"--method {name} --help" in text and family.about in text for name, family in FAMILIES.items())
+
+
+@pytest.mark.parametrize("method", FAMILIES)
+def test_the_help_of_a_method_has_its_options_and_no_others(method, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_tune_eval.main(["--method", method, "--help"])
+    listed = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
+    assert ended.value.code == 0 and listed == {field.name for field in flagged(CHAINS[method])}
 
 
 def test_an_option_has_the_same_default_and_the_same_flags_in_every_script():
     seen = {}
     for script in SCRIPTS:
         for field in dataclasses.fields(script.Options):
-            same = field.default, field.metadata["aliases"], field.metadata["by_preset"]
+            same = field.default, field.metadata["aliases"], field.metadata.get(EACH_PRESET)
             assert seen.setdefault(field.name, same) == same, field.name
 
 
@@ -200,14 +256,20 @@ def test_training_on_all_timesteps_can_be_asked_for_as_the_help_says():
 def test_every_preset_completes_every_script(preset, script):
     options = resolve(script.Options(item="bolt", preset=preset))
     for field in dataclasses.fields(options):
-        if field.metadata["by_preset"]:
-            assert getattr(options, field.name) == PRESETS[preset][field.name]
+        if EACH_PRESET in field.metadata:
+            assert getattr(options, field.name) == default_of(field, preset)
     assert options.run_id == "bolt" and resolve(options) == options
 
 
 def test_every_preset_has_a_value_for_every_option_that_asks_for_one():
-    names = {f.name for script in SCRIPTS for f in dataclasses.fields(script.Options) if f.metadata["by_preset"]}
-    assert all(names == values.keys() for values in PRESETS.values())
+    """A length is given in epochs or in steps; the other one is None."""
+    lengths = ("epochs_diffusion", "steps_diffusion")
+    for name, field in fields_of(*(script.Options for script in SCRIPTS)).items():
+        values = field.metadata.get(EACH_PRESET, dict.fromkeys(PRESETS, 0))
+        assert values.keys() == set(PRESETS)
+        assert name in lengths or None not in values.values(), name
+    for preset in PRESETS:
+        assert [default_of(fields_of(Train)[name], preset) for name in lengths].count(None) == 1
 
 
 def test_the_preset_follows_from_the_data_unless_it_is_given():
@@ -224,8 +286,8 @@ def test_the_preset_follows_from_the_data_unless_it_is_given():
 def test_real_data_take_what_the_machine_can_train(device, method, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert default_preset(Path("data"), device, method) == expected
-    assert default_preset(None, device, method) == "demo"
+    assert default_preset(Path("data"), device, FAMILIES[method].on_gpu) == expected
+    assert default_preset(None, device, FAMILIES[method].on_gpu) == "demo"
 
 
 def test_the_smaller_preset_is_said_to_be_chosen_for_the_machine(capsys):
@@ -244,16 +306,16 @@ def test_a_training_that_was_stopped_goes_on_with_its_preset(changes, expected, 
     options = Train(item="bolt", dataset_path=Path("data"), device="cpu", diffusion_checkpoint_dir=tmp_path)
     before = plain(resolve(dataclasses.replace(options, preset="base")))
     write_json(tmp_path / "bolt" / TRAIN_OPTIONS, before)
-    assert train_ddim.settled(options).preset == "small"        # nothing to go on from
+    assert train_ddim.resolve_all(options).preset == "small"        # nothing to go on from
     (tmp_path / "bolt" / "last.pt").touch()
-    assert train_ddim.settled(dataclasses.replace(options, **changes)).preset == expected
+    assert train_ddim.resolve_all(dataclasses.replace(options, **changes)).preset == expected
 
 
 def test_what_is_given_comes_before_what_was_trained_and_that_before_the_preset():
     trained = {"preset": "small", "batch_size": 5, "recon_weight": 0.5, "seed": 9}
     options = resolve(Inspect(item="bolt", recon_weight=0.25), trained)
     assert options.recon_weight == 0.25 and options.batch_size == 5 and options.seed == 9
-    assert options.blur_sigma == PRESETS["small"]["blur_sigma"]
+    assert options.blur_sigma == default_of(fields_of(Inspect)["blur_sigma"], "small")
 
 
 @pytest.mark.parametrize("name, given", [("batch_size", 1), ("patching", False), ("seed", 0), ("eta", 0.0),
@@ -266,11 +328,11 @@ def test_a_given_value_that_looks_like_nothing_still_counts(name, given):
 def test_lists_of_a_training_come_back_as_tuples():
     trained = json.loads(json.dumps(plain(resolve(Train(item="bolt", channels=(32, 64), resolution=16)))))
     options = resolve(Train(item="bolt"), trained)
-    assert options.channels == (32, 64) and options.adam_betas == PRESETS["demo"]["adam_betas"]
+    assert options.channels == (32, 64) and options.adam_betas == DEMO["adam_betas"]
 
 
 @pytest.mark.parametrize("given, expected", [({"epochs_diffusion": 3}, (3, None)), ({"steps_diffusion": 4}, (None, 4)),
-                                             ({}, (None, PRESETS["demo"]["steps_diffusion"]))])
+                                             ({}, (None, DEMO["steps_diffusion"]))])
 def test_a_length_in_epochs_replaces_one_in_steps_and_the_other_way_round(given, expected):
     options = resolve(Train(item="bolt", **given))
     assert (options.epochs_diffusion, options.steps_diffusion) == expected
@@ -290,10 +352,10 @@ def test_what_contradicts_the_training_is_refused(name, given, trained):
 
 def test_the_options_of_a_training_are_read_from_its_run_folder(tmp_path):
     options = Inspect(item="bolt", diffusion_checkpoint_dir=tmp_path)
-    assert trained_options(options) == {}
+    assert trained_options(options, "ddim") == {}
     trained = resolve(Train(item="bolt", diffusion_checkpoint_dir=tmp_path, batch_size=3))
     write_json(tmp_path / "bolt" / TRAIN_OPTIONS, plain(trained))
-    assert resolve(options, trained_options(options)).batch_size == 3
+    assert resolve(options, trained_options(options, "ddim")).batch_size == 3
 
 
 def test_the_run_folder_is_called_after_the_run_or_the_item():
@@ -310,7 +372,7 @@ def resolved():
 
 def refused(options, changes) -> str:
     with pytest.raises(UserError) as error:
-        check(dataclasses.replace(options, **changes))
+        check_options(dataclasses.replace(options, **changes))
     return one_line(error)
 
 
@@ -335,8 +397,9 @@ def refused(options, changes) -> str:
     ("layers_per_block", 17, 16), ("log_dir", Path("\udcff"), Path("ü")), ("dataset_path", Path("a\0b"), Path("a")),
 ])
 def test_a_value_out_of_range_is_refused_in_one_line_that_names_its_option(name, bad, good, resolved):
-    assert f"--{name} " in refused(resolved, {name: bad}) or name in ("train_steps", "max_timestep")
-    check(dataclasses.replace(resolved, **{name: good}))
+    options = resolved if hasattr(resolved, name) else resolve(CHAINS["lafite"](item="bolt"))
+    assert f"--{name} " in refused(options, {name: bad}) + " "
+    check_options(dataclasses.replace(options, **{name: good}))
 
 
 def numeric_fields() -> list[tuple[object, str, bool]]:
@@ -370,7 +433,7 @@ def test_the_command_line_is_checked_before_anything_else(capsys):
 
 def test_a_solver_without_noise_refuses_fresh_noise(resolved):
     assert "--eta 0.5: --sampler dpm++ adds no noise" in refused(resolved, {"sampler": "dpm++", "eta": 0.5})
-    check(dataclasses.replace(resolved, sampler="dpm++"))
+    check_options(dataclasses.replace(resolved, sampler="dpm++"))
 
 
 @pytest.mark.parametrize("name", ["eta", "recon_weight", "blur_sigma", "holdout", "learning_rate", "rotate",
@@ -413,7 +476,7 @@ def test_a_dry_run_shows_all_options_and_what_would_be_written(capsys):
     options = resolve(Train(item="bolt", eta=0.5, dry_run=True))
     assert not announce(options, Path("x/final.pt"), "y.json")
     text = capsys.readouterr().out
-    assert all(f"  {field.name} = " in text for field in dataclasses.fields(options))
+    assert all(f"  {field.name} = " in text for field in flagged(Train))
     assert "x/final.pt" in text and "y.json" in text and "eta 0.5" in text and "demo data" in text
     assert announce(dataclasses.replace(options, dry_run=False)) and "final.pt" not in capsys.readouterr().out
 
@@ -474,4 +537,4 @@ def test_results_are_called_as_the_run_and_where_it_knows_other_categories_as_th
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / TRAIN_OPTIONS).write_text(json.dumps({"item": learnt, "bank_mb": 1.0}))
     options = inference_lafite.Options(item=item, run_id="mine", images=images, diffusion_checkpoint_dir=tmp_path)
-    assert results_of(options, "train_lafite.py") == Path("results", name)
+    assert results_of(options, "lafite", "knn") == Path("results", name)

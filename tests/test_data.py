@@ -10,21 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dbad.data.images import (
-    Sample,
-    augment,
-    find_category,
-    random_crops,
-    read_image,
-    read_images,
-    read_items,
-    split_holdout,
-    to_float,
-    to_pixels,
-    to_uint8,
-)
+from dbad.data.augment import augment, random_crops
+from dbad.data.categories import find_category, split_holdout
+from dbad.data.images import read_image, read_images, read_items, to_float, to_pixels, to_uint8
 from dbad.data.intensity import Intensity
 from dbad.errors import UserError
+from dbad.records import Sample
 
 RGB = drawn(3, (12, 8))
 GREY = RGB[:, :, 0]

@@ -6,11 +6,11 @@ import pytest
 from helpers import make_category, one_line
 from trees import TREES, btad, folder, line, manifest, mtd, put, visa
 
-from dbad.data import images
+from dbad.data import categories
 from dbad.data.__main__ import main
-from dbad.data.images import find_category, open_category
+from dbad.data.categories import find_category, open_category
 from dbad.errors import UserError
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 
 
 def options(path: Path | None, item: str, layout: str = "auto") -> RunOptions:
@@ -20,23 +20,23 @@ def options(path: Path | None, item: str, layout: str = "auto") -> RunOptions:
 def test_the_options_name_a_category_of_a_data_set_in_any_layout(tmp_path):
     category = open_category(options(btad(tmp_path), "01"), ["good"])
     assert [(s.path.name, s.defect) for s in category.test] == [("1.bmp", "good")]
-    assert images.category_names(options(tmp_path, "01", "btad")) == ("01", "02")
-    for refused in (open_category, images.category_names):
+    assert categories.category_names(options(tmp_path, "01", "btad")) == ("01", "02")
+    for refused in (open_category, categories.category_names):
         with pytest.raises(UserError, match="--layout visa: .* expected split_csv/1cls.csv"):
             refused(options(tmp_path, "01", "visa"))
 
 
 def test_the_demo_data_have_the_layout_of_mvtec():
-    assert "hazelnut" in images.category_names(options(None, "hazelnut"))
+    assert "hazelnut" in categories.category_names(options(None, "hazelnut"))
     with pytest.raises(UserError, match="--layout visa: the built-in demo data has layout mvtec"):
         open_category(options(None, "hazelnut", "visa"))
 
 
 def test_a_category_without_test_images_is_refused_where_they_are_needed(tmp_path):
     category = find_category(make_category(tmp_path), "bolt")
-    assert images.test_images(category) == category.test
+    assert categories.test_images(category) == category.test
     with pytest.raises(UserError, match="bolt: no test images; expected folders such as .*bolt/test/good") as error:
-        images.test_images(find_category(put(tmp_path / "bolts", "bolt/train/good/a.png"), "bolt"))
+        categories.test_images(find_category(put(tmp_path / "bolts", "bolt/train/good/a.png"), "bolt"))
     one_line(error)
 
 

@@ -1,23 +1,32 @@
 """Values out of JSON files: what is no JSON, what is not as it was declared, and what came later than a file."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import MAPS, json_of, one_line
+from helpers import json_of, one_line
 
 import evaluation
-from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import trim_log
+from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
+from dbad.families.ddim import DDIM
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import load_calibration
+from dbad.fields import opt
 from dbad.files.atomic import read_json, write_json
-from dbad.options.command_line import setting_names
-from dbad.options.declared import check_declared, described, fits, types_of
-from dbad.options.presets import PRESETS
-from dbad.options.setting_types import LATER, setting_types
 
-SETTINGS = {name: PRESETS["demo"][name] for name in setting_names("ddim") if name in PRESETS["demo"]} | {
-    "diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"}
+SETTINGS = DdimSettings.read({"recon_weight": 1.0, "extractor_path": "extractor.pt"}).record()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharper(DdimSettings):
+    """Settings of a version to come."""
+
+    sharpness: float = opt("of the maps, which today's files do not say", later=1.0)
 
 
 @pytest.mark.parametrize("content, says", [
@@ -54,21 +63,25 @@ def test_lines_of_a_log_that_nobody_can_read_are_dropped(tmp_path):
 
 # Settings that came later
 
-def test_an_older_calibration_has_what_was_done_before(tmp_path, monkeypatch):
-    """All other settings have to be there."""
-    known = setting_types("ddim")
-    monkeypatch.setattr("dbad.calibration.thresholds.setting_types", lambda method: known | {"sharpness": float})
-    monkeypatch.setattr("dbad.calibration.thresholds.LATER", {**LATER, "sharpness": 1.0})
+def test_a_setting_that_came_later_than_a_calibration_takes_its_default(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "ddim", replace(DDIM, settings=Sharper))
     path = tmp_path / "calibration.json"
     Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, settings=SETTINGS).save(path)
-    found = load_calibration(path).settings
-    assert (found["sharpness"], found["intensity"], found["intensity_bits"]) == (1.0, "full", 8)
+    found = Sharper.read(load_calibration(path).settings)
+    assert (found.sharpness, found.recon_weight, found.intensity) == (1.0, 1.0, "auto")
     write_json(path, json_of(path) | {"settings": SETTINGS | {"sharpness": 3.0}})
-    assert load_calibration(path).settings["sharpness"] == 3.0
-    write_json(path, json_of(path) | {
-        "settings": {name: value for name, value in SETTINGS.items() if name != "recon_weight"}})
-    with pytest.raises(UserError, match="lacks recon_weight; expected a number"):
-        load_calibration(path)
+    assert Sharper.read(load_calibration(path).settings).sharpness == 3.0
+
+
+def test_a_calibration_from_before_there_was_an_intensity_was_made_without_one(tmp_path):
+    path = tmp_path / "calibration.json"
+    Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, settings=SETTINGS).save(path)
+    older = {name: value for name, value in SETTINGS.items() if not name.startswith("intensity")}
+    write_json(path, {name: value for name, value in json_of(path).items() if name not in ("format", "method")}
+               | {"settings": older})
+    found = load_calibration(path).settings
+    assert (found["intensity"], found["intensity_bits"]) == ("full", 8)
+    assert DdimSettings.read(found) == replace(DdimSettings.read(SETTINGS), intensity="full", intensity_bits=8)
 
 
 @pytest.mark.parametrize("bits", [9, 8.0, "8", True])
@@ -88,7 +101,7 @@ def test_a_bit_depth_that_no_camera_has_is_refused(bits, tmp_path):
     (None, int | None, True), (None, int, False), ([1, 2], tuple[int, ...], True), ([1, "a"], tuple[int, ...], False),
     ({"a": 1.0}, dict[str, float], True), ({"a": None}, dict[str, float], False), ([], dict[str, float], False),
     ("x", Path, True), ("x", str | tuple[str, ...], True), (["x"], str | tuple[str, ...], True), ({}, Any, True),
-    ([[1], [2]], tuple[tuple[int]], True), (MAPS.map_norm, types_of(evaluation.Options)["map_norm"], True),
+    ([[1], [2]], tuple[tuple[int]], True), ("none", types_of(evaluation.Options)["map_norm"], True),
     (["none"], types_of(evaluation.Options)["map_norm"], False)])
 def test_a_value_fits_its_annotation_or_not(value, hint, right):
     assert fits(value, hint) is right

@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dbad.data.demo import draw as demo
-from dbad.data.demo.draw import CATEGORIES, draw, write_demo
+from dbad.data.demo.draw import draw, write_demo
+from dbad.data.demo.drawings import CATEGORIES
 from dbad.errors import UserError
 from dbad.files.temporary import machine
 

@@ -1,25 +1,28 @@
 """Conditioned denoising: the algebra of one step, then the walk from the noised image to its reconstruction."""
 
-import dataclasses
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from helpers import CPU, Oracle, random_images, streams, tiny_unet
+from helpers import CPU, Oracle, random_images, reconstruction, streams, tiny_unet
 
 from dbad.diffusion import noise
-from dbad.diffusion.ddim import (
-    Conditioning,
-    conditioned_step,
-    reconstruct,
-    reconstruct_all,
-    schedule,
-    visited_timesteps,
-)
+from dbad.diffusion.ddim import conditioned_step, schedule, visited_timesteps
+from dbad.families.ddim.options import Reconstruction
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct, reconstruct_all
+from dbad.runtime.device import Machine
 
 ABAR = schedule(1000, "linear")
-PLAIN = Conditioning("ddad", weight=0.0, eta=0.0, start=250, num_steps=5)
 SHAPE = (2, 3, 8, 8)
+
+
+def way(conditioning: str = "ddad", weight: float = 0.0, eta: float = 0.0, start: int = 250, num_steps: int = 5,
+        sampler: str = "ddim") -> Reconstruction:
+    """How an image is reconstructed: without a pull, if not told otherwise."""
+    return reconstruction(conditioning=conditioning, recon_weight=weight, eta=eta, start_at_timestep=start,
+                          steps_to_regenerate=num_steps, sampler=sampler)
+
+
+PLAIN = way()
 
 
 def normal(*keys) -> torch.Tensor:
@@ -108,7 +111,7 @@ def test_a_step_changes_none_of_its_arguments(sample):
 
 def test_dpm_walks_as_diffusers_scheduler_does():
     y, unet = random_images(2, 8), tiny_unet(8)
-    how = dataclasses.replace(PLAIN, start=1000, num_steps=7, sampler="dpm++")
+    how = way(start=1000, num_steps=7, sampler="dpm++")
     visited = visited_timesteps(1000, 7)
     scheduler = DPMSolverMultistepScheduler(1000, beta_start=1e-4, beta_end=0.02, final_sigmas_type="zero",
                                             lower_order_final=False)
@@ -118,7 +121,8 @@ def test_dpm_walks_as_diffusers_scheduler_does():
     with torch.no_grad():
         for t in visited:
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample
-    torch.testing.assert_close(reconstruct(unet, y, streams(2), ABAR, how), x.clamp(-1, 1), rtol=1e-3, atol=1e-3)
+    found = reconstruct(Denoiser(unet, ABAR), y, streams(2), how)
+    torch.testing.assert_close(found, x.clamp(-1, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_dpm_is_ddim_where_the_estimate_does_not_change():
@@ -126,16 +130,16 @@ def test_dpm_is_ddim_where_the_estimate_does_not_change():
     clean = random_images(2, 8, seed=1)
     for sampler in ("ddim", "dpm++"):
         oracle = Oracle(clean, ABAR)
-        found = reconstruct(oracle, y, streams(2), ABAR, dataclasses.replace(PLAIN, sampler=sampler))
+        found = reconstruct(Denoiser(oracle, ABAR), y, streams(2), way(sampler=sampler))
         torch.testing.assert_close(found, clean, rtol=0, atol=1e-4)
-    assert len(oracle.calls) == PLAIN.num_steps
+    assert len(oracle.calls) == PLAIN.steps_to_regenerate
 
 
 @pytest.mark.parametrize("num_steps, same", [(1, True), (2, True), (3, False), (10, False)])
 def test_dpm_differs_from_ddim_from_three_steps_on(num_steps, same):
     y, unet = random_images(2, 8), tiny_unet(8)
-    ddim, dpm = (reconstruct(unet, y, streams(2), ABAR, dataclasses.replace(
-        PLAIN, num_steps=num_steps, sampler=sampler)) for sampler in ("ddim", "dpm++"))
+    ddim, dpm = (reconstruct(Denoiser(unet, ABAR), y, streams(2), way(num_steps=num_steps, sampler=sampler))
+                 for sampler in ("ddim", "dpm++"))
     assert torch.equal(ddim, dpm) == same
 
 
@@ -171,8 +175,8 @@ def test_the_linear_schedule_is_the_product_of_its_betas():
 def test_the_network_is_told_the_timestep_that_the_image_was_noised_at(kind, start, num_steps):
     y = random_images(2, 8)
     oracle = Oracle(y, ABAR)
-    how = dataclasses.replace(PLAIN, start=start, num_steps=num_steps)
-    reconstruct(oracle, y, streams(2), ABAR, how, kind)
+    how = way(start=start, num_steps=num_steps)
+    reconstruct(Denoiser(oracle, ABAR, kind), y, streams(2), how)
     assert [t for t, _ in oracle.calls] == visited_timesteps(start, num_steps)
     t, x_t = oracle.calls[0]
     level = float(ABAR[t])
@@ -184,8 +188,8 @@ def test_the_network_is_told_the_timestep_that_the_image_was_noised_at(kind, sta
 @pytest.mark.parametrize("num_steps", [1, 5, 25])
 def test_a_perfect_denoiser_returns_the_clean_image(eta, num_steps):
     clean, y = random_images(2, 8, seed=1), random_images(2, 8, seed=2)
-    how = dataclasses.replace(PLAIN, eta=eta, num_steps=num_steps)
-    x = reconstruct(Oracle(clean, ABAR), y, streams(2), ABAR, how)
+    how = way(eta=eta, num_steps=num_steps)
+    x = reconstruct(Denoiser(Oracle(clean, ABAR), ABAR), y, streams(2), how)
     torch.testing.assert_close(x, clean, rtol=0, atol=1e-5)
 
 
@@ -194,9 +198,9 @@ def test_a_perfect_denoiser_returns_the_clean_image(eta, num_steps):
 def test_an_image_that_the_model_believes_in_comes_back_unchanged(conditioning, eta):
     y = random_images(2, 8)
     if conditioning == "ddad":
-        x = reconstruct(Oracle(y, ABAR), y, streams(2), ABAR, Conditioning("ddad", 3.0, eta, 250, 5))
+        x = reconstruct(Denoiser(Oracle(y, ABAR), ABAR), y, streams(2), way("ddad", 3.0, eta, 250, 5))
     else:
-        x = reconstruct(Oracle(y, ABAR), y, streams(2), ABAR, Conditioning("blend", 0.5, eta, 250, 5))
+        x = reconstruct(Denoiser(Oracle(y, ABAR), ABAR), y, streams(2), way("blend", 0.5, eta, 250, 5))
     torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
 
 
@@ -204,14 +208,14 @@ def test_the_pull_brings_the_reconstruction_nearer_to_the_image():
     clean, y = random_images(2, 8, seed=1), random_images(2, 8, seed=2)
     distances = []
     for w in (0.0, 1.0, 3.0, 11.0):
-        x = reconstruct(Oracle(clean, ABAR), y, streams(2), ABAR, dataclasses.replace(PLAIN, weight=w))
+        x = reconstruct(Denoiser(Oracle(clean, ABAR), ABAR), y, streams(2), way(weight=w))
         distances.append(float((x - y).abs().mean()))
     assert distances == sorted(distances, reverse=True) and len(set(distances)) == 4
 
 
 def test_with_one_step_the_reconstruction_is_the_interpolation():
     clean, y = random_images(2, 8, seed=1), random_images(2, 8, seed=2)
-    x = reconstruct(Oracle(clean, ABAR), y, streams(2), ABAR, Conditioning("ddad", 1.5, 0.0, 250, 1))
+    x = reconstruct(Denoiser(Oracle(clean, ABAR), ABAR), y, streams(2), way("ddad", 1.5, 0.0, 250, 1))
     share = 1.5 * (1 - float(ABAR[249]))
     torch.testing.assert_close(x, clean + share * (y - clean), rtol=0, atol=1e-5)
 
@@ -220,7 +224,7 @@ def test_with_one_step_the_reconstruction_is_the_interpolation():
 def test_blending_mixes_in_the_image_by_weight_times_time_after_a_plain_step(weight, start, num_steps):
     """x <- (1 - c) x + c y with c = weight * t / T, at most 1; here after a step that gives the clean image."""
     clean, y = random_images(2, 8, seed=1), random_images(2, 8, seed=2)
-    x = reconstruct(Oracle(clean, ABAR), y, streams(2), ABAR, Conditioning("blend", weight, 0.0, start, num_steps))
+    x = reconstruct(Denoiser(Oracle(clean, ABAR), ABAR), y, streams(2), way("blend", weight, 0.0, start, num_steps))
     c = min(weight * start / 1000, 1.0)
     torch.testing.assert_close(x, (1 - c) * clean + c * y, rtol=0, atol=1e-5)
 
@@ -228,7 +232,7 @@ def test_blending_mixes_in_the_image_by_weight_times_time_after_a_plain_step(wei
 def test_blending_follows_its_formula_at_every_step():
     clean, y = random_images(2, 8, seed=1), random_images(2, 8, seed=2)
     oracle, w = Oracle(clean, ABAR), 0.8
-    x = reconstruct(oracle, y, streams(2), ABAR, Conditioning("blend", w, 0.0, 250, 5))
+    x = reconstruct(Denoiser(oracle, ABAR), y, streams(2), way("blend", w, 0.0, 250, 5))
     visited = visited_timesteps(250, 5)
     seen = [x_t for _, x_t in oracle.calls[1:]]
     for i, t in enumerate(visited):
@@ -242,7 +246,7 @@ def test_blending_follows_its_formula_at_every_step():
 
 def test_without_a_pull_both_ways_of_conditioning_are_plain_ddim():
     unet, y = tiny_unet(), random_images(2)
-    one, other = (reconstruct(unet, y, streams(2), ABAR, Conditioning(c, 0.0, 0.0, 250, 2)) for c in ("ddad", "blend"))
+    one, other = (reconstruct(Denoiser(unet, ABAR), y, streams(2), way(c, 0.0, 0.0, 250, 2)) for c in ("ddad", "blend"))
     assert torch.equal(one, other)
 
 
@@ -257,7 +261,7 @@ def test_fresh_noise_is_drawn_at_every_step_but_the_last_and_only_if_eta_is_abov
     y = random_images(2, 8)
     for eta, count in ((0.0, 1), (0.5, 5), (1.0, 5)):       # one draw to begin with, then 4 of 5 steps
         drawn.clear()
-        reconstruct(Oracle(-y, ABAR), y, streams(2), ABAR, dataclasses.replace(PLAIN, eta=eta))
+        reconstruct(Denoiser(Oracle(-y, ABAR), ABAR), y, streams(2), way(eta=eta))
         assert len(drawn) == count
 
 
@@ -266,7 +270,7 @@ def test_the_fresh_noise_of_eta_has_its_share_of_the_variance():
     y, clean = torch.zeros(200, 3, 8, 8), torch.zeros(200, 3, 8, 8)
     for eta in (0.0, 1.0):
         oracle = Oracle(clean, ABAR)
-        reconstruct(oracle, y, streams(200), ABAR, dataclasses.replace(PLAIN, eta=eta))
+        reconstruct(Denoiser(oracle, ABAR), y, streams(200), way(eta=eta))
         first, later = oracle.calls[0][1], [x_t for _, x_t in oracle.calls[1:]]
         for (t, _), x_t in zip(oracle.calls[1:], later, strict=True):
             assert abs(float(x_t.var()) / (1 - float(ABAR[t])) - 1) < 0.05
@@ -276,7 +280,7 @@ def test_the_fresh_noise_of_eta_has_its_share_of_the_variance():
 
 def test_the_reconstruction_stays_in_the_range_of_images():
     y = random_images(2, 8)
-    x = reconstruct(Oracle(5 * y, ABAR), y, streams(2), ABAR, PLAIN)
+    x = reconstruct(Denoiser(Oracle(5 * y, ABAR), ABAR), y, streams(2), PLAIN)
     assert x.min() == -1 and x.max() == 1 and x.dtype == torch.float32
 
 
@@ -284,13 +288,13 @@ def test_the_reconstruction_stays_in_the_range_of_images():
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_reconstruction_of_an_image_does_not_depend_on_its_batch(kind, eta):
     unet, images = tiny_unet(), random_images(5)
-    how = Conditioning("ddad", 1.0, eta, 250, 3)
-    options = dict(noise_kind=kind, seed=3, device=CPU, precision="fp32")
-    alone = reconstruct_all(unet, images, ABAR, how, batch_size=1, **options)
-    together = reconstruct_all(unet, images, ABAR, how, batch_size=5, **options)
-    backwards = reconstruct_all(unet, images.flip(0), ABAR, how, batch_size=2, **options).flip(0)
+    how = way("ddad", 1.0, eta, 250, 3)
+    denoiser = Denoiser(unet, ABAR, kind)
+    alone = reconstruct_all(denoiser, images, how, Machine(CPU, "fp32", 1), seed=3)
+    together = reconstruct_all(denoiser, images, how, Machine(CPU, "fp32", 5), seed=3)
+    backwards = reconstruct_all(denoiser, images.flip(0), how, Machine(CPU, "fp32", 2), seed=3).flip(0)
     assert alone.shape == images.shape
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone, backwards, rtol=1e-4, atol=1e-5)
-    other_seed = reconstruct_all(unet, images, ABAR, how, batch_size=5, **options | {"seed": 4})
+    other_seed = reconstruct_all(denoiser, images, how, Machine(CPU, "fp32", 5), seed=4)
     assert (other_seed - together).abs().max() > 0.01

@@ -8,40 +8,47 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import MAPS, drawn, random_images, tiny_detector, tiny_unet
+from helpers import drawn, random_images, reconstruction, tiny_detector, tiny_unet
 from pretend import cuda_device
 from torch import nn
 
-import train_lafite
 from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.checkpoints.weights import build_unet
-from dbad.data.splits import Sample
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
-from dbad.diffusion.ddim import Conditioning, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.families.ddim import objectives
 from dbad.families.ddim import search as tuning
+from dbad.families.ddim.detector import plain_parts
 from dbad.families.ddim.normalise import fit
+from dbad.families.ddim.options import DiffusionOptions
+from dbad.families.ddim.reconstruct import Denoiser
 from dbad.families.diad import adversarial, autoencoder, latents
-from dbad.families.diad.detector import DiadDetector, DiadSettings
+from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.options import DiadSettings
 from dbad.families.lafite import lessons, search
 from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings, FeatureSpace
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator
 from dbad.families.lafite.lessons import Good
+from dbad.families.lafite.options import FeatureSettings
+from dbad.families.search import pseudo_validation
+from dbad.fields import PRESETS, default_of, fields_of
 from dbad.networks import features
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation
-from dbad.options.presets import PRESETS
-from dbad.training.loop import Best
+from dbad.networks.unet import build_unet
+from dbad.records import Sample
+from dbad.runtime.device import Machine, attend
+from dbad.training.early_stopping import Best
 
 SIZE, GRID = 32, 4
 LATENT = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
 ALL = dict.fromkeys(("discriminator_contrib", "knn_contrib", "edit_contrib", "denoise_contrib", "inversion_contrib"),
                     1.0)
 FEATURES = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, context_power=0.5,
-                           **ALL, blur_sigma=4.0, top_share=0.001, center_crop=0)
+                           **ALL, blur_sigma=4.0, top_share=0.001, center_crop=0, seed=0, patching=False,
+                           intensity="auto")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def feature_detector(device, extractor, diffused: bool = True) -> FeatureDetecto
                                                  denoise_contrib=0.0, inversion_contrib=0.0)
     with torch.device(device):
         net = build_unet(GRID, (32,), 1, (), image_channels=33) if diffused else None
-    return FeatureDetector(space, bank, net, settings, seed=0, batch_size=2, device=device, precision="fp32",
+    return FeatureDetector(settings=settings, machine=Machine(device, "fp32", 2), space=space, bank=bank, net=net,
                            judge=Discriminator(8).eval() if diffused else None,
                            calibration=Calibration(dict.fromkeys(
                                ("discriminator", "knn", "edit", "denoise", "inversion"), 1.0), 1.0, 2.0))
@@ -114,8 +121,8 @@ def test_features_are_compared_on_one_device(diffused, device, extractor):
 def test_a_discriminator_and_a_bank_come_to_the_device_of_the_detector(device, extractor):
     """Where they are made does not matter: a network that was taught on the CPU once ended every run on a GPU."""
     detector = feature_detector(device, extractor)
-    detector.judge = Discriminator(8).eval()
-    detector.bank = Bank(torch.zeros(40, detector.patches.channels).half(), {"bolt": 40}, {})
+    detector = replace(detector, judge=Discriminator(8).eval(),
+                       bank=Bank(torch.zeros(40, detector.space.patches.channels).half(), {"bolt": 40}, {}))
     assert detector.bank.vectors.device.type == "cuda"
     detector.parts(torch.zeros(2, 3, SIZE, SIZE))
 
@@ -123,19 +130,17 @@ def test_a_discriminator_and_a_bank_come_to_the_device_of_the_detector(device, e
 def test_lafite_learns_from_damage_searches_and_calibrates_on_one_device(device, extractor, tmp_path, monkeypatch):
     """From features of good images to thresholds, as train_lafite.py goes, but for the training of the denoiser."""
     monkeypatch.setattr(lessons, "train_discriminator", partial(lessons.train_discriminator, steps=1))
-    for module, name in ((train_lafite, "NUM_TAUGHT"), (train_lafite, "NUM_PSEUDO")):
-        monkeypatch.setattr(module, name, 4)
+    for name in ("NUM_TAUGHT", "NUM_PSEUDO"):
+        monkeypatch.setattr(lessons, name, 4)
     for name in ("NEIGHBOURS", "STARTS", "STEPS", "WEIGHTS", "POWERS", "BLURS", "SHARES"):
         monkeypatch.setattr(search, name, getattr(search, name)[-2:])
     detector = feature_detector(device, extractor)
     images = pixels(8)
-    extracted = np.zeros((8, detector.patches.channels, GRID, GRID), np.float16)
+    extracted = np.zeros((8, detector.space.patches.channels, GRID, GRID), np.float16)
     named = [Sample(Path(f"{index}.png"), "bolt", "good") for index in range(8)]
     good = {"bolt": Good(named, named[:2], images, extracted, extracted[:2])}
-    options = train_lafite.Options(item=("bolt",), run_id="bolt", method="lafite", tune=True, bank_mb=0.05, seed=0,
-                                   discriminator_contrib=1.0, diffusion_checkpoint_dir=tmp_path, tune_minutes=1.0)
-    _, prepare = train_lafite.learn_from_damage(detector, good, options, [])
-    prepare(None)
+    learnt = lessons.learn_from_damage(detector, good, (), judged=True, tune_minutes=1.0, bank_mb=0.05, folder=tmp_path)
+    detector = learnt.detector(detector, None)
     calibrate(detector.combine, [detector.parts(torch.zeros(1, 3, SIZE, SIZE))[0]], 0.999, 0.6)
 
 
@@ -167,8 +172,8 @@ def test_a_bank_is_chosen_on_one_device(device, extractor, tmp_path, monkeypatch
 @pytest.mark.parametrize("changes", [{}, {"patching": True}])
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_conditioned_denoising_is_on_one_device(changes, sampler, device, extractor):
-    detector = tiny_detector(extractor, 16, **changes | {"device": device})
-    detector.how = Conditioning("blend", 1.0, 0.0 if sampler == "dpm++" else 1.0, 250, 3, sampler)
+    detector = tiny_detector(extractor, 16, device=device, conditioning="blend", eta=0.0 if sampler == "dpm++" else 1.0,
+                             steps_to_regenerate=3, sampler=sampler, **changes)
     found = detector(torch.zeros(1, 3, 24, 24) if changes else torch.zeros(3, 3, 16, 16))
     assert found.anomaly_map.device.type == "cpu"
 
@@ -177,16 +182,16 @@ def test_conditioned_denoising_is_on_one_device(changes, sampler, device, extrac
 def test_normalised_maps_are_made_of_one_device(kind, device, extractor):
     detector = tiny_detector(extractor, 16, device=device)
     found = detector.differences(torch.zeros(3, 3, 16, 16))
-    detector.normalisation = fit(kind, MAPS.plain_parts(found), found.reconstruction)
-    detector.parts(torch.zeros(2, 3, 16, 16))
+    normalisation = fit(kind, plain_parts(found, detector.settings.layer_weights), found.reconstruction)
+    replace(detector, normalisation=normalisation).parts(torch.zeros(2, 3, 16, 16))
 
 
 def test_the_search_for_ddims_settings_is_on_one_device(device, extractor, monkeypatch):
     for name in ("STARTS", "WEIGHTS", "STEPS"):
         monkeypatch.setattr(tuning, name, getattr(tuning, name)[-1:])
     detector = tiny_detector(extractor, 16, device=device)
-    images = tuning.pseudo_validation(random_images(2), ["a.png", "b.png"], random_images(2), 0, 4)
-    tuning.Search(detector, images).run()
+    images = pseudo_validation(random_images(2), ["a.png", "b.png"], random_images(2), 0, 4)
+    tuning.DdimSearch(detector, images).run()
 
 
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)
@@ -194,10 +199,9 @@ def test_a_step_of_the_extractor_is_on_one_device(objective, device, extractor, 
     monkeypatch.setattr(objectives.copy, "deepcopy", lambda network: network)      # which fake tensors cannot
     with torch.device(device):
         unet = tiny_unet()
-    how = Conditioning("ddad", 1.0, 0.0, 250, 2)
     images = torch.zeros(4, 3, 16, 16)
-    counterparts = objectives.denoise_towards(unet, images, schedule(1000, "linear"), how, noise_kind="gaussian",
-                                              seed=0, batch_size=2, device=device, precision="fp32")
+    counterparts = objectives.denoise_towards(Denoiser(unet, schedule(1000, "linear")), images, reconstruction(),
+                                              Machine(device, "fp32", 2), 0)
     model, loss_of = objectives.network_and_loss(objective, extractor, 0.1, device, "fp32")
     data = objectives.Pairs(images, counterparts)
     model = model.to(device)
@@ -227,8 +231,10 @@ def test_a_model_of_diad_learns_and_inspects_on_one_device(device, extractor):
     encoded = latents.encode_all(model, pixels(2, LATENT.resolution), 2, device, "fp32")
     data = latents.LatentImages([encoded], 0, "train", 2, 1, 1000)
     on(device, data, lambda batch: {"loss": latents.latent_loss(model, batch, model.abar, "fp32")})
-    detector = DiadDetector(model, extractor, DiadSettings(250, 2, False, 5.0, 0), seed=0, batch_size=2, device=device,
-                            precision="fp32", calibration=Calibration({"feature": 0.1}, 1.0, 0.5, scores=(0.3, 0.4)))
+    settings = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0,
+                            feature_resolution=SIZE, seed=0, patching=False, intensity="auto")
+    detector = DiadDetector(settings=settings, machine=Machine(device, "fp32", 2), model=model, extractor=extractor,
+                            calibration=Calibration({"feature": 0.1}, 1.0, 0.5, scores=(0.3, 0.4)))
     found = detector(torch.zeros(3, 3, LATENT.resolution, LATENT.resolution))
     assert found.anomaly_map.device.type == found.reconstruction.device.type == "cpu"
     assert detector.autoencoded(torch.zeros(1, 3, 128, 128)).device.type == "cpu"
@@ -252,9 +258,24 @@ def test_a_step_of_the_auto_encoder_is_on_one_device(step, device, monkeypatch):
 
 def test_every_preset_builds_on_the_device_that_it_is_for(device):
     """Shapes and devices of the networks at full size: nothing is computed, so that it costs no memory."""
-    for values in PRESETS.values():
+    declared = fields_of(DiffusionOptions)
+    for preset in PRESETS:
+        values = {name: default_of(field, preset) for name, field in declared.items()}
         with torch.device(device):
             unet = build_unet(values["resolution"], values["channels"], values["layers_per_block"],
                               values["attention_levels"])
         x = torch.zeros(2, 3, values["resolution"], values["resolution"], device=device)
         assert unet(x, torch.zeros(2, dtype=torch.int64, device=device)).sample.shape == x.shape
+
+
+def test_attention_on_cuda_is_that_kernel_whose_gradients_are_the_same_twice():
+    """The switches are there without a GPU too; as they were, afterwards."""
+    cuda = torch.backends.cuda
+    kernels = [name for name in ("flash", "mem_efficient", "cudnn") if hasattr(cuda, f"enable_{name}_sdp")]
+    assert len(kernels) >= 2
+    try:
+        attend(fused=False)
+        assert cuda.math_sdp_enabled() and not any(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)
+    finally:
+        attend(fused=True)
+    assert cuda.math_sdp_enabled() and all(getattr(cuda, f"{name}_sdp_enabled")() for name in kernels)

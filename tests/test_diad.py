@@ -10,19 +10,9 @@ from torch.nn import functional as F
 from dbad.diffusion.ddim import visited_timesteps
 from dbad.errors import UserError
 from dbad.families.diad import model as diad
-from dbad.families.diad.model import (
-    SIZES,
-    Size,
-    SpatialFusion,
-    anomaly_map,
-    assign,
-    build_unet,
-    image_score,
-    load_diad,
-    random_diad,
-    reconstruct,
-    save_diad,
-)
+from dbad.families.diad.model import SIZES, Size, SpatialFusion, build_unet, random_diad
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
+from dbad.families.diad.storage import assign, load_diad, save_diad
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import MODEL_CONFIG
 from dbad.maps import blur

@@ -4,24 +4,30 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import CPU, one_line, random_images, streams
+from helpers import CPU, MACHINE, one_line, random_images, streams
 from torch.nn import functional as F
 
-from dbad.calibration.digests import digests
-from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.calibration.thresholds import Calibration
 from dbad.diffusion.batches import validation_loss
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.families.detector import calibration_file, load_detector
-from dbad.families.diad.detector import DiadDetector, DiadSettings, extractor_settings
+from dbad.families.detector import load_detector
+from dbad.families.diad.detector import DiadDetector, extractor_settings
 from dbad.families.diad.latents import LatentImages, encode_all, latent_loss
-from dbad.families.diad.model import Size, anomaly_map, image_score, random_diad, reconstruct, save_diad
+from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.options import DiadSettings
+from dbad.families.diad.reconstruction import anomaly_map, image_score, reconstruct
+from dbad.families.diad.storage import save_diad
+from dbad.families.digests import digests
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import calibration_file, load_calibration
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor
 
 SMALL = Size(128, (32, 32, 32, 32), 8, "tiny", (8, 8, 8, 8), 2)
-SETTINGS = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0)
+SETTINGS = DiadSettings(latent_start=250, latent_steps_back=2, paper_exact=False, map_sigma=5.0, center_crop=0,
+                        feature_resolution=64, seed=0, patching=False, intensity="auto")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +46,10 @@ def detector(model, extractor):
     return detector_of(model, extractor)
 
 
-def detector_of(model, extractor, batch_size: int = 3, seed: int = 0, **changes) -> DiadDetector:
+def detector_of(model, extractor, batch_size: int = 3, **changes) -> DiadDetector:
     calibration = Calibration({"feature": 0.1}, 1.0, 0.5, scores=(0.3, 0.4))
-    return DiadDetector(model, extractor, dataclasses.replace(SETTINGS, **changes), seed=seed, batch_size=batch_size,
-                        device=CPU, precision="fp32", calibration=calibration)
+    return DiadDetector(settings=dataclasses.replace(SETTINGS, **changes), model=model, extractor=extractor,
+                        machine=MACHINE._replace(batch_size=batch_size), calibration=calibration)
 
 
 # What it says of an image
@@ -100,19 +106,21 @@ def test_without_diffusion_the_auto_encoder_is_left(detector, model):
 def folder(model, extractor, tmp_path):
     """A run of two categories as train_diad.py leaves it, with thresholds by hand."""
     save_diad(model, tmp_path)
-    settings = vars(SETTINGS) | extractor_settings(extractor) | {"method": "diad", "seed": 0}
+    settings = dataclasses.replace(SETTINGS, **extractor_settings(extractor))
+    found = digests(tmp_path, FAMILIES["diad"], settings)
     for name, threshold in ((None, 3.0), ("bolt", 1.0), ("nut", 2.0)):
-        Calibration({"feature": 0.1}, 1.0, threshold, settings=settings, digests=digests(tmp_path, settings)).save(
-            calibration_file(tmp_path, name, ["bolt", "nut"]))
+        Calibration({"feature": 0.1}, 1.0, threshold, settings=settings.record(), digests=found,
+                    method="diad").save(calibration_file(tmp_path, name, ["bolt", "nut"]))
     write_json(tmp_path / TRAIN_OPTIONS, {"item": ["bolt", "nut"]})
     return tmp_path
 
 
-def test_a_run_folder_is_recognised_and_gives_the_same(folder, detector):
+def test_a_run_folder_is_recognised_and_gives_the_same(folder, detector, extractor):
     images = random_images(2, 128)
     for name, threshold in ((None, 3.0), ("bolt", 1.0), ("nut", 2.0)):
         loaded = load_detector(folder, "cpu", "fp32", category=name)
-        assert isinstance(loaded, DiadDetector) and loaded.settings == SETTINGS
+        assert isinstance(loaded, DiadDetector)
+        assert loaded.settings == dataclasses.replace(SETTINGS, **extractor_settings(extractor))
         assert loaded.calibration.image_threshold == threshold
     torch.testing.assert_close(loaded(images).score, detector(images).score)
 
@@ -136,11 +144,12 @@ def test_another_extractor_than_calibrated_with_is_refused(folder):
     one_line(error)
 
 
-def test_thresholds_of_which_a_setting_is_missing_are_refused(folder):
+@pytest.mark.parametrize("value", [None, "250", 0])
+def test_thresholds_with_a_setting_that_is_none_are_refused(folder, value):
     content = read_json(folder / "calibration.json")
-    del content["settings"]["latent_start"]
+    content["settings"]["latent_start"] = value
     write_json(folder / "calibration.json", content)
-    with pytest.raises(UserError, match=r"settings: lacks latent_start; .*run train_diad.py again") as error:
+    with pytest.raises(UserError, match=r"not a calibration \(latent_start .*run train_diad.py again") as error:
         load_calibration(folder / "calibration.json")
     one_line(error)
 

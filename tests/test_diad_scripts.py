@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from deep_files import colours, deepen, forget_intensity, png
-from helpers import complaint, drawn, everything, json_of, make_category, rows_of
+from helpers import complaint, drawn, everything, json_of, make_category, rows_of, stamps
 from PIL import Image
 
-import train_diad
 from dbad.checkpoints.weights import load_pickle
 from dbad.data.intensity import AS_BEFORE
 from dbad.families.detector import load_detector
 from dbad.families.diad import autoencoder as autoencoders
-from dbad.families.diad import model
-from dbad.families.diad.model import Diad, Size, load_part
+from dbad.families.diad import model, training
+from dbad.families.diad.model import Diad, Size
+from dbad.families.diad.storage import load_part
 from dbad.files.names import DIAD_FILES
 from dbad.report.results import listing_digest
 from dbad.training import loop
@@ -163,7 +163,7 @@ def test_a_finished_run_is_not_repeated(both, script, capsys, monkeypatch):
         with pytest.raises(AssertionError):
             script("train_diad.py", *BOTH, *STEPS, "--model", MODEL, "--run_id", "new")
         patch.setattr(loop, "_loop", never)
-        patch.setattr("dbad.families.diad.latents.latent_loss", never)
+        patch.setattr(training, "latent_loss", never)
         script("train_tune_eval.py", *BOTH, *CHAIN, "--skip_evaluation")
         assert (RUN / "unet.safetensors").read_bytes() == before
         capsys.readouterr()
@@ -178,7 +178,7 @@ def test_a_finished_run_is_not_repeated(both, script, capsys, monkeypatch):
 def test_a_run_from_before_there_was_an_intensity_is_finished_too(both, script, capsys):
     """What it was built of had none either. Where the data lie is not what is asked here."""
     forget_intensity(*Path("checkpoints").rglob("*arg_config.json"), *RUN.glob("calibration*.json"))
-    assert train_diad.autoencoders(MODEL) == AS_BEFORE.settings()
+    assert training.autoencoders(MODEL) == AS_BEFORE.settings()
     record = json_of(RUN / "train_arg_config.json")
     good = [path for item in ("bolt", "nut") for path in sorted(Path("data", item, "train/good").iterdir())]
     record["data"] = listing_digest([MODEL / name for name in (*DIAD_FILES, "model_config.json")] + good)
@@ -186,7 +186,7 @@ def test_a_run_from_before_there_was_an_intensity_is_finished_too(both, script, 
     script("train_tune_eval.py", *BOTH, *CHAIN, "--skip_evaluation")
     assert "checkpoints/all-diad is finished" in capsys.readouterr().out
     (MODEL / "build_arg_config.json").unlink()
-    assert train_diad.autoencoders(MODEL) == {}
+    assert training.autoencoders(MODEL) == {}
 
 
 DECODER = [*BOTH, *STEPS, "--model", MODEL, "--train_unet", "decoder", "--latent_batch_size", 1, "--latent_accumulate",
@@ -286,6 +286,7 @@ def random_autoencoder():
     (MODEL / "build_arg_config.json").write_text(json.dumps(content))
 
 
+ONE = f"{' '.join(CHAIN)} --item bolt"
 MISTAKES = {
     "no model": ("train_diad.py", "--run_id new", "checkpoints/diad: has no model_config.json; build a model there"),
     "no auto-encoder": ("train_diad.py", "--run_id new --model checkpoints/all-diad-model",
@@ -311,9 +312,11 @@ MISTAKES = {
         "data/nut/train/good/000.png: largest value 16383, but the run is trained on images of 12 bits",
         lambda: Path("data/nut/train/good/000.png").write_bytes(png(colours(14)))),
     "another intensity than the run's": (
-        "inference_diad.py", "--intensity full", "--intensity full: the run checkpoints/all-diad was trained with"),
+        "inference_diad.py", "--item nut --run_id all-diad --intensity full",
+        "--intensity full: the run checkpoints/all-diad was trained with"),
     "an image beyond the run's": (
-        "inference_diad.py", "", "data/nut/test/good/000.png: largest value 16383, but the run is trained on images of",
+        "inference_diad.py", "--item nut --run_id all-diad",
+        "data/nut/test/good/000.png: largest value 16383, but the run is trained on images of",
         lambda: Path("data/nut/test/good/000.png").write_bytes(png(colours(14)))),
     "tiles": ("train_diad.py", "--patching --model checkpoints/all-diad-model",
               "--patching: latents are those of whole"),
@@ -321,7 +324,8 @@ MISTAKES = {
                            "model of this family is several files"),
     "no such category": ("train_diad.py", "--item bold --model checkpoints/all-diad-model",
                          "--item bold: no such category"),
-    "an unknown run": ("inference_diad.py", "--run_id new", "checkpoints/new: no run of train_diad.py; train it first"),
+    "an unknown run": ("inference_diad.py", "--item nut --run_id new",
+                       "checkpoints/new: no run of train_diad.py; train it first"),
     "an unknown path": ("inference_diad.py", "--resume_path val_ckpt", "--resume_path val_ckpt: no such folder"),
     "a published file": ("inference_diad.py", "--resume_path data/bolt/train/good/000.png",
                          "a file; expected a run folder of train_diad.py. Published weights become a model by"),
@@ -331,24 +335,22 @@ MISTAKES = {
                                    "no run of train_diad.py but one of finetune_autoencoder.py"),
     "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all-diad",
                                  "checkpoints/all-diad: no run of train_lafite.py but one of train_diad.py"),
-    "no test images": ("inference_diad.py", "", "data/nut: no test images",
+    "no test images": ("inference_diad.py", "--item nut --run_id all-diad", "data/nut: no test images",
                        lambda: shutil.rmtree("data/nut/test")),
-    "another blur than calibrated": ("inference_diad.py", "--map_sigma 3",
+    "another blur than calibrated": ("inference_diad.py", "--item bolt --run_id all-diad --map_sigma 3",
                                      "all-diad/calibration-bolt.json was measured with 5.0; run train_diad.py"),
     "images of two categories": ("inference_diad.py", "--images data/nut/test/good", "--images: expected one --item"),
     "an option of another method": ("train_tune_eval.py", "--method diad --recon_weight 3",
                                     "--recon_weight: not an option of --method diad"),
     "an option of this method alone": ("train_tune_eval.py", "--size tiny", "--size: not an option of --method ddim"),
-    "a promise that cannot be made": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --false_alarm_rate 0.1",
+    "a promise that cannot be made": ("train_tune_eval.py", f"{ONE} --run_id new --false_alarm_rate 0.1",
                                       "held-out good images of bolt can promise no less than"),
-    "an extractor that is none": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --extractor nosuchnet",
+    "an extractor that is none": ("train_tune_eval.py", f"{ONE} --run_id new --extractor nosuchnet",
                                   "--extractor nosuchnet: neither"),
-    "a check of new images that are none": ("train_tune_eval.py", f"{' '.join(CHAIN)} --run_id new --drift_check "
-                                            "--dry_run", "--drift_check: counts only with --images"),
-    "no Stable Diffusion": ("train_tune_eval.py", "--method diad --size sd15 --run_id new",
+    "a check of new images that are none": ("train_tune_eval.py", f"{ONE} --run_id new --drift_check --dry_run",
+                                            "--drift_check: counts only with --images"),
+    "no Stable Diffusion": ("train_tune_eval.py", "--item nut --method diad --size sd15 --run_id new",
                             "--size sd15: expected --stable_diffusion with sd15"),
-    "a model that was built otherwise": ("train_tune_eval.py", f"{' '.join(CHAIN)} --autoencoder_steps 2",
-                                         "checkpoints/all-diad-model: was built with other options"),
 }
 
 
@@ -361,3 +363,27 @@ def test_a_mistake_is_told_in_one_line_and_leaves_all_as_it_was(both, script, ca
     words = STEPS if which == "train_diad.py" else MACHINE
     assert says in complaint(capsys, script, which, *BOTH, *words, *flags.split())
     assert everything() == before
+
+
+def test_a_model_that_was_built_otherwise_is_left_as_it_was(both, script, capsys):
+    before = stamps("checkpoints")
+    with pytest.raises(SystemExit) as stop:
+        script("train_tune_eval.py", *BOTH, *CHAIN, "--autoencoder_steps", 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert "2 of 2 runs failed: all-diad-bolt (checkpoints/all-diad-model: was built with" in last
+    assert stamps("checkpoints") == before
+
+
+@pytest.mark.parametrize("name", ["inference_diad.py", "train_tune_eval.py"])
+def test_a_category_that_cannot_be_inspected_spares_the_others(both, script, capsys, name):
+    Path("data/nut/test/good/000.png").write_bytes(png(colours(14)))
+    shutil.rmtree("results")
+    words = MACHINE if name == "inference_diad.py" else CHAIN
+    with pytest.raises(SystemExit) as stop:
+        script(name, *BOTH, *words)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert "1 of 2 runs failed: all-diad-nut (data/nut/test/good/000.png: largest value 16383" in last
+    assert len(rows_of("results/all-diad-bolt")) == 3 and not Path("results/all-diad-nut/scores.csv").exists()
+    assert [row["item"] for row in rows_of("results", "summary.csv")] == ["bolt", "nut"]

@@ -18,16 +18,12 @@ from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
 from dbad.families.diad import autoencoder
 from dbad.families.diad.autoencoder import from_imagenet, to_imagenet
-from dbad.families.diad.model import compose, load_diad, save_diad
-from dbad.families.diad.weights import (
-    convert_diad,
-    empty_prompt,
-    is_diad,
-    read_autoencoder,
-    read_prompt,
-    read_stable_diffusion,
-    read_weights,
-)
+from dbad.families.diad.conversion import convert_diad, is_diad
+from dbad.families.diad.empty_prompt import empty_prompt
+from dbad.families.diad.model import compose
+from dbad.families.diad.single_files import read_weights
+from dbad.families.diad.storage import load_diad, save_diad
+from dbad.families.diad.weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.families.import_weights import run
 from dbad.files.atomic import write_json
 

@@ -15,28 +15,30 @@ import evaluation
 import inference_lafite
 import train_ddim
 import train_diad
-from dbad.calibration.thresholds import Calibration, load_calibration
+from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.blueprints import MOST_PARAMETERS
-from dbad.checkpoints.trained import learnt_categories, trained_process
 from dbad.checkpoints.weights import load_unet, model_config, save_weights
 from dbad.data.demo.draw import Parameters, is_complete, write_demo
 from dbad.errors import UserError
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.ddim.process import trained_process
+from dbad.families.ddim.tuning import tuned_before
 from dbad.families.diad.autoencoder import build_autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from dbad.families.diad.files import read_built
-from dbad.families.diad.model import Size, load_diad, random_diad, save_diad
+from dbad.families.diad.model import Size, random_diad
+from dbad.families.diad.storage import load_diad, save_diad
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import learnt_categories, load_calibration, trained_options
 from dbad.files.atomic import write_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor
 from dbad.networks.features import PatchExtractor, extract_features
-from dbad.options.command_line import plain, resolve, setting_names, trained_options
-from dbad.options.presets import PRESETS
-from dbad.report.summary import Run, write_summary
+from dbad.options.resolve import plain, resolve
+from dbad.report.runs import Run
+from dbad.report.summary import write_summary
 
-DEMO = PRESETS["demo"]
-OWN = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt"},
-       "lafite": {"method": "lafite", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
-       "knn": {"method": "knn", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
-       "diad": {"method": "diad", "extractor": "resnet50", "extractor_layers": [1, 2], "extractor_weights": "00ff"}}
+OWN = {"ddim": {"extractor_path": "extractor.pt"}, "lafite": {}, "knn": {},
+       "diad": {"extractor": "resnet50", "extractor_layers": [1, 2], "extractor_weights": "00ff"}}
 
 
 class Case(NamedTuple):
@@ -49,13 +51,13 @@ class Case(NamedTuple):
 
 def settings_of(method: str) -> dict[str, Any]:
     """Valid settings of a family."""
-    return {name: DEMO[name] for name in setting_names(method) if name in DEMO} | OWN[method]
+    return FAMILIES[method].settings.read(OWN[method]).record()
 
 
 def save_calibration(folder: Path, method: str) -> Path:
     path = folder / f"calibration-{method}.json"
     Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, (0.5, 1.0, 1.5), 4096, 0.999, 0.25, settings_of(method),
-                {"unet": "00ff"}).save(path)
+                {"unet": "00ff"}, method).save(path)
     return path
 
 
@@ -78,11 +80,11 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     save_weights({}, folder / "extractor.pt")
     cases |= {
         "options of a training": Case(folder / TRAIN_OPTIONS, lambda: (
-            resolve(options, trained_options(options)), trained_process(folder)), 60),
+            resolve(options, trained_options(options, "ddim")), trained_process(folder)), 60),
         "configuration of a U-Net": Case(folder / MODEL_CONFIG, lambda: load_unet(folder, "final.pt")(
             random_images(1), 5).sample, 60),
-        "settings chosen before": Case(folder / "tuned.json", lambda: evaluation.tuned_before(
-            folder, settings_of("ddim"), set()), 40)}
+        "settings chosen before": Case(folder / "tuned.json", lambda: tuned_before(
+            folder, DdimSettings.read(settings_of("ddim")), set()), 40)}
 
     # one model for several
     write_json(root / "runs" / "two-lafite" / TRAIN_OPTIONS, {"item": ["bolt", "nut"], "method": "lafite",
@@ -90,7 +92,7 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     lafite = inference_lafite.Options(item="bolt", run_id="two-lafite", diffusion_checkpoint_dir=root / "runs")
 
     def settled():
-        trained = trained_options(lafite, "train_lafite.py")
+        trained = trained_options(lafite, "lafite", "knn")
         learnt_categories(trained, root / "runs" / "two-lafite")
         resolve(lafite, {name: value for name, value in trained.items() if name != "item"})
     cases["options of a training of several"] = Case(root / "runs" / "two-lafite" / TRAIN_OPTIONS, settled, 40)
@@ -106,7 +108,7 @@ def cases(tmp_path_factory) -> dict[str, Case]:
             load_autoencoder(root / "autoencoder"), random_images(1, 32), "fp32"), 30),
         "configuration of a latent diffusion": Case(root / "diad" / MODEL_CONFIG, lambda: load_diad(root / "diad"), 25),
         "what a model was built from": Case(root / "diad" / BUILD_OPTIONS, lambda: (
-            read_built(root / "diad"), train_diad.settled(latent)), 25)}
+            read_built(root / "diad"), train_diad.resolve_all(latent)), 25)}
 
     # results, drawings, features
     results = root / "results" / "bolt"
@@ -173,7 +175,7 @@ def test_no_kind_of_file_is_forgotten(cases):
     ("calibration of ddim", {"wheels": 4}, "wheels: no setting of this method"),
     ("calibration of lafite", {"neighbours": 1.5}, "neighbours 1.5: expected a whole number"),
     ("calibration of diad", {"paper_exact": 1}, "paper_exact 1: expected true or false"),
-    ("calibration of knn", {"method": "nosuch"}, 'method "nosuch": expected one of'),
+    ("calibration of knn", {"method": "knn"}, "method: no setting of this method"),
     ("calibration of ddim", {"steps_to_regenerate": 251}, "steps_to_regenerate 251: more steps than the 250"),
 ])
 def test_a_setting_that_cannot_be_is_named_with_what_was_found_and_expected(cases, name, changes, says):
@@ -192,7 +194,8 @@ def test_a_setting_that_cannot_be_is_named_with_what_was_found_and_expected(case
     ({"pixel_threshold": 0}, "above 0"), ({"image_threshold": "NaN"}, 'image_threshold "NaN": expected a number'),
     ({"scales": {"pixel": -1.0}}, "above 0"), ({"scores": [2.0, 1.0]}, "sorted"), ({"scores": 3}, "expected a list"),
     ({"false_alarm_rate": 2}, "false_alarm_rate 2: expected a number between 0 and 1"),
-    ({"digests": {"unet": None}}, "digests")])
+    ({"digests": {"unet": None}}, "digests"),
+    ({"method": "nosuch"}, "method 'nosuch'; expected one of ddim, lafite, knn, diad")])
 def test_a_measured_number_that_cannot_be_is_refused(changes, says, tmp_path):
     path = save_calibration(tmp_path, "ddim")
     write_json(path, json_of(path) | changes)

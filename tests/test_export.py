@@ -1,21 +1,22 @@
 """Maps for the evaluation programs of MVTec: trees, types and sizes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import inspection, save_drawn, save_mask, tiny_detector
+from helpers import save_drawn, save_mask, tiny_detector
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from trees import mvtec_ad_2
 
 from dbad.data.layouts.registry import open_dataset
-from dbad.data.splits import Category, Sample
-from dbad.inspection.loop import inspect
+from dbad.inspection.loop import inspect_samples
 from dbad.metrics.protocol import resized_map
 from dbad.networks.extractors import build_extractor
-from dbad.report.export import export_maps
+from dbad.records import Category, Sample
+from dbad.report.export import MapExport
 
 BITS, SAMPLE_FORMAT, OFFSET, HEIGHT, COMPRESSION = 258, 339, 273, 278, 259     # tags of TIFF
 
@@ -37,7 +38,9 @@ def written(folder: Path) -> list[str]:
 
 def test_exported_maps_have_the_tree_the_type_and_the_size_that_mvtec_s_program_reads(pictures, tmp_path):
     values = np.random.default_rng(0).random((4, 4), np.float32)
-    export_maps(tmp_path / "out", pictures, [inspection(sample, values) for sample in pictures.test], 0.5)
+    export = MapExport(tmp_path / "out", pictures, 0.5)
+    for number in range(2):
+        export.write(number, values, (24, 32))
     files = written(tmp_path / "out")
     assert files == ["anomaly_maps/bolt/test/crack/000.tiff", "anomaly_maps/bolt/test/good/000.tiff"]
     with Image.open(tmp_path / "out" / files[0]) as tiff:
@@ -50,8 +53,9 @@ def test_images_of_one_name_get_a_map_each(tmp_path):
     """In sub-folders of one name as well, and with two suffixes."""
     names = ["a/x/000.png", "b/x/000.png", "c/x/000.png", "c/x/000.bmp"]
     samples = [Sample(save_drawn(tmp_path / name, i, 8), "bolt", "crack") for i, name in enumerate(names)]
-    maps = [inspection(sample, np.full((8, 8), value)) for value, sample in enumerate(samples)]
-    export_maps(tmp_path / "out", category(*samples), maps, 0.5)
+    export = MapExport(tmp_path / "out", category(*samples), 0.5)
+    for value in reversed(range(4)):
+        export.write(value, np.full((8, 8), value, np.float32), (8, 8))
     base = tmp_path / "out/anomaly_maps/bolt/test/crack"
     assert [np.asarray(Image.open(base / name)).max() for name in (
         "a/x/000.tiff", "b/x/000.tiff", "c/x/000.tiff", "c/x/000.bmp.tiff")] == [0, 1, 2, 3]
@@ -61,10 +65,13 @@ def test_images_of_one_name_get_a_map_each(tmp_path):
 def test_what_is_exported_is_what_was_inspected(pictures, tmp_path):
     """From the file through the detector to the TIFF: at the network's size again, it is the anomaly map."""
     detector = tiny_detector(build_extractor("efficientnet_lite0", None, 32))
-    found, _ = inspect(detector, detector.calibration, pictures.test, tmp_path)
-    export_maps(tmp_path / "out", pictures, found, 0.5)
+    export = MapExport(tmp_path / "out", pictures, 0.5)
+    with ThreadPoolExecutor(1) as pool:
+        found = list(inspect_samples(detector, pictures.test, tmp_path, pool))
+    for number, image in enumerate(found):
+        export.write(number, image.pictures().anomaly_map, image.decoded.size)
     exported = np.asarray(Image.open(tmp_path / "out/anomaly_maps/bolt/test/good/000.tiff"))
-    np.testing.assert_array_equal(exported, resized_map(found[1].anomaly_map, (24, 32)))
+    np.testing.assert_array_equal(exported, resized_map(found[1].prediction.anomaly_map[0, 0].numpy(), (24, 32)))
 
 
 def half_tiff(path: Path) -> np.ndarray:
@@ -85,9 +92,9 @@ def test_maps_of_mvtec_ad_2_are_as_its_server_reads_them(tmp_path):
     for sample in data.test:
         save_drawn(sample.path, size=(12, 20))
     values = np.linspace(0, 3, 12, dtype=np.float32).reshape(3, 4)
-    maps = [inspection(sample, values) for sample in data.test]
-    maps[0] = replace(maps[0], anomaly_map=values * 1e6)                # beyond what 16 bits can say
-    export_maps(tmp_path / "out", data, maps, 1.5)
+    export = MapExport(tmp_path / "out", data, 1.5)
+    for number in range(len(data.test)):
+        export.write(number, values * (1e6 if number == 0 else 1), (12, 20))        # beyond what 16 bits can say
     places = ["can/test_public/bad/000_regular", "can/test_public/bad/001_shift_1", "can/test_public/good/000_regular"]
     assert written(tmp_path / "out") == [f"anomaly_images/{place}.tiff" for place in places] + [
         f"anomaly_images_thresholded/{place}.png" for place in places]
@@ -101,5 +108,6 @@ def test_maps_of_mvtec_ad_2_are_as_its_server_reads_them(tmp_path):
 
 def test_masks_are_not_needed(tmp_path):
     sample = Sample(save_drawn(tmp_path / "000.png"), "bolt", "crack", save_mask(tmp_path / "m.png"))
-    export_maps(tmp_path / "out", category(replace(sample, mask=None)), [inspection(sample, np.ones((4, 4)))], 0.5)
+    export = MapExport(tmp_path / "out", category(replace(sample, mask=None)), 0.5)
+    export.write(0, np.ones((4, 4), np.float32), (16, 16))
     assert written(tmp_path / "out") == ["anomaly_maps/bolt/test/crack/000.tiff"]

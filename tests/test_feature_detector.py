@@ -6,43 +6,41 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, drawn, one_line, random_images
+from helpers import CPU, MACHINE, drawn, one_line, random_images
 from torch import nn
 
 import dbad
-from dbad.calibration.digests import digests
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.weights import build_unet, load_pickle, model_config, save_pickle, save_weights
+from dbad.checkpoints.weights import load_pickle, save_pickle
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.families.detector import build_detector, calibration_file, load_detector
-from dbad.families.lafite import detector as feature_detector
+from dbad.families.detector import load_detector, open_detector
+from dbad.families.digests import digests
+from dbad.families.lafite import run_folder as feature_runs
 from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import (
-    PARTS,
-    FeatureDetector,
-    FeatureSettings,
-    FeatureSpace,
-    load_discriminator,
-    load_space,
-    save_discriminator,
-    save_run,
-    save_space,
-)
+from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.discriminator import Discriminator, num_planes
 from dbad.families.lafite.model import Components, denoise, feature_schedule, upsampled
+from dbad.families.lafite.options import PARTS, FeatureMapOptions, FeatureSettings
+from dbad.families.lafite.run_folder import load_discriminator, load_space, save_run, save_space
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import calibration_file
+from dbad.families.settings import Settings
+from dbad.fields import fields_of
 from dbad.files.atomic import write_json
 from dbad.files.names import BANK, CALIBRATION, MODEL_CONFIG, SPACE, TRAIN_OPTIONS
 from dbad.maps import blur
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.networks.features import PatchExtractor, Standardisation, to_maps, to_patches
-from dbad.options.command_line import FeatureMapOptions
+from dbad.networks.unet import build_unet
 
 SIZE, GRID = 32, 4
 ALL = {f"{name}_contrib": 1.0 for name in PARTS}
 SETTINGS = FeatureSettings(neighbours=3, editing=True, feature_start=300, feature_steps_back=2, context_power=0.0,
-                           **ALL, blur_sigma=4.0, top_share=0.0, center_crop=0)
+                           **ALL, blur_sigma=4.0, top_share=0.0, center_crop=0, seed=0, patching=False,
+                           intensity="auto")
 SCALES = {"discriminator": 0.7, "knn": 40.0, "edit": 40.0, "denoise": 60.0, "inversion": 0.5}
+BY_HAND = Calibration(SCALES, 1.0, 2.0)
 LEARNT = ["a", "b"]
 JUDGE = "discriminator-a.pt"
 
@@ -83,12 +81,10 @@ def judge():
 @pytest.fixture
 def detector(learnt, net, judge):
     """`detector(network, settings...)`: calibrated by hand."""
-    def make(network=net, bank=learnt[1], space=learnt[0], **changes):
-        how = {name: changes.pop(name) for name in ("seed", "batch_size", "precision", "calibration")
-               if name in changes}
-        return FeatureDetector(space, bank, network, dataclasses.replace(SETTINGS, **changes), device=CPU, **{
-            "seed": 0, "batch_size": 8, "precision": "fp32", "calibration": Calibration(SCALES, 1.0, 2.0),
-            "judge": judge} | how)
+    def make(network=net, bank=learnt[1], space=learnt[0], batch_size=8, calibration=BY_HAND, **changes):
+        return FeatureDetector(settings=dataclasses.replace(SETTINGS, **changes), calibration=calibration,
+                               machine=MACHINE._replace(batch_size=batch_size), space=space, bank=bank, net=network,
+                               judge=judge)
     return make
 
 
@@ -209,7 +205,7 @@ def test_large_blocks_are_hidden_for_the_discriminator_alone(detector):
     for name, made, judged in (("power", detector(**alone("edit"), context_power=0.5), False),
                                ("taught", detector(**alone("edit")), True),
                                ("judging", detector(**alone("discriminator")), False)):
-        known[name] = made.context(images, made.features(images), judged)
+        known[name] = made.look_up(images, judged=judged).context
     for found in known["taught"], known["judging"]:
         assert found.expected.shape == found.found.shape == (2, 2, GRID, GRID)
         assert all(torch.equal(one, two[:, :1]) for one, two in zip(known["power"], found, strict=True))
@@ -332,9 +328,9 @@ def test_a_prediction_has_the_promised_fields(detector):
 # ------------------------------------------------------------------------------------------ settings
 
 def test_the_settings_are_the_options_of_the_scripts():
-    assert {field.name for field in dataclasses.fields(FeatureSettings)} == {
-        field.name for field in dataclasses.fields(FeatureMapOptions)}
-    assert FeatureSettings.of(vars(SETTINGS) | {"seed": 3}) == SETTINGS
+    assert set(fields_of(FeatureSettings)) == set(fields_of(FeatureMapOptions, Settings)) | {"discriminator"}
+    assert FeatureSettings.of(SimpleNamespace(**vars(SETTINGS), method="lafite", grid=4)) == SETTINGS
+    assert FeatureSettings.read(SETTINGS.record()) == SETTINGS
 
 
 @pytest.mark.parametrize("setting, value", [
@@ -349,7 +345,7 @@ def test_every_setting_shapes_the_prediction(setting, value, detector):
 # ------------------------------------------------------------------------------------------ in the run folder
 
 @pytest.fixture
-def run_folder(learnt, net, judge, tmp_path, monkeypatch):
+def run_folder(learnt, detector, judge, tmp_path, monkeypatch):
     """What train_lafite.py leaves of the networks of `detector`, calibrated together and for category a.
 
     The backbone is built once for all tests, which saves half a second in each.
@@ -358,23 +354,22 @@ def run_folder(learnt, net, judge, tmp_path, monkeypatch):
         assert about == (EMBEDDED, [0, 1], SIZE)
         return learnt[0].patches.extractor
 
-    monkeypatch.setattr(feature_detector, "build_extractor", built)
+    monkeypatch.setattr(feature_runs, "build_extractor", built)
     folder = tmp_path / "both"
-    save_weights(net.state_dict(), folder / "final.pt")
-    write_json(folder / MODEL_CONFIG, model_config(net))
-    save_run(folder, *learnt)
-    save_discriminator(judge, folder / JUDGE)
+    save_run(folder, detector(), {JUDGE: judge})
     recalibrate(folder)
     return folder
 
 
+def calibration_of(folder, threshold, method="lafite", **changes):
+    settings = dataclasses.replace(SETTINGS, discriminator=JUDGE if method == "lafite" else "", **changes)
+    return Calibration(SCALES, 1.0, threshold, method=method, settings=settings.record(),
+                       digests=digests(folder, FAMILIES[method], settings))
+
+
 def recalibrate(folder, method="lafite", **changes):
-    settings = vars(dataclasses.replace(SETTINGS, **changes)) | {
-        "method": method, "seed": 0, "diffusion_checkpoint_name": "final.pt",
-        "discriminator": JUDGE if method == "lafite" else ""}
     for category, threshold in (("a", 1.0), (None, 1e6)):
-        Calibration(SCALES, 1.0, threshold, settings=settings, digests=digests(folder, settings)).save(
-            calibration_file(folder, category, LEARNT))
+        calibration_of(folder, threshold, method, **changes).save(calibration_file(folder, category, LEARNT))
     write_json(folder / TRAIN_OPTIONS, {"item": LEARNT})
 
 
@@ -396,7 +391,7 @@ def test_told_a_category_it_has_the_thresholds_of_that_category(run_folder):
     one_line(error)
 
 
-def test_space_and_bank_come_back_as_they_were(run_folder, learnt):
+def test_space_and_bank_come_back_as_they_were(run_folder, learnt, detector):
     space, bank = learnt
     found = load_space(run_folder)
     assert found.patches.description() == space.patches.description()
@@ -405,7 +400,7 @@ def test_space_and_bank_come_back_as_they_were(run_folder, learnt):
     assert (found.components.scale, found.components.kept) == (space.components.scale, space.components.kept)
     assert torch.equal(found.standardisation.mean, space.standardisation.mean)
     before = (run_folder / SPACE).read_bytes(), (run_folder / BANK).read_bytes()
-    save_run(run_folder, found, bank)
+    save_run(run_folder, detector(space=found, bank=bank), {})
     assert ((run_folder / SPACE).read_bytes(), (run_folder / BANK).read_bytes()) == before
 
 
@@ -426,13 +421,11 @@ def test_other_weights_of_the_backbone_than_were_learnt_with_are_refused(run_fol
     assert str(run_folder / SPACE) in one_line(error)
 
 
-def test_a_bank_of_other_layers_never_meets_the_features(run_folder, learnt):
+def test_a_bank_of_other_layers_never_meets_the_features(run_folder, learnt, detector):
     other = dataclasses.replace(learnt[1], features=learnt[1].features | {"layers": [1, 2]})
-    save_run(run_folder, learnt[0], other)
-    settings = vars(SETTINGS) | {"method": "lafite", "seed": 0, "diffusion_checkpoint_name": "final.pt",
-                                 "discriminator": JUDGE}
+    save_run(run_folder, detector(bank=other), {})
     with pytest.raises(UserError, match=r"a bank of features with layers \[1, 2\]; expected \[0, 1\]") as error:
-        build_detector(run_folder, settings, CPU, "fp32", 8)
+        open_detector(run_folder, calibration_of(run_folder, 1.0), MACHINE)
     assert str(run_folder / BANK) in one_line(error)
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dbad.families.ddim.search import PseudoValidation
 from dbad.families.lafite.lessons import Lesson, first_of_each, set_aside, teach
+from dbad.families.search import PseudoValidation
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 60, 240, 1000])

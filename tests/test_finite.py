@@ -1,31 +1,26 @@
 """Not-a-number is never good: whoever meets it says which image it is of, and goes no further."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, MAPS, one_line, random_images, rows_of, save_drawn, tiny_detector
+from helpers import CPU, MACHINE, SETTINGS, one_line, random_images, rows_of, save_drawn, tiny_detector
 
 from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.checkpoints.weights import build_unet
-from dbad.data.intensity import Intensity
-from dbad.data.splits import Sample
 from dbad.errors import UserError
-from dbad.families.ddim.search import Search, combined, pseudo_validation
-from dbad.families.diad.detector import DiadSettings
-from dbad.families.lafite.detector import FeatureSettings
+from dbad.families.ddim.search import DdimSearch
+from dbad.families.detector import Detector
+from dbad.families.registry import FAMILIES
+from dbad.families.search import combined, pseudo_validation
 from dbad.finite import NotFinite, check_finite, naming
-from dbad.inspection.loop import inspect
+from dbad.inspection.loop import inspect_samples
 from dbad.inspection.new_images import inspect_new
 from dbad.networks.extractors import build_extractor
-from dbad.options.command_line import FeatureMapOptions
-from dbad.options.presets import PRESETS
-
-DEMO = PRESETS["demo"]
-FEATURES = FeatureSettings(**{name: DEMO[name] for name in FeatureMapOptions.__dataclass_fields__})
-FAMILIES = {"ddim": (MAPS, "feature"), "lafite": (FEATURES, "discriminator"),
-            "diad": (DiadSettings(250, 2, False, 5.0, 0), "feature")}
+from dbad.networks.unet import build_unet
+from dbad.records import Sample
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +31,18 @@ def extractor():
 def spoilt(extractor):
     """A detector with a not-a-number among its weights."""
     detector = tiny_detector(extractor)
-    detector.unet.conv_out.bias.data[0] = math.nan
+    detector.denoiser.unet.conv_out.bias.data[0] = math.nan
     return detector
 
 
-class OneBad:
+class OneBad(Detector):
     """A detector that knows the brightness of an image, but not of one that is black in a corner."""
 
-    size, patching, batch_size, counterpart, intensity = 16, False, 2, "reconstruction", Intensity()
+    family, size = "ddim", 16
+
+    def __init__(self):
+        super().__init__(settings=SETTINGS, machine=MACHINE._replace(batch_size=2),
+                         calibration=Calibration({"pixel": 1.0}, 1.0, 1.0))
 
     def parts(self, images):
         maps = (images.mean(1, keepdim=True) + 1) / 2
@@ -52,6 +51,18 @@ class OneBad:
 
     def combine(self, parts, scales):
         return parts["pixel"], parts["pixel"].amax(dim=(1, 2, 3))
+
+
+class Combining(Detector):
+    """A detector of which only the way from maps to a score matters."""
+
+    family, size = "ddim", 16
+
+    def __init__(self, settings=SETTINGS):
+        super().__init__(settings=settings, machine=MACHINE)
+
+    def parts(self, images):
+        return {}, None
 
 
 def pictures(folder: Path, bad: int, count: int = 4) -> list[Path]:
@@ -71,27 +82,27 @@ def pictures(folder: Path, bad: int, count: int = 4) -> list[Path]:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_settings_of_every_family_refuse_a_map_that_is_not_finite(family, bad):
-    settings, name = FAMILIES[family]
-    parts = {part: torch.rand(3, 1, 16, 16) for part in settings.contributions}
-    scales = dict.fromkeys(parts, 1.0)
-    assert settings.combine(parts, scales)[1].isfinite().all()
+def test_the_detectors_of_every_family_refuse_a_map_that_is_not_finite(family, bad):
+    detector = Combining(FAMILIES[family].settings.of(None))
+    parts = {part: torch.rand(3, 1, 16, 16) for part in detector.settings.contributions}
+    scales, name = dict.fromkeys(parts, 1.0), next(iter(parts))
+    assert detector.combine(parts, scales)[1].isfinite().all()
     parts[name][1, 0, 3, 3] = bad
     with pytest.raises(NotFinite, match=f"image 2: its {name} map has values that are not finite") as error:
-        settings.combine(parts, scales)
+        detector.combine(parts, scales)
     assert error.value.number == 1 and one_line(error)
 
 
 def test_a_map_that_overflows_on_the_way_is_refused_as_well():
     parts = {"pixel": torch.full((2, 1, 4, 4), 1e30), "feature": torch.ones(2, 1, 4, 4)}
     with pytest.raises(NotFinite, match="image 1: its anomaly map"):
-        MAPS.combine(parts, {"pixel": 1e-30, "feature": 1.0})
+        Combining().combine(parts, {"pixel": 1e-30, "feature": 1.0})
 
 
 def test_a_part_that_does_not_count_may_be_anything():
-    from dataclasses import replace
     parts = {"pixel": torch.full((1, 1, 4, 4), math.nan), "feature": torch.ones(1, 1, 4, 4)}
-    assert replace(MAPS, pl_contrib=0.0).combine(parts, {"pixel": 1.0, "feature": 1.0})[1].isfinite().all()
+    detector = Combining(replace(SETTINGS, pl_contrib=0.0))
+    assert detector.combine(parts, {"pixel": 1.0, "feature": 1.0})[1].isfinite().all()
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
@@ -111,12 +122,18 @@ def test_an_image_is_named_where_its_name_is_known():
 
 # Who passes it
 
+def inspected(detector, samples: list[Sample], root: Path) -> list:
+    """Test images, to the last one."""
+    with ThreadPoolExecutor(1) as pool:
+        return list(inspect_samples(detector, samples, root, pool))
+
+
 def test_test_images(extractor, tmp_path):
     path = save_drawn(tmp_path / "test" / "good" / "000.png")
     sample = Sample(path, "bolt", "good")
     detector = spoilt(extractor)
     with pytest.raises(UserError, match="test/good/000.png: its ") as error:
-        inspect(detector, detector.calibration, [sample], tmp_path)
+        inspected(detector, [sample], tmp_path)
     one_line(error)
 
 
@@ -124,13 +141,13 @@ def test_test_images_of_a_detector_of_another_kind(tmp_path):
     paths = pictures(tmp_path, bad=2)
     samples = [Sample(path, "bolt", "good") for path in paths]
     with pytest.raises(UserError, match="2.png: its score"):
-        inspect(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), samples, tmp_path)
+        inspected(OneBad(), samples, tmp_path)
 
 
 def test_new_images_end_the_run_and_the_scores_so_far_are_kept(tmp_path):
     paths = pictures(tmp_path / "in", bad=2)
     with pytest.raises(UserError, match="in/2.png: its score") as error:
-        inspect_new(OneBad(), Calibration({"pixel": 1.0}, 1.0, 1.0), paths, tmp_path / "out", 0)
+        inspect_new(OneBad(), paths, tmp_path / "out", 0)
     one_line(error)
     assert [Path(row["path"]).name for row in rows_of(tmp_path / "out")] == ["0.png", "1.png"]
 
@@ -157,13 +174,13 @@ def test_images_that_settings_are_chosen_with(kind):
     parts = {name: {"pixel": torch.rand(3, 1, 8, 8), "feature": torch.rand(3, 1, 8, 8)} for name in ("good", "pseudo")}
     parts[kind]["feature"][1] = math.nan
     with pytest.raises(UserError, match=f"image 2 of the {kind} ones that settings are chosen with: its feature map"):
-        combined(MAPS, parts, (..., slice(0, 8), slice(0, 8)))
+        combined(Combining(), parts, (..., slice(0, 8), slice(0, 8)))
 
 
 def test_the_search_for_settings_ends_too(extractor):
     images = random_images(2)
     with pytest.raises(UserError, match="that settings are chosen with"):
-        Search(spoilt(extractor), pseudo_validation(images, ["a.png", "b.png"], images, 0, 2)).run()
+        DdimSearch(spoilt(extractor), pseudo_validation(images, ["a.png", "b.png"], images, 0, 2)).run()
 
 
 def test_a_network_that_is_sound_passes():

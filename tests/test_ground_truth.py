@@ -7,7 +7,7 @@ import pytest
 from helpers import json_of, rows_of, save_drawn, save_mask
 from PIL import Image
 
-from dbad.runtime.device import say_once
+from dbad.runtime.failures import say_once
 
 CATEGORY, RESULTS = Path("data/hazelnut"), Path("results/hazelnut")
 CRACKS, MASKS = CATEGORY / "test/crack", CATEGORY / "ground_truth/crack"

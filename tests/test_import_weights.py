@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 from dbad.checkpoints.weights import load_unet, model_config, save_weights
 from dbad.errors import UserError
-from dbad.families import import_weights
+from dbad.families.ddim import importing
+from dbad.families.ddim.importing import BACKBONES
+from dbad.families.ddim.published import Found, recognise
 from dbad.families.ddim.weights import convert
-from dbad.families.import_weights import BACKBONES, Found, main, recognise, run
+from dbad.families.import_weights import main, run
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor, load_extractor, save_extractor
-from dbad.options.command_line import resolve
+from dbad.options.resolve import resolve
 from evaluation import Options
 
 # DDAD's U-Net as its code computes it, under its names: what the converted one is held against
@@ -310,8 +312,8 @@ def test_a_published_extractor_gives_the_features_of_layers_2_and_3(prefix, proj
 def test_the_backbone_is_told_by_its_shapes(name, monkeypatch, tmp_path):
     with torch.device("meta"):
         state = build_extractor(name, (2, 3), pretrained=False).backbone.state_dict()
-    monkeypatch.setattr(import_weights, "_read", lambda path: {f"module.{key}": state[key] for key in state})
-    assert import_weights._extractor(tmp_path / "feat4", 256).name == name
+    monkeypatch.setattr(importing, "read_checkpoint", lambda path: {f"module.{key}": state[key] for key in state})
+    assert importing.extractor_of(tmp_path / "feat4", 256).name == name
 
 
 def test_another_resnet_is_refused(tmp_path):

@@ -13,15 +13,16 @@ from PIL import Image
 
 from dbad.checkpoints.weights import save_pickle
 from dbad.data import depth
-from dbad.data.depth import begun_with, run_intensity
+from dbad.data.depth import run_intensity
 from dbad.data.images import check_readable, read_image, read_images, read_items
 from dbad.data.inputs import to_batch
 from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity
-from dbad.data.splits import Sample
 from dbad.errors import UserError
+from dbad.families.runs import begun_with
 from dbad.files.atomic import write_json
 from dbad.files.names import TRAIN_OPTIONS
 from dbad.networks.extractors import EMBEDDED, build_extractor
+from dbad.records import Sample
 
 FORMS = {"PNG": png, "TIFF": tiff, "TIFF of the other order": lambda values: tiff(values, ">")}
 DEEP = [bits for bits in DEPTHS if bits > 8]
@@ -198,7 +199,7 @@ class Begun:
 
 
 def begun(options: Begun) -> dict:
-    return begun_with(options, "train_lafite.py", "features")
+    return begun_with(options, "features", "lafite", "knn")
 
 
 def test_a_training_goes_on_with_the_option_that_it_was_begun_with(tmp_path):
@@ -244,8 +245,8 @@ def test_what_is_known_of_a_run_is_not_looked_for(monkeypatch):
 
 @pytest.fixture(scope="module")
 def detector():
-    detector = tiny_detector(build_extractor(EMBEDDED, [1], 32), intensity=Intensity("auto", 12))
-    assert detector.intensity.bits == 12
+    detector = tiny_detector(build_extractor(EMBEDDED, [1], 32), intensity="auto", intensity_bits=12)
+    assert detector.intensity == Intensity("auto", 12)
     return detector
 
 

@@ -12,21 +12,24 @@ import numpy as np
 import pytest
 import torch
 from deep_files import deepen, forget_intensity
-from helpers import CPU, complaint, everything, json_of, make_category, rows_of, stamps
+from helpers import MACHINE as ON_CPU
+from helpers import complaint, everything, json_of, make_category, rows_of, stamps
 from PIL import Image
 
 import train_lafite
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import load_pickle, save_pickle
-from dbad.data.images import open_category, read_items, split_holdout
-from dbad.data.images import test_images as images_to_test
+from dbad.data.categories import open_category, split_holdout
+from dbad.data.categories import test_images as images_to_test
+from dbad.data.images import read_items
 from dbad.errors import UserError
-from dbad.families.ddim import search as tuning
 from dbad.families.detector import load_detector
-from dbad.families.lafite import bank, lessons, model
+from dbad.families.lafite import lessons, model, training
 from dbad.families.lafite import search as feature_tuning
-from dbad.families.lafite.detector import build_feature_detector
-from dbad.files.names import is_declared
+from dbad.families.lafite.options import FeatureSettings
+from dbad.families.lafite.run_folder import open_features
+from dbad.files.names import BANK, SPACE, is_declared
+from dbad.inspection.calibrate import PLACED, is_whole
 from dbad.training import progress
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
@@ -52,6 +55,11 @@ def both(made_once, draw_category, script):
     return made_once(make)
 
 
+def is_finished(record: dict) -> bool:
+    """Whether train_lafite.py would find that the run of these options is there."""
+    return is_whole(RUN, record, (SPACE, BANK), PLACED | {"feature_cache"})
+
+
 def scores_of(folder: Path | str) -> list[float]:
     return [float(row["score"]) for row in rows_of(folder)]
 
@@ -66,7 +74,9 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert bank["vectors"].nbytes <= 8000 and bank["counts"] == {"bolt": 50, "hazelnut": 50}
     assert json_of(RUN / "train_arg_config.json")["item"] == ["bolt", "hazelnut"]
     for path in (RUN, ONE):
-        for values in (json_of(path / "train_arg_config.json"), json_of(path / "calibration.json")["settings"]):
+        calibration = json_of(path / "calibration.json")
+        assert (calibration["format"], calibration["method"]) == (1, "lafite" if path == RUN else "knn")
+        for values in (json_of(path / "train_arg_config.json"), calibration["settings"]):
             assert (values["intensity"], values["intensity_bits"]) == ("auto", 12)
     assert load_pickle(RUN / "features.pt")["categories"] == ["bolt", "hazelnut"]
     assert load_pickle(RUN / "features_last.pt")["step"] == 6
@@ -130,17 +140,17 @@ def test_a_finished_run_is_not_repeated_and_is_inspected_to_the_same_bytes(both,
                                   "train_arg_config.json"])
 def test_a_run_that_lost_a_file_is_not_finished(both, name):
     record = json_of(RUN / "train_arg_config.json")
-    assert train_lafite.is_finished(RUN, record)
+    assert is_finished(record)
     (RUN / name).unlink()
-    assert not train_lafite.is_finished(RUN, record)
+    assert not is_finished(record)
 
 
 def test_a_run_is_finished_for_the_same_options_and_images_wherever_and_however_it_is_started(both):
     record = json_of(RUN / "train_arg_config.json")
     for same in ({"device": "cuda"}, {"num_workers": 4}, {"resume": False}, {"feature_cache": None}):
-        assert train_lafite.is_finished(RUN, record | same)
+        assert is_finished(record | same)
     for other in ({"blur_sigma": 3.0}, {"seed": 1}, {"data": "other images"}, {"given": ["blur_sigma"]}):
-        assert not train_lafite.is_finished(RUN, record | other)
+        assert not is_finished(record | other)
 
 
 def test_a_run_of_fewer_categories_leaves_no_thresholds_of_the_others_behind(both, script):
@@ -277,10 +287,10 @@ def test_without_a_name_of_its_own_the_one_run_that_is_there_is_taken(both, scri
 def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, script, monkeypatch):
     for name, few in (("STARTS", (100,)), ("STEPS", (1,)), ("WEIGHTS", (0.0, 1.0)), ("SHARES", (0.0, 0.02))):
         monkeypatch.setattr(feature_tuning, name, few)
-    monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    monkeypatch.setattr(lessons, "NUM_PSEUDO", 4)
     monkeypatch.setattr(lessons, "NUM_TAUGHT", 8)
-    made, build_bank = [], bank.build_bank
-    for module in (bank, lessons):
+    made, build_bank = [], lessons.build_bank
+    for module in (training, lessons):
         monkeypatch.setattr(module, "build_bank", lambda features, *args, **more: made.append(features) or build_bank(
             features, *args, **more))
     flags = [word for word in TINY if word != "--no_tune"]
@@ -290,7 +300,7 @@ def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, scr
         chosen, = (row for row in rows if row["chosen"] == "1")
         assert {(row["blur_sigma"], row["neighbours"]) for row in rows} == {("3.0", "2")} and len(rows) > 5
         settings = json_of(RUN / f"calibration-{name}.json")["settings"]
-        assert settings.items() >= {"blur_sigma": 3.0, "neighbours": 2, "method": "lafite"}.items()
+        assert settings.items() >= {"blur_sigma": 3.0, "neighbours": 2}.items()
         assert {key: str(settings[key]) for key in chosen if key in settings}.items() <= chosen.items()
     first = [rows_of(RUN, f"tuning-{name}.csv")[0] for name in ("bolt", "hazelnut")]
     given = [[row[key] for key in row if key in settings] for row in first]
@@ -318,9 +328,9 @@ def test_every_category_is_judged_by_a_discriminator_of_its_own(both, script, mo
     assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
     assert found.maps.keys() == {"discriminator", "edit", "denoise"}
     record = json_of(RUN / "train_arg_config.json")
-    assert train_lafite.is_finished(RUN, record)
+    assert is_finished(record)
     (RUN / "discriminator-bolt.pt").unlink()
-    assert not train_lafite.is_finished(RUN, record)
+    assert not is_finished(record)
     script("train_lafite.py", *BOTH, *TINY)
     assert not list(RUN.glob("discriminator*")) and load_detector(RUN, "cpu", "fp32").judge is None
 
@@ -340,12 +350,12 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
     sides, search_all = iter((2.0, 8.0)), feature_tuning.FeatureSearch.run
 
     def run(search):
-        search.best = search._try(replace(search_all(search).settings, blur_sigma=next(sides)))
+        search.best = search.try_out(replace(search_all(search).settings, blur_sigma=next(sides)))
         return search.best
     monkeypatch.setattr(feature_tuning.FeatureSearch, "run", run)
     for name in ("STARTS", "STEPS", "WEIGHTS", "POWERS", "NEIGHBOURS"):
         monkeypatch.setattr(feature_tuning, name, (1,))
-    monkeypatch.setattr(tuning, "NUM_PSEUDO", 4)
+    monkeypatch.setattr(lessons, "NUM_PSEUDO", 4)
     script("train_lafite.py", *BOTH, *[word for word in TINY if word != "--no_tune"])
     for name, chosen in (("bolt", {2.0}), ("hazelnut", {8.0}), (None, {2.0, 8.0})):
         detector = load_detector(RUN, device="cpu", precision="fp32", category=name)
@@ -453,11 +463,29 @@ def test_a_broken_test_image_is_found_before_the_training(both, script, capsys):
     assert str(path) in line and everything() == before
 
 
+def test_a_category_that_fails_spares_the_other_which_is_not_inspected_again(both, script, capsys):
+    path, words = Path("data/bolt/test/crack/000.png"), ["train_tune_eval.py", "--method", "lafite", *BOTH, *TINY]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    shutil.rmtree("results")
+    with pytest.raises(SystemExit) as stop:
+        script(*words)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and f"1 of 2 runs failed: both-bolt ({path}" in last
+    assert len(rows_of("results/both-hazelnut")) == 7 and not Path("results/both-bolt/scores.csv").exists()
+    assert [row["item"] for row in rows_of("results", "summary.csv")] == ["bolt", "hazelnut"]
+    path.write_bytes(whole)
+    before = stamps("results/both-hazelnut")
+    script(*words)
+    assert "hazelnut: finished before" in capsys.readouterr().out
+    assert stamps("results/both-hazelnut") == before and len(rows_of("results/both-bolt")) == 3
+
+
 @pytest.mark.parametrize("backbone, layers", [("efficientnet_lite0", [0, 1, 2, 3]), ("resnet18", [0, 1, 2, 3]),
                                               ("convnext_atto", [0, 1, 2]), ("levit_128s", [0]),
                                               ("vit_tiny_patch16_224", [2, 5, 8])])
 def test_features_are_by_default_those_of_strides_2_to_16_whatever_the_backbone_has(backbone, layers):
-    assert train_lafite.default_layers(backbone) == layers
+    assert training.default_layers(backbone) == layers
 
 
 @pytest.mark.parametrize("name", ["bank.pt", "features.pt", "final.pt"])
@@ -473,6 +501,6 @@ def test_features_of_other_layers_are_never_compared_with_a_bank(both, script):
     script("train_lafite.py", "--item", "bolt", "--method", "knn", *TINY, "--extractor_layers", 1, 2, "--run_id",
            "other")
     shutil.copy("checkpoints/other/bank.pt", RUN / "bank.pt")
-    settings = json_of(RUN / "calibration.json")["settings"]
+    settings = FeatureSettings.read(json_of(RUN / "calibration.json")["settings"])
     with pytest.raises(UserError, match="bank.pt: a bank of features with"):
-        build_feature_detector(RUN, "final.pt", settings, CPU, "fp32", 4)
+        open_features(RUN, settings, ON_CPU)

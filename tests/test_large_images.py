@@ -12,12 +12,13 @@ from scipy import ndimage
 
 from benchmarks import large_images
 from benchmarks.seams import border_ratios, measure_seams, near_borders
+from dbad.data.categories import find_category
 from dbad.data.demo import draw
-from dbad.data.images import find_category
 from dbad.data.tiling import stitch, tile_places, tile_starts
 from dbad.errors import UserError
+from dbad.families.ddim.detector import DdimDetector
 from dbad.files.atomic import write_json
-from dbad.options.command_line import plain, resolve
+from dbad.options.resolve import plain, resolve
 
 SHAPE, TILE = (512, 640), 64      # without overlap, tiles fit exactly
 
@@ -148,7 +149,7 @@ def test_tiles_and_resized_images_are_compared_under_the_same_options(tmp_path, 
         return tmp_path
 
     monkeypatch.setattr(large_images, "COUNTS", (4, 1, 1))
-    monkeypatch.setattr(large_images.train_tune_eval, "run_category", run)
+    monkeypatch.setattr(large_images.train_tune_eval, "run", run)
     large_images.main(["demo", "--out", str(tmp_path), "--side", "32"])
     tiles, resized = runs
     assert {name for name in tiles if tiles[name] != resized[name]} == {"patching", "run_id"}
@@ -163,13 +164,13 @@ def test_the_seams_of_a_detector_are_measured(tmp_path, monkeypatch):
     """With a detector whose tiles are wrong at their borders; the table and the picture show it."""
     random = torch.Generator().manual_seed(0)
 
-    def wrong_at_borders(tiles):
+    def wrong_at_borders(detector, tiles):
         found = 1 + torch.rand(len(tiles), 5, 16, 16, generator=random)
         found[..., 1:-1, 1:-1] -= 1
         return found
 
     detector = tiny_detector(torch.nn.Identity(), patching=True)
-    monkeypatch.setattr(detector, "_differences", wrong_at_borders)
+    monkeypatch.setattr(DdimDetector, "_differences", wrong_at_borders)
     monkeypatch.setattr(large_images, "load_detector", lambda folder, batch_size: detector)
     draw.write_demo(tmp_path / "data" / "seed0", ("carpet",), 128, 1, 3, 1)
     large_images.main(["seams", "--item", "carpet", "--out", str(tmp_path), "--num_images", "2"])

@@ -9,13 +9,13 @@ import pytest
 from helpers import make_category, one_line, save_mask
 from trees import TREES, btad, folder, found, ksdd2, line, manifest, mtd, mvtec, put, put_lines, tile
 
-from dbad.data import images
+from dbad.data import categories
+from dbad.data.categories import find_category, split_holdout
 from dbad.data.finding import list_images
-from dbad.data.images import find_category, split_holdout
 from dbad.data.layouts import registry
 from dbad.data.layouts.registry import LAYOUTS, open_dataset
 from dbad.errors import UserError
-from dbad.options.command_line import RunOptions
+from dbad.options.shared import RunOptions
 
 # Recognising
 
@@ -120,11 +120,11 @@ def test_masks_that_are_missing_are_missed_and_refused_only_where_they_are_requi
     category = find_category(tmp_path, "bolt")
     assert [s.mask and s.mask.name for s in category.test] == ["000_mask.png", None, None]
     assert [(s.path, s.mask) for s in category.unmasked] == [(image, tmp_path / "bolt" / mask)]
-    assert images.test_images(category) == category.test
+    assert categories.test_images(category) == category.test
     with pytest.raises(UserError, match=f"{image} shows a defect, but there is no mask .*{mask}: 1 of 2") as error:
-        images.test_images(category, "required")
+        categories.test_images(category, "required")
     one_line(error)
-    assert images.test_images(find_category(tmp_path, "bolt", ["good"]), "required")      # not asked for, not missed
+    assert categories.test_images(find_category(tmp_path, "bolt", ["good"]), "required")   # not asked for, not missed
 
     for path in (tmp_path / "bolt" / "ground_truth" / "crack").iterdir():
         path.unlink()
@@ -134,7 +134,7 @@ def test_masks_that_are_missing_are_missed_and_refused_only_where_they_are_requi
         category = find_category(tmp_path, "bolt")
         assert len(category.unmasked) == 2 and all(s.mask is None for s in category.test)
     with pytest.raises(UserError, match="000.png shows a defect, but there is no mask: 2 of 2 defective images"):
-        images.test_images(category, "required")
+        categories.test_images(category, "required")
 
 
 def test_a_category_without_a_test_folder_can_be_trained_on(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 from helpers import make_category, one_line, save_drawn, save_mask
 from trees import CSV, found, line, manifest, mvtec_ad_2, put, put_lines
 
-from dbad.data.images import find_category, read_items, split_category, split_holdout
+from dbad.data.categories import find_category, split_category, split_holdout
+from dbad.data.images import read_items
 from dbad.data.layouts.listing import match, split_masks
 from dbad.data.layouts.registry import open_dataset
-from dbad.data.splits import Category, Sample
+from dbad.data.splits import files_of
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_the_masks_in_a_folder_of_the_image_s_name_are_read_as_one(tmp_path):
     save_drawn(root / "test/logical/001.png")
     logical = [s for s in category(root).test if s.defect == "logical"]
     assert [s.mask for s in logical] == [root / "ground_truth/logical/000", None]       # 001.png there is of 000
-    assert len(logical[0].files) == 4 and not category(root).notes
+    assert len(files_of(logical[0])) == 4 and not category(root).notes
     assert read_items(logical, None)[0].mask.sum() == 64
 
 

@@ -23,7 +23,7 @@ from dbad.metrics import (
     rates,
     roc_curve,
 )
-from dbad.metrics.ranking import Pool
+from dbad.metrics.histogram import Pool
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=200)
 

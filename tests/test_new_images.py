@@ -1,25 +1,30 @@
 """New images: which files a pattern stands for, what is written of each, and what happens to files that are broken."""
 
 import csv
+import io
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import drawn, one_line, save_drawn
+from helpers import MACHINE, SETTINGS, drawn, one_line, save_drawn
 from PIL import Image
 
 from dbad.calibration.thresholds import Calibration
-from dbad.data.intensity import Intensity
 from dbad.errors import UserError
-from dbad.families.detector import load_detector
+from dbad.families.detector import Detector, load_detector
 from dbad.files.atomic import write_text
-from dbad.inspection import new_images
-from dbad.inspection.new_images import KEPT_SIDE, Row, find_images, inspect_new, last_line, overlay_names
-from dbad.report import figures
-from dbad.report.page import SCORE_COLUMNS
+from dbad.inspection import new_images, reading
+from dbad.inspection.loop import inspect
+from dbad.inspection.new_images import KEPT_SIDE, find_images, inspect_new, last_line, overlay_names
+from dbad.inspection.reading import read_new
+from dbad.records import Origin, Pictures, ScoreRow
+from dbad.report import colours
+from dbad.report.drawing import OUTLINE
 
 # ------------------------------------------------------------------------------------------ finding files
 
@@ -101,24 +106,31 @@ def test_a_pattern_that_stands_for_no_image_is_named(pattern, says):
 
 # ------------------------------------------------------------------------------------------ inspecting
 
-class Brightness:
+CALIBRATION = Calibration({"pixel": 1.0}, 0.5, 0.5, (0.1, 0.2, 0.3), false_alarm_rate=0.25)
+
+
+class Brightness(Detector):
     """A detector whose anomaly map is the brightness of the image in [0, 1]."""
 
-    counterpart = "reconstruction"
-    intensity = Intensity("full")
+    family = "ddim"
 
     def __init__(self, size: int = 16, patching: bool = False, batch_size: int = 2):
-        self.size, self.patching, self.batch_size, self.num_seen = size, patching, batch_size, 0
+        super().__init__(settings=replace(SETTINGS, patching=patching, intensity="full"),
+                         machine=MACHINE._replace(batch_size=batch_size), calibration=CALIBRATION)
+        object.__setattr__(self, "side", size)
+        object.__setattr__(self, "num_seen", 0)
+
+    @property
+    def size(self):
+        """See `Detector`."""
+        return self.side
 
     def parts(self, images):
-        self.num_seen += len(images)
+        object.__setattr__(self, "num_seen", self.num_seen + len(images))
         return {"pixel": (images.mean(1, keepdim=True) + 1) / 2}, -images
 
     def combine(self, parts, scales):
         return parts["pixel"], parts["pixel"].amax(dim=(1, 2, 3))
-
-
-CALIBRATION = Calibration({"pixel": 1.0}, 0.5, 0.5, (0.1, 0.2, 0.3), false_alarm_rate=0.25)
 
 
 def save_grey(name: str, value: int, size: int = 16) -> None:
@@ -127,8 +139,7 @@ def save_grey(name: str, value: int, size: int = 16) -> None:
 
 
 def inspected(*patterns: str, detector=None, **options) -> new_images.NewImages:
-    return inspect_new(detector or Brightness(), CALIBRATION, find_images(patterns), Path("out"), 2,
-                       **options)
+    return inspect_new(detector or Brightness(), find_images(patterns), Path("out"), 2, **options)
 
 
 def table(name: str) -> list[dict[str, str]]:
@@ -143,7 +154,7 @@ def test_an_image_has_the_score_that_it_has_in_a_test_set_and_from_python(finish
     try:
         detector = load_detector(finished / "checkpoints/hazelnut", "cpu", "fp32", batch_size=4)
         paths = find_images([finished / "data/hazelnut/test"], recursive=True)
-        new = inspect_new(detector, detector.calibration, paths, place / "out", 2, category="hazelnut")
+        new = inspect_new(detector, paths, place / "out", 2, category="hazelnut")
         assert [row.score for row in new.rows] == detector(paths).score.tolist()
         alone = [float(detector(path).score) for path in paths]
     finally:
@@ -156,13 +167,12 @@ def test_an_image_has_the_score_that_it_has_in_a_test_set_and_from_python(finish
 
 
 def test_every_image_is_a_line_of_the_same_table_as_in_a_test_set():
-    assert Row._fields == SCORE_COLUMNS
     save_grey("in/b.png", 255)
     save_grey("in/a.png", 0)
     new = inspected("in", category="bolt")
     lines = table("out/scores.csv")
-    assert tuple(lines[0]) == SCORE_COLUMNS
-    assert lines[0] == dict(zip(SCORE_COLUMNS, ("in/a.png", "bolt", "", "", "0.0", "1.0", "0.0", "0"), strict=True))
+    assert tuple(lines[0]) == ScoreRow._fields
+    assert lines[0] == dict(zip(ScoreRow._fields, ("in/a.png", "bolt", "", "", "0.0", "1.0", "0.0", "0"), strict=True))
     assert [line["path"] for line in lines] == ["in/a.png", "in/b.png"]
     assert [(row.score, row.p_value, row.decision) for row in new.rows] == [(0.0, 1.0, 0), (1.0, 0.25, 1)]
     assert (new.num_good, new.num_defective, new.unreadable) == (1, 1, [])
@@ -171,15 +181,23 @@ def test_every_image_is_a_line_of_the_same_table_as_in_a_test_set():
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 9])
-def test_the_highest_scoring_images_are_kept_with_their_arrays(keep):
+def test_the_pictures_of_the_highest_scoring_images_are_kept(keep):
     for index, value in enumerate((10, 200, 30, 200, 90)):
         save_grey(f"in/{index}.png", value)
-    kept = inspected("in", keep=keep).inspections
-    assert [i.path for i in kept] == [f"in/{index}.png" for index in (1, 3, 4, 2, 0)][:keep]
-    for i in kept:
-        assert i.image.shape == i.reconstruction.shape == (16, 16, 3) and (i.image == round(255 * i.score)).all()
-        assert i.anomaly_map.max() == np.float32(i.score) and i.parts["pixel"].shape == (16, 16)
-        assert (i.label, i.defect, i.mask) == (None, None, None)
+    new = inspected("in", keep=keep)
+    assert sorted(new.gallery.shown) == sorted([1, 3, 4, 2, 0][:keep]) and len(new.rows) == 5
+    for number, shown in new.gallery.shown.items():
+        assert shown.shape == (16, 16) and shown.files["truth"] is None and shown.files["reconstruction"]
+        image = np.asarray(Image.open(io.BytesIO(shown.files["input"])))
+        assert np.abs(image.astype(int) - round(255 * new.rows[number].score)).max() <= 2
+
+
+def pictures_of(detector, *paths: Path) -> list[Pictures]:
+    """The arrays from which the report's pictures are drawn."""
+    origins = [Origin(str(path), "bolt", None, None) for path in paths]
+    with ThreadPoolExecutor(1) as pool:
+        return [found.pictures(KEPT_SIDE) for found in inspect(
+            detector, paths, origins, lambda path, size: read_new(path, size, detector.intensity), pool)]
 
 
 def test_large_tiled_images_are_kept_small_but_with_their_highest_value():
@@ -187,16 +205,19 @@ def test_large_tiled_images_are_kept_small_but_with_their_highest_value():
     pixels[77, 990] = 255
     Image.fromarray(pixels).save("a.png")
     save_drawn(Path("b.png"), 1, (40, 20))
-    wide, small = inspected("*.png", detector=Brightness(patching=True)).inspections
+    wide, small = pictures_of(Brightness(patching=True), Path("a.png"), Path("b.png"))
     assert wide.anomaly_map.shape == wide.image.shape[:2] == (140, KEPT_SIDE) and wide.anomaly_map.max() == 1
+    assert wide.parts["pixel"].max() == 1 and wide.reconstruction.shape == (140, KEPT_SIDE, 3)
     assert (small.image == drawn(1, (40, 20))).all()
+    assert [shown.shape for shown in inspected("*.png", detector=Brightness(patching=True)).gallery.shown.values()] == [
+        (140, KEPT_SIDE), (40, 20)]
     assert Image.open("out/overlays/a.png").size == (1100, 300)
 
 
 def test_images_are_decoded_one_batch_ahead_at_most(monkeypatch):
     decoded, ahead = [], []
-    read = new_images.read_image
-    monkeypatch.setattr(new_images, "read_image", lambda path, intensity: decoded.append(path) or read(path, intensity))
+    read = reading.read_image
+    monkeypatch.setattr(reading, "read_image", lambda path, intensity: decoded.append(path) or read(path, intensity))
 
     class Watched(Brightness):
         def parts(self, images):
@@ -263,14 +284,14 @@ def test_the_results_of_a_second_run_are_its_own():
 
 @pytest.mark.parametrize("failure", [struct.error("unpack"), IndexError(), EOFError(), MemoryError()])
 def test_whatever_a_decoder_fails_with_only_its_file_is_left_out(failure, monkeypatch):
-    read = new_images.read_image
+    read = reading.read_image
 
     def fails(path, intensity):
         if path.name == "a.png":
             raise failure
         return read(path, intensity)
 
-    monkeypatch.setattr(new_images, "read_image", fails)
+    monkeypatch.setattr(reading, "read_image", fails)
     made("in/a.png", "in/b.png")
     new = inspected("in")
     assert [row.path for row in new.rows] == ["in/b.png"] and new.unreadable[0][1]
@@ -299,7 +320,7 @@ def test_images_among_the_results_are_refused():
     made("in/a.png")
     inspected("in")
     with pytest.raises(UserError, match="out/overlays/a.png: lies in out, where the results go") as error:
-        inspect_new(Brightness(), CALIBRATION, find_images(["."], True), Path("out"), 1)
+        inspect_new(Brightness(), find_images(["."], True), Path("out"), 1)
     one_line(error)
 
 
@@ -316,12 +337,12 @@ def test_an_overlay_shows_image_colours_and_outline():
     pixels[4:8, 6:10] = 255
     Image.fromarray(pixels).save("a.png")
     shown = overlay_of("a.png")
-    highest = figures.heat(np.ones((1, 1), np.float32), 1.0)[0, 0].astype(float)
+    highest = colours.heat(np.ones((1, 1), np.float32), 1.0)[0, 0].astype(float)
     assert np.abs(shown[4:8, 6:10] - (0.85 * highest + 0.15 * 255)).max() <= 1
     ring = np.zeros((16, 16), bool)
     ring[3:9, 5:11] = True
     ring[4:8, 6:10] = False
-    assert (shown[ring] == figures.OUTLINE).all()
+    assert (shown[ring] == OUTLINE).all()
     assert (shown[(pixels.max(2) == 0) & ~ring] == 0).all()
 
 
@@ -331,7 +352,7 @@ def test_colours_mean_the_same_whatever_else_is_inspected():
     save_grey("in/b.png", 255)
     inspected("in")
     assert (np.array(Image.open("out/overlays/a.png")) == alone).all()
-    assert not (alone == figures.OUTLINE).all(axis=2).any()
+    assert not (alone == OUTLINE).all(axis=2).any()
 
 
 def test_the_map_is_enlarged_smoothly_to_the_size_of_the_image():
@@ -340,7 +361,7 @@ def test_the_map_is_enlarged_smoothly_to_the_size_of_the_image():
     Image.fromarray(pixels).save("a.png")
     shown = overlay_of("a.png", Brightness(size=8)).astype(int)
     assert shown.shape == (90, 160, 3)
-    column = int(np.flatnonzero((shown[45] == figures.OUTLINE).all(axis=1))[0])
+    column = int(np.flatnonzero((shown[45] == OUTLINE).all(axis=1))[0])
     assert abs(column - 79) <= 2        # where the map passes the threshold, with cells of 20 px
 
 

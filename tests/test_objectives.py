@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, one_line, random_images, tiny_unet
+from helpers import CPU, one_line, random_images, reconstruction, tiny_unet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
 
 import train_extractor
 import train_tune_eval
-from dbad.diffusion.ddim import Conditioning, reconstruct_all, schedule
+from dbad.diffusion.ddim import schedule
 from dbad.errors import UserError
 from dbad.families.ddim import objectives
 from dbad.families.ddim.objectives import (
@@ -27,11 +27,15 @@ from dbad.families.ddim.objectives import (
     held_out_losses,
     network_and_loss,
 )
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct_all
+from dbad.fields import check
 from dbad.networks.extractors import build_extractor, load_extractor
 from dbad.options.command_line import parse
+from dbad.runtime.device import Machine
 from dbad.training import loop
 from dbad.training.early_stopping import Best
-from dbad.training.loop import Plan, fit
+from dbad.training.loop import fit
+from dbad.training.plan import Hooks, Place, Plan
 
 ABAR = schedule(1000, "linear")
 RUN = Path("checkpoints/hazelnut")
@@ -106,10 +110,9 @@ def test_a_heavier_weight_keeps_the_network_nearer_to_the_pretrained_one():
 
 # The pairs of ddad
 
-def towards(images, weight=3.0, **changes):
-    how = Conditioning("ddad", weight, 0.0, 250, 3)
-    return denoise_towards(tiny_unet(), images, ABAR, how, **dict(
-        noise_kind="gaussian", seed=0, batch_size=4, device=CPU, precision="fp32") | changes)
+def towards(images, weight=3.0, seed=0, batch_size=4):
+    return denoise_towards(Denoiser(tiny_unet(), ABAR), images, reconstruction(
+        recon_weight=weight, steps_to_regenerate=3), Machine(CPU, "fp32", batch_size), seed)
 
 
 def test_a_pull_that_never_ends_makes_every_image_the_one_it_is_denoised_towards():
@@ -130,8 +133,8 @@ def test_without_a_pull_every_image_is_rebuilt_once_and_none_for_itself(monkeypa
 
 def test_an_image_denoised_towards_itself_is_its_conditioned_reconstruction():
     image = random_images(1)
-    expected = reconstruct_all(tiny_unet(), image, ABAR, Conditioning("ddad", 3.0, 0.0, 250, 3), noise_kind="gaussian",
-                               seed=0, batch_size=1, device=CPU, precision="fp32")
+    expected = reconstruct_all(Denoiser(tiny_unet(), ABAR), image, reconstruction(
+        recon_weight=3.0, steps_to_regenerate=3), Machine(CPU, "fp32", 1), seed=0)
     torch.testing.assert_close(towards(image), expected, rtol=0, atol=1e-5)
 
 
@@ -178,8 +181,8 @@ def descend(folder: Path, val_losses, patience: int, at_step=lambda step: None):
 
     num_epochs = len(val_losses) - 1
     plan = Plan(num_epochs * STEPS_PER_EPOCH, STEPS_PER_EPOCH, 1, 1e-2, 0, seed=3, settings={"patience": patience})
-    model = fit(nn.Conv2d(3, 3, 1), data, loss_of, plan, batch_size=2, folder=folder, phase="extractor",
-                log_dir=folder / "events", device=CPU, on_report=report, best=best)
+    model = fit(nn.Conv2d(3, 3, 1), data, loss_of, plan, Place(folder, folder / "events", "extractor"), batch_size=2,
+                device=CPU, hooks=Hooks(on_report=report, best=best))
     return list(model.parameters()), best, seen, len(steps)
 
 
@@ -299,8 +302,9 @@ def test_objectives_that_contradict_each_other_are_refused_before_any_work(cls, 
 @pytest.mark.parametrize("name, bad, good", [("extractor_weight", -0.1, 0), ("extractor_recon_weight", -1, 0),
                                              ("extractor_patience", -1, 0), ("extractor_weight", "nan", 0.5)])
 def test_weights_and_patience_below_zero_are_refused(name, bad, good):
-    with pytest.raises(UserError, match=f"--{name} {bad}.*expected at least 0") as error:
-        parse(train_extractor.Options, ["--item", "x", f"--{name}={bad}"])
+    expected = "expected a finite number" if bad == "nan" else "expected at least 0"
+    with pytest.raises(UserError, match=f"--{name} {bad}.*{expected}") as error:
+        check(parse(train_extractor.Options, ["--item", "x", f"--{name}={bad}"]))
     one_line(error)
     assert getattr(parse(train_extractor.Options, ["--item", "x", f"--{name}={good}"]), name) == good
 
@@ -380,8 +384,8 @@ def test_few_images_are_seen_more_often_unless_the_length_is_given(given, batch_
                                                                   monkeypatch):
     """9 images to train on: to see 100 batches of 4 takes 45 epochs."""
     plans = []
-    monkeypatch.setattr(train_extractor, "fit", lambda model, data, loss_of, plan, **others: plans.append(plan))
-    monkeypatch.setattr(train_extractor, "outcome", lambda *args: "")
+    monkeypatch.setattr(loop, "fit", lambda *given, **others: plans.append(given[3]))
+    monkeypatch.setattr("dbad.families.ddim.adaptation.outcome", lambda *args: "")
     flags = tiny_flags("train_extractor.py")
     place = flags.index("--epochs_extractor")
     words = [*flags[:place], *flags[place + 2:], "--batch_size", batch_size, "--preset", "demo", *given]

@@ -14,20 +14,20 @@ from helpers import complaint
 import dbad.calibration.__main__ as calibration_module
 import dbad.checkpoints.__main__ as checkpoints_module
 import dbad.data.__main__ as data_module
-from dbad.damage import pseudo
 from dbad.data.demo import draw
 from dbad.errors import UserError, printable
 from dbad.finite import NotFinite
 from dbad.options.command_line import main
-from dbad.runtime.device import one_line_failures
+from dbad.report import damage_sheet
+from dbad.runtime.failures import one_line_failures
 from dbad.runtime.output import CLOSED
 from inference_ddim import Options
 
 SCRIPTS = ("train_ddim.py", "train_extractor.py", "evaluation.py", "inference_ddim.py", "train_lafite.py",
            "inference_lafite.py", "finetune_autoencoder.py", "build_diad.py", "train_diad.py", "inference_diad.py",
            "train_tune_eval.py")
-MODULES = {"data": (data_module.main, ["--help"]), "demo": (draw.main, ["--help"]), "pseudo": (pseudo.main, ["--help"]),
-           "checkpoints": (checkpoints_module.main, ["import", "--help"]),
+MODULES = {"data": (data_module.main, ["--help"]), "demo": (draw.main, ["--help"]),
+           "pseudo": (damage_sheet.main, ["--help"]), "checkpoints": (checkpoints_module.main, ["import", "--help"]),
            "calibration": (calibration_module.main, ["--preview", "--help"])}
 
 

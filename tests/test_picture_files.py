@@ -14,7 +14,7 @@ from PIL import Image
 from dbad.data import pictures
 from dbad.data.pictures import LIMIT, open_picture, orientation, picture_size
 from dbad.errors import UserError
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 
 READERS = [open_picture, picture_size, orientation]
 

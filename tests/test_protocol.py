@@ -4,19 +4,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import MAPS, inspection, one_line, save_drawn, save_mask, tiny_detector
+from helpers import measured, one_line, save_drawn, save_mask, tiny_detector, with_settings
 
 from dbad import metrics
-from dbad.calibration.thresholds import Calibration, calibrate
-from dbad.data.images import Sample
+from dbad.calibration.thresholds import calibrate
+from dbad.data.intensity import UNKNOWN
 from dbad.errors import UserError
-from dbad.inspection import loop
-from dbad.inspection.loop import measure, measure_pixels
+from dbad.fields import check
+from dbad.inspection.reading import read_test
 from dbad.maps import central_window, cropped, image_score
+from dbad.metrics import pixels
+from dbad.metrics.pixels import PixelMetrics
 from dbad.metrics.protocol import Protocol, resized_map
 from dbad.networks.extractors import build_extractor
-from dbad.options.command_line import check
+from dbad.records import Sample
 from dbad.report.results import headline, mask_words
+
+NOTHING = np.zeros((4, 4), bool)
 
 
 @pytest.fixture
@@ -52,8 +56,8 @@ def test_outside_the_central_window_a_map_is_zero_and_scores_nothing():
 
 def test_a_detector_with_a_crop_looks_at_the_centre_only():
     extractor = build_extractor("efficientnet_lite0", None, 32)
-    whole, centre = tiny_detector(extractor), tiny_detector(extractor)
-    centre.maps = replace(MAPS, center_crop=128)
+    whole = tiny_detector(extractor)
+    centre = with_settings(whole, center_crop=128)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     full, part = whole(images), centre(images)
     assert torch.equal(part.anomaly_map[..., 4:12, 4:12], full.anomaly_map[..., 4:12, 4:12])
@@ -87,18 +91,17 @@ def test_a_crop_beyond_the_image_is_refused():
 
 # ------------------------------------------------------------------------------------------ the resolution
 
-def test_at_the_network_s_resolution_maps_and_masks_are_compared_as_they_are(pictures):
-    mask = np.zeros((4, 4), bool)
+def test_at_the_network_s_resolution_maps_and_masks_are_compared_as_they_are():
+    values, mask = np.ones((4, 4), np.float32), np.zeros((4, 4), bool)
     mask[:2, :2] = True
-    found = [inspection(pictures[0], np.zeros((4, 4)), mask & False), inspection(pictures[1], np.ones((4, 4)), mask)]
-    pairs = list(Protocol().pairs(found, pictures))
-    assert np.array_equal(pairs[1][0], mask) and np.array_equal(pairs[1][1], np.ones((4, 4)))
+    found_mask, found = Protocol().pair(values, mask)
+    assert np.array_equal(found_mask, mask) and np.array_equal(found, values)
 
 
 def test_at_the_original_resolution_masks_are_those_of_the_files_and_maps_are_upsampled(pictures):
     values = np.arange(16, dtype=np.float32).reshape(4, 4)
-    found = [inspection(sample, values, np.zeros((4, 4), bool)) for sample in pictures]
-    (no_mask, good), (mask, bad) = Protocol("original").pairs(found, pictures)
+    (no_mask, good), (mask, bad) = (Protocol("original").pair(values, found.mask, found.own_mask) for found in (
+        read_test(sample, 4, UNKNOWN, own_mask=True) for sample in pictures))
     assert good.shape == bad.shape == (24, 32) and not no_mask.any()
     assert mask.sum() == 12 * 16 and mask[:12, :16].all()
     assert bad[0, 0] == 0 and bad[-1, -1] == pytest.approx(15) and np.array_equal(bad, resized_map(values, (24, 32)))
@@ -112,95 +115,146 @@ def test_upsampling_keeps_a_constant_map_and_never_leaves_the_range():
 
 
 def test_a_crop_counts_at_the_original_resolution_too(pictures):
-    found = [inspection(sample, np.ones((4, 4)), np.zeros((4, 4), bool)) for sample in pictures]
-    (_, good), (mask, _) = Protocol("original", 128).pairs(found, pictures)
+    (_, good), (mask, _) = (Protocol("original", 128).pair(np.ones((4, 4), np.float32), found.mask, found.own_mask)
+                            for found in (read_test(sample, 4, UNKNOWN, own_mask=True) for sample in pictures))
     assert good.shape == mask.shape == (12, 16) and mask.sum() == 6 * 8
 
 
 def test_the_results_say_how_they_were_measured(pictures):
-    calibration = Calibration({}, 1.0, 1.0)
-    masks = [np.zeros((4, 4), bool), np.eye(4, dtype=bool)]
-    found = [inspection(*entry) for entry in zip(pictures, np.random.default_rng(0).random((2, 4, 4)), masks,
-                                                 strict=True)]
+    entries = []
+    for sample, values in zip(pictures, np.random.default_rng(0).random((2, 4, 4)), strict=True):
+        found = read_test(sample, 4, UNKNOWN, own_mask=True)
+        entries.append((sample, values, found.mask, found.own_mask))
     for protocol, resolution, crop in ((Protocol(), "the detector's resolution", "full frame"),
                                        (Protocol("original", 224), "the files' own size", "central 224 of 256 px")):
-        measured, _ = measure(found, calibration, pictures, protocol)
-        assert measured["protocol"]["resolution"].startswith(resolution)
-        assert measured["protocol"]["crop"].startswith(crop) and "binary" in measured["protocol"]["masks"]
-        assert measured["pixel"]["method"] == "exact"
-        assert measured["pixel"]["num_pixels"] == (32 if protocol == Protocol() else 2 * 21 * 28)
+        found, _ = measured(entries, protocol)
+        assert found["protocol"]["resolution"].startswith(resolution)
+        assert found["protocol"]["crop"].startswith(crop) and "binary" in found["protocol"]["masks"]
+        assert found["pixel"]["method"] == "exact"
+        assert found["pixel"]["num_pixels"] == (32 if protocol == Protocol() else 2 * 21 * 28)
 
 
 def test_without_defect_pixels_there_are_no_pixel_metrics_and_a_reason(pictures):
-    found = [inspection(sample, np.ones((4, 4)), np.zeros((4, 4), bool)) for sample in pictures]
-    measured, curves = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
-    assert measured["pixel"] is None and "no pixel metrics" in measured["reason"] and curves.pro is None
-    assert measured["masks"]["num_empty"] == 1 and measured["image"]["auroc"] == 0.5
+    found, curves = measured([(sample, np.ones((4, 4)), NOTHING) for sample in pictures], Protocol())
+    assert found["pixel"] is None and "no pixel metrics" in found["reason"] and curves.pro is None
+    assert found["masks"]["num_empty"] == 1 and found["image"]["auroc"] == 0.5
 
 
 def test_without_masks_there_are_no_pixel_metrics_and_a_reason(pictures):
-    nothing = np.zeros((4, 4), bool)
-    found = [inspection(pictures[0], np.zeros((4, 4)), nothing), inspection(pictures[1], np.ones((4, 4)))]
-    measured, _ = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
-    assert measured["pixel"] is None and "no mask" in measured["reason"] and measured["image"]["auroc"] == 1
+    found, _ = measured([(pictures[0], np.zeros((4, 4)), NOTHING), (pictures[1], np.ones((4, 4)))], Protocol())
+    assert found["pixel"] is None and "no mask" in found["reason"] and found["image"]["auroc"] == 1
 
 
 def test_pixel_metrics_are_those_of_the_images_that_have_a_mask(pictures):
     """The map of the image without mask, which is wrong everywhere, changes image metrics alone."""
-    mask, crack = np.eye(4, dtype=bool), pictures[1]
-    found = [inspection(pictures[0], np.zeros((4, 4)), mask & False), inspection(crack, 1.0 * mask, mask)]
+    mask, crack, own = np.eye(4, dtype=bool), pictures[1], read_test(pictures[1], 4, UNKNOWN, own_mask=True).own_mask
+    few = [(pictures[0], np.zeros((4, 4)), NOTHING, own & False), (crack, 1.0 * mask, mask, own)]
     without = replace(crack, path=crack.path.with_name("001.png"), mask=None)
-    more = [*found, inspection(without, -np.ones((4, 4)))]
-    alone, _ = measure(found, Calibration({}, 1.0, 1.0), pictures, Protocol())
+    alone, _ = measured(few, Protocol())
     for resolution in ("network", "original"):
-        measured, curves = measure(more, Calibration({}, 1.0, 1.0), [*pictures, without], Protocol(resolution))
-        assert measured["image"]["auroc"] == 0.5 and curves.pro is not None
-        assert measured["masks"] == {"num_found": 1, "num_missing": 1, "num_empty": 0, "num_cut": 0,
-                                     "missing": ["001.png"], "empty": [], "cut": []}
-        assert measured["protocol"]["images"] == "2 of 3, without the defective ones that have no mask"
+        found, curves = measured([*few, (without, -np.ones((4, 4)))], Protocol(resolution))
+        assert found["image"]["auroc"] == 0.5 and curves.pro is not None
+        assert found["masks"] == {"num_found": 1, "num_missing": 1, "num_empty": 0, "num_cut": 0,
+                                  "missing": ["001.png"], "empty": [], "cut": []}
+        assert found["protocol"]["images"] == "2 of 3, without the defective ones that have no mask"
         if resolution == "network":
-            assert measured["pixel"] == alone["pixel"] and measured["pixel"]["auroc"] == 1
+            assert found["pixel"] == alone["pixel"] and found["pixel"]["auroc"] == 1
     assert alone["protocol"]["images"] == "all" and alone["masks"]["num_missing"] == 0
 
 
 def test_masks_that_are_empty_or_were_cut_are_named(pictures):
-    mask = np.eye(4, dtype=bool)
+    mask, values = np.eye(4, dtype=bool), np.ones((4, 4))
     cracks = [replace(pictures[1], path=pictures[1].path.with_name(f"{i}.png")) for i in range(3)]
-    values = np.ones((4, 4))
-    found = [inspection(pictures[0], 0 * values, mask & False), inspection(cracks[0], values, mask),
-             inspection(cracks[1], values, mask & False), inspection(cracks[2], values, mask, cut=True)]
-    measured, _ = measure(found, Calibration({}, 1.0, 1.0), [pictures[0], *cracks], Protocol())
-    assert measured["masks"] == {"num_found": 3, "num_missing": 0, "num_empty": 1, "num_cut": 1, "missing": [],
-                                 "empty": ["1.png"], "cut": ["2.png"]}
-    line = headline("bolt", measured, False)
+    found, _ = measured([(pictures[0], 0 * values, NOTHING), (cracks[0], values, mask), (cracks[1], values, NOTHING),
+                         (cracks[2], values, mask, None, True)], Protocol())
+    assert found["masks"] == {"num_found": 3, "num_missing": 0, "num_empty": 1, "num_cut": 1, "missing": [],
+                              "empty": ["1.png"], "cut": ["2.png"]}
+    line = headline("bolt", found, False)
     assert line.endswith(", 1 defective image with an empty mask (1.png)") and "no mask" not in line
-    assert mask_words(measured["masks"], ("cut",)) == ["1 mask with shades, cut in the middle of their range (2.png)"]
+    assert mask_words(found["masks"], ("cut",)) == ["1 mask with shades, cut in the middle of their range (2.png)"]
 
 
 def test_the_headline_counts_masks_and_names_few(pictures):
     cracks = [replace(pictures[1], path=pictures[1].path.with_name(f"{i:03}.png"), mask=None) for i in range(300)]
-    found = [inspection(pictures[0], np.zeros((4, 4)), np.zeros((4, 4), bool)),
-             inspection(pictures[1], np.eye(4), np.eye(4, dtype=bool))]
-    found += [inspection(sample, np.ones((4, 4))) for sample in cracks]
-    measured, _ = measure(found, Calibration({}, 1.0, 1.0), [*pictures, *cracks], Protocol())
-    assert headline("bolt", measured, False).endswith(
+    good, bad = (pictures[0], np.zeros((4, 4)), NOTHING), (pictures[1], np.eye(4), np.eye(4, dtype=bool))
+    unmasked = [(sample, np.ones((4, 4))) for sample in cracks]
+    found, _ = measured([good, bad, *unmasked], Protocol())
+    assert headline("bolt", found, False).endswith(
         ", no mask for 300 of 301 defective images, which pixel metrics leave out (000.png, 001.png, 002.png and 297 "
         "more)")
-    assert len(measured["masks"]["missing"]) == 300
-    measured, _ = measure([found[0], *found[2:]], Calibration({}, 1.0, 1.0), [pictures[0], *cracks], Protocol())
-    assert headline("bolt", measured, False).endswith("no pixel metrics: no mask of a defective test image")
-    assert measured["protocol"]["images"] == "none"
+    assert len(found["masks"]["missing"]) == 300
+    found, _ = measured([good, *unmasked], Protocol())
+    assert headline("bolt", found, False).endswith("no pixel metrics: no mask of a defective test image")
+    assert found["protocol"]["images"] == "none"
+
+
+# ------------------------------------------------------------------------------------------ many pixels
+
+def drawn_pairs(num_images: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks and maps that do not follow from each other; the last image has no defect."""
+    rng = np.random.default_rng(0)
+    return [(rng.random((32, 32)) > (0.9 if i < num_images - 1 else 2), rng.random((32, 32), np.float32))
+            for i in range(num_images)]
+
+
+def pixel_metrics(pairs, threshold: float = 0.7):
+    """Metrics, rates and PRO curve of images that come one by one."""
+    found = PixelMetrics(threshold)
+    for mask, values in pairs:
+        found.add(mask, values)
+        values[:] = -1              # whoever gave it may use it again
+    return (*found.result(), found.rates)
 
 
 def test_more_pixels_than_fit_are_measured_by_histogram_to_the_same_numbers(monkeypatch):
-    rng = np.random.default_rng(0)
-    pairs = [(rng.random((32, 32)) > 0.9, rng.random((32, 32), np.float32)) for _ in range(8)]
-    exact, rates, curve = measure_pixels(pairs, 0.7)
-    monkeypatch.setattr(loop.metrics, "MAX_EXACT_PIXELS", 3000)
-    streamed, same_rates, streamed_curve = measure_pixels(iter(pairs), 0.7)
+    exact, curve, rates = pixel_metrics(drawn_pairs())
+    monkeypatch.setattr(metrics, "MAX_EXACT_PIXELS", 3000)
+    streamed, streamed_curve, same_rates = pixel_metrics(drawn_pairs())
     assert (exact["method"], streamed["method"]) == ("exact", "histogram") and rates == same_rates
-    assert rates == metrics.rates([m for m, _ in pairs], [v for _, v in pairs], 0.7)
+    assert rates == metrics.rates(*zip(*drawn_pairs(), strict=True), 0.7)
     for name, value in exact.items():
         if name != "method":
             assert streamed[name] == pytest.approx(value, abs=1e-4)
     assert np.interp(0.3, *streamed_curve[:2]) == pytest.approx(np.interp(0.3, *curve[:2]), abs=0.02)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3000, 7 * 1024, 8 * 1024 - 1])
+def test_maps_that_are_not_kept_have_the_exact_metrics_of_maps_rounded_to_float16(limit, monkeypatch):
+    masks, maps = zip(*drawn_pairs(), strict=True)
+    rounded = [values.astype(np.float16) for values in maps]
+    rates = metrics.rates(masks, maps, 0.7)
+    expected, curve = metrics.pixel_metrics(masks, rounded), metrics.pro_curve(masks, rounded, 400)
+    monkeypatch.setattr(pixels, "MAX_FLOAT32_PIXELS", limit)
+    found, found_curve, found_rates = pixel_metrics(zip(masks, maps, strict=True))
+    assert found.pop("method") == "exact, maps rounded to float16" and expected.pop("method") == "exact"
+    assert found == pytest.approx(expected, abs=1e-12) and found_rates == rates       # rates are those of float32
+    np.testing.assert_allclose(found_curve, curve)
+
+
+def test_up_to_the_limit_metrics_are_those_of_the_maps_as_they_are(monkeypatch):
+    monkeypatch.setattr(pixels, "MAX_FLOAT32_PIXELS", 8 * 1024)
+    masks, maps = zip(*drawn_pairs(), strict=True)
+    expected = metrics.pixel_metrics(masks, maps)
+    assert pixel_metrics(zip(masks, maps, strict=True))[0] == expected
+
+
+def test_a_usual_test_set_is_measured_as_it_is():
+    assert 200 * 256 ** 2 <= pixels.MAX_FLOAT32_PIXELS < metrics.MAX_EXACT_PIXELS
+
+
+def test_from_rounded_maps_on_to_the_histogram_no_pixel_is_lost(monkeypatch):
+    expected, curve, rates = pixel_metrics(drawn_pairs())
+    monkeypatch.setattr(pixels, "MAX_FLOAT32_PIXELS", 2000)
+    monkeypatch.setattr(metrics, "MAX_EXACT_PIXELS", 5000)
+    found, found_curve, found_rates = pixel_metrics(drawn_pairs())
+    assert found["method"] == "histogram" and found_rates == rates and found["num_pixels"] == expected["num_pixels"]
+    for name in ("auroc", "ap", "f1_max", "aupro_0.3", "aupro_0.05"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-3)
+    assert np.interp(0.3, *found_curve[:2]) == pytest.approx(np.interp(0.3, *curve[:2]), abs=0.02)
+
+
+def test_rounded_maps_keep_their_order_whatever_their_sign_and_range():
+    values = np.array([[-1e9, -3, -1e-9, -0.0, 0.0, 1e-9, 0.5, 0.50001, 3, 1e9]], np.float32)
+    places = pixels._places(values)[0].astype(int)
+    assert (np.diff(places) >= 0).all() and (places[2:6] == places[3]).all()        # too small for float16: all are 0
+    np.testing.assert_allclose(pixels._scores(places), [-65504, -3, 0, 0, 0, 0, 0.5, 0.5, 3, 65504])

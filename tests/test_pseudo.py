@@ -11,10 +11,14 @@ from PIL import Image
 from scipy import ndimage
 
 from dbad.damage import kinds, pseudo
-from dbad.damage.pseudo import KINDS, changed_region, foreground, generator, make, make_all, preview
+from dbad.damage.foreground import foreground
+from dbad.damage.poisson import solve_poisson
+from dbad.damage.pseudo import KINDS, changed_region, generator, make, make_all
+from dbad.damage.site import window as window_of
 from dbad.data.demo import draw as demo
 from dbad.data.images import to_float, to_pixels
 from dbad.errors import UserError
+from dbad.report import damage_sheet
 
 SHAPES = [(32, 32), (64, 64), (256, 256), (48, 96)]
 
@@ -80,7 +84,7 @@ def test_a_gray_image_stays_gray(kind):
 
 def test_a_kind_that_paints_colours_is_gray_on_a_gray_image(monkeypatch):
     def red(site):
-        here = kinds.window(site, 5)
+        here = window_of(site, 5)
         return here, here.pixels + np.array([0.4, 0, 0])
     monkeypatch.setitem(kinds.KINDS, "spots", red)
     made = make(torch.zeros(3, 32, 32), "spots", generator(0))
@@ -270,21 +274,21 @@ def region_of(shape: str) -> np.ndarray:
 def test_a_pasted_piece_has_the_gradients_of_its_source_and_meets_its_surroundings(shape):
     target, guide = np.random.default_rng(0).random((2, 30, 40, 3))
     region = region_of(shape)
-    pasted = kinds.solve_poisson(target, guide, region)
+    pasted = solve_poisson(target, guide, region)
     np.testing.assert_array_equal(pasted[~region], target[~region])
     np.testing.assert_allclose(laplacian(pasted)[region], laplacian(guide)[region], atol=1e-9)
 
 
 def test_pasting_a_piece_onto_itself_changes_nothing_but_its_brightness_is_free():
     target = np.random.default_rng(1).random((30, 40, 3))
-    pasted = kinds.solve_poisson(target, target + 0.3, region_of("disc"))
+    pasted = solve_poisson(target, target + 0.3, region_of("disc"))
     np.testing.assert_allclose(pasted, target, atol=1e-9)
 
 
 def test_a_fill_without_gradients_is_harmonic_and_stays_within_its_border():
     target = np.random.default_rng(2).random((30, 40, 3))
     region = region_of("disc")
-    filled = kinds.solve_poisson(target, np.zeros_like(target), region)
+    filled = solve_poisson(target, np.zeros_like(target), region)
     ring = ndimage.binary_dilation(region) & ~region
     assert np.abs(laplacian(filled)[region]).max() < 1e-9
     assert filled[region].min() >= target[ring].min() and filled[region].max() <= target[ring].max()
@@ -294,14 +298,14 @@ def test_a_region_at_the_frame_is_solved_with_the_neighbours_it_has():
     target = np.full((12, 12, 3), 0.4)
     region = np.zeros((12, 12), bool)
     region[:5, :5] = True
-    np.testing.assert_allclose(kinds.solve_poisson(target, np.zeros_like(target), region), target, atol=1e-9)
+    np.testing.assert_allclose(solve_poisson(target, np.zeros_like(target), region), target, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------ the sheet
 
 def test_the_sheet_shows_every_kind_on_every_image_and_outlines_it():
     images = [photo("pcb", 48, 96), photo("pcb", 64)]
-    sheet = np.asarray(preview(images, ["a.png", "b.png"], side=96))
+    sheet = np.asarray(damage_sheet.preview(images, ["a.png", "b.png"], side=96))
     columns = len(KINDS) + 1
     assert sheet.shape[1] == 6 + columns * (96 + 6)
     outlined = (sheet == (255, 45, 130)).all(axis=2).any(axis=0)
@@ -312,8 +316,8 @@ def test_the_sheet_shows_every_kind_on_every_image_and_outlines_it():
 def test_the_command_line_writes_a_sheet(tmp_path, capsys):
     make_category(tmp_path, "bolt", num_train=3, size=16)
     out = tmp_path / "sheet.png"
-    pseudo.main(["--dataset_path", str(tmp_path), "--item", "bolt", "--out", str(out), "--resolution", "32",
-                 "--rows", "2"])
+    damage_sheet.main(["--dataset_path", str(tmp_path), "--item", "bolt", "--out", str(out), "--resolution", "32",
+                       "--rows", "2"])
     assert capsys.readouterr().out == f"The sheet is {out}\n"
     assert Image.open(out).width > len(KINDS) * 192
 
@@ -326,6 +330,6 @@ def test_the_command_line_writes_a_sheet(tmp_path, capsys):
 def test_a_mistake_ends_in_one_line(tmp_path, capsys, flags, message):
     make_category(tmp_path, "bolt")
     with pytest.raises(SystemExit) as stopped:
-        pseudo.main(["--dataset_path", str(tmp_path), "--out", str(tmp_path / "sheet.png"), *flags])
+        damage_sheet.main(["--dataset_path", str(tmp_path), "--out", str(tmp_path / "sheet.png"), *flags])
     assert stopped.value.code == 2
     assert re.fullmatch(f"[^\n]*{re.escape(message)}[^\n]*\n", capsys.readouterr().err)

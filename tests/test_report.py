@@ -1,29 +1,43 @@
 """The pictures, tables and HTML report of an evaluation run."""
 
 import csv
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dbad import metrics
+from dbad.calibration.thresholds import Calibration
 from dbad.metrics import verdicts
 from dbad.metrics.verdicts import Thresholds
-from dbad.records import Inspection
-from dbad.report import figures
+from dbad.records import Pictures, ScoreRow
+from dbad.report import colours, curves, panels
 from dbad.report import page as report
+from dbad.report.drawing import OUTLINE
+from dbad.report.gallery import Gallery, encode
+from dbad.report.overview import AROUND, ROWS, Overview, small_pictures, telling
 
 SUMMARY = {"what": "a test", "data": "drawn"}
 LIMITS = Thresholds(image=2.0, pixel=1.5)
+SCALES = {"anomaly map": 3.0, "pixel map": 1.5, "feature map": 1.0}
 HOSTILE = "test/<script>alert(1)</script>/</script><img src=x onerror=alert(2)>.png"
 
 
+class Found(NamedTuple):
+    """An image of a run that is over: its row and its arrays."""
+
+    row: ScoreRow
+    pictures: Pictures
+
+
 def drawn(number, defect, peak, size=32, path=None):
-    """An inspection whose map is `peak` on a square, which is its defect, and less than 1 elsewhere."""
+    """An image whose map is `peak` on a square, which is its defect, and less than 1 elsewhere."""
     random = np.random.default_rng(number)
     anomaly_map = random.uniform(0, 0.9, (size, size)).astype(np.float32)
     mask = np.zeros((size, size), bool)
@@ -31,12 +45,10 @@ def drawn(number, defect, peak, size=32, path=None):
     anomaly_map[mask] = peak
     image = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
     label = None if defect is None else int(defect != "good")
-    return Inspection(
-        path=path or f"test/{defect}/{number:03d}.png", category="nut", defect=defect, label=label, score=float(peak),
-        p_value=1 / (number + 1), normalised=peak / (peak + 2), decision=int(peak >= 2), image=image,
-        reconstruction=255 - image, anomaly_map=anomaly_map,
-        parts={"pixel": anomaly_map / 2, "feature": anomaly_map / 3}, mask=mask if label else None,
-    )
+    row = ScoreRow(path or f"test/{defect}/{number:03d}.png", "nut", defect, label, float(peak), 1 / (number + 1),
+                   peak / (peak + 2), int(peak >= 2))
+    return Found(row, Pictures(image, 255 - image, anomaly_map, {"pixel": anomaly_map / 2, "feature": anomaly_map / 3},
+                               mask & bool(label)))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +61,52 @@ def run():
 
 
 def unknown(run):
-    return [replace(i, label=None, defect=None, mask=None, p_value=None, normalised=None, decision=None) for i in run]
+    """The same without ground truth and calibration."""
+    nothing = dict.fromkeys(("label", "defect", "p_value", "normalised", "decision"))
+    return [Found(row._replace(**nothing), replace(pictures, mask=None)) for row, pictures in run]
+
+
+def rows(run):
+    return [found.row for found in run]
+
+
+def curves_of(run):
+    """ROC and PRO of a run, as far as there is ground truth."""
+    known = [found for found in run if found.row.label is not None]
+    masks, maps = [pictures.mask for _, pictures in known], [pictures.anomaly_map for _, pictures in known]
+    return verdicts.curves(rows(run), metrics.pro_curve(masks, maps) if known else None)
+
+
+def gallery_of(run, most=2000):
+    """What a report shows of images that come in their order."""
+    gallery = Gallery(len(run), most)
+    for number, (row, pictures) in enumerate(run):
+        if gallery.wants(number, row.score):
+            gallery.put(number, row.score, encode(pictures, 3.0, gallery.side))
+    return gallery
+
+
+def write_report(path, run, numbers, summary=SUMMARY, thresholds=LIMITS, most=2000):
+    return report.write_report(path, rows(run), gallery_of(run, most), numbers, summary, thresholds, curves_of(run))
+
+
+def write_curves(path, run, thresholds=LIMITS):
+    return curves.write_curves(path, rows(run), thresholds, curves_of(run))
+
+
+def overview_of(run, thresholds=LIMITS):
+    """The overview of images that come in their order, each drawn if it was asked for."""
+    found = Overview(rows(run), thresholds)
+    for number, (row, pictures) in enumerate(run):
+        if found.offer(number, row):
+            found.put(number, small_pictures(pictures, 3.0))
+    return found
+
+
+def told(run, most=ROWS):
+    """The rows that the overview shows, each with the reason."""
+    found = overview_of(run)
+    return [(reason, run[number].row) for reason, number in telling(found.rows, found.kinds, found.candidates, most)]
 
 
 def report_data(path):
@@ -62,16 +119,16 @@ def report_data(path):
 
 
 def test_scores_read_back_exactly_as_they_were(run, tmp_path):
-    with open(report.write_scores(tmp_path / "scores.csv", run), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "category", "defect", "label", "score", "p_value", "normalised", "decision"]
-    assert [row["path"] for row in rows] == [i.path for i in run]
+    with open(report.write_scores(tmp_path / "scores.csv", rows(run)), encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == ["path", "category", "defect", "label", "score", "p_value", "normalised", "decision"]
+    assert [line["path"] for line in lines] == [i.row.path for i in run]
     for name, kind in (("label", int), ("decision", int), ("score", float), ("p_value", float), ("normalised", float)):
-        assert [kind(row[name]) for row in rows] == [getattr(i, name) for i in run]
+        assert [kind(line[name]) for line in lines] == [getattr(i.row, name) for i in run]
 
 
 def test_what_is_not_known_is_an_empty_field(run, tmp_path):
-    with open(report.write_scores(tmp_path / "scores.csv", unknown(run)), encoding="utf-8", newline="") as file:
+    with open(report.write_scores(tmp_path / "scores.csv", rows(unknown(run))), encoding="utf-8", newline="") as file:
         row = next(csv.DictReader(file))
     assert [row[name] for name in ("defect", "label", "p_value", "normalised", "decision")] == [""] * 5
 
@@ -79,15 +136,17 @@ def test_what_is_not_known_is_an_empty_field(run, tmp_path):
 def test_the_same_run_writes_the_same_bytes(run, tmp_path):
     def files(name):
         folder = tmp_path / name
-        report.write_scores(folder / "scores.csv", run)
+        report.write_scores(folder / "scores.csv", rows(run))
         report.write_metrics(folder, {"image": {"auroc": 0.1 + 0.2}})
-        report.write_report(folder / "report.html", run, {"auroc": 0.5}, SUMMARY, LIMITS)
-        figures.write_panels(folder, run, LIMITS, num_workers=3 if name == "a" else 1)
-        figures.write_curves(folder / "curves.png", run, LIMITS)
+        write_report(folder / "report.html", run, {"auroc": 0.5})
+        for panel_name, found in zip(panels.panel_names(rows(run)), run, strict=True):
+            panels.write_panel(folder / panel_name, *found, LIMITS, SCALES)
+        overview_of(run).write(folder / "overview.png")
+        write_curves(folder / "curves.png", run)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first = files("a")
-    assert len(first) == 5 + len(run) and first == files("b")
+    assert len(first) == 6 + len(run) and first == files("b")
 
 
 def test_metrics_keep_their_nesting_in_json_and_get_dotted_names_in_csv(tmp_path):
@@ -116,25 +175,25 @@ def test_metrics_are_shown_in_words_and_with_their_unit(name, value, shown):
 
 
 def test_the_colours_run_from_zero_to_the_scale_and_stop_there():
-    colours = figures.heat(np.float32([[0, 0.5, 1, 2]]), scale=1.0)
-    assert colours.shape == (1, 4, 3) and colours.dtype == np.uint8
-    assert (colours[0, 2] == colours[0, 3]).all() and not (colours[0, 0] == colours[0, 2]).all()
-    assert colours[0, 1].argmax() == 1, "the middle of the colours is green"
+    shown = colours.heat(np.float32([[0, 0.5, 1, 2]]), scale=1.0)
+    assert shown.shape == (1, 4, 3) and shown.dtype == np.uint8
+    assert (shown[0, 2] == shown[0, 3]).all() and not (shown[0, 0] == shown[0, 2]).all()
+    assert shown[0, 1].argmax() == 1, "the middle of the colours is green"
 
 
 def test_an_overlay_changes_the_image_only_where_the_map_is_not_zero(run):
-    image, values = run[0].image, np.zeros((32, 32), np.float32)
-    np.testing.assert_array_equal(figures.overlay(image, values, 1.0), image)
-    np.testing.assert_array_equal(figures.overlay(image, values, 0.0), image)
+    image, values = run[0].pictures.image, np.zeros((32, 32), np.float32)
+    np.testing.assert_array_equal(colours.overlay(image, values, 1.0), image)
+    np.testing.assert_array_equal(colours.overlay(image, values, 0.0), image)
     values[3, 4] = 1
-    changed = (figures.overlay(image, values, 1.0) != image).any(-1)
+    changed = (colours.overlay(image, values, 1.0) != image).any(-1)
     assert changed[3, 4] and changed.sum() == 1
 
 
-def test_the_pixel_threshold_is_in_the_middle_of_the_colours(run):
-    scales = figures.map_scales(run, pixel_threshold=1.5)
-    assert scales["anomaly map"] == 3.0
-    assert scales["pixel map"] == pytest.approx(np.quantile([i.score / 2 for i in run], 0.75))
+def test_what_the_calibration_knows_is_in_the_middle_of_the_colours():
+    """The pixel threshold, and for the parts as different as good images get."""
+    scales = colours.map_scales(Calibration({"pixel": 0.25, "feature": 4.0}, 1.5, 2.0))
+    assert scales == {"anomaly map": 3.0, "pixel map": 0.5, "feature map": 8.0}
 
 
 @pytest.mark.parametrize(("shape", "tile"), [
@@ -142,81 +201,120 @@ def test_the_pixel_threshold_is_in_the_middle_of_the_colours(run):
 def test_a_panel_shows_seven_tiles_at_one_size(shape, tile):
     values = np.zeros(shape, np.float32)
     image = np.zeros((*shape, 3), np.uint8)
-    inspection = replace(drawn(1, "crack", 3.0), image=image, reconstruction=image, anomaly_map=values,
-                         parts={"pixel": values, "feature": values}, mask=np.ones(shape, bool))
-    picture = figures.panel(inspection, 1.5, 2.0)
+    pictures = Pictures(image, image, values, {"pixel": values, "feature": values}, np.ones(shape, bool))
+    picture = panels.panel(drawn(1, "crack", 3.0).row, pictures, LIMITS)
     assert picture.size == (8 + 7 * (tile[0] + 8), 26 + 20 + tile[1] + 8)
     last = picture.crop((8 + 6 * (tile[0] + 8), 46, 8 + 6 * (tile[0] + 8) + tile[0], 46 + tile[1]))
     assert np.asarray(last).min() == 255, "the last tile is the mask, all of it defective"
 
 
 def test_a_panel_leaves_out_what_is_not_there(run):
-    bare = replace(unknown(run)[0], reconstruction=None, parts={})
-    assert figures.panel(bare).width == 8 + 2 * (256 + 8)
+    row, pictures = unknown(run)[0]
+    bare = replace(pictures, reconstruction=None, parts={})
+    assert panels.panel(row, bare, Thresholds()).width == 8 + 2 * (256 + 8)
 
 
 def test_the_decision_outlines_what_reaches_the_pixel_threshold():
-    inspection = drawn(1, "crack", 3.0, size=256)
+    row, pictures = drawn(1, "crack", 3.0, size=256)
     size = 256 + 8
-    pixels = np.asarray(figures.panel(inspection, 3.0, 2.0))[46:46 + 256]
+    pixels = np.asarray(panels.panel(row, pictures, Thresholds(2.0, 3.0)))[46:46 + 256]
     decision = pixels[:, 8 + 5 * size:8 + 5 * size + 256]
-    painted = (decision == figures.OUTLINE).all(-1)
+    painted = (decision == OUTLINE).all(-1)
     border = np.zeros((256, 256), bool)
     border[64:128, 64:128] = True
     border[66:126, 66:126] = False
     np.testing.assert_array_equal(painted, border)
-    np.testing.assert_array_equal(decision[~inspection.mask], inspection.image[~inspection.mask])
+    np.testing.assert_array_equal(decision[~pictures.mask], pictures.image[~pictures.mask])
 
 
 def test_panel_names_are_safe_and_differ_even_where_case_is_ignored(run):
     paths = ["a/1.png", "b/1.jpg", "c/1.PNG", "x/CON?.png", "../..", "C:\\x\\ä b.png", HOSTILE, "y" * 400 + ".png"]
-    names = figures.panel_names([replace(run[0], path=path) for path in paths])
+    names = panels.panel_names([run[0].row._replace(path=path) for path in paths])
     assert names[:2] == ["good_1.png", "good_1_2.png"] and names[5] == "good_ä_b.png"
     assert len({name.casefold() for name in names}) == len(paths)
     assert all(re.fullmatch(r"[\w.-]{1,200}\.png", name) and not name.startswith(".") for name in names)
 
 
 def test_panel_names_tell_categories_apart(run):
-    assert figures.panel_names([run[0], replace(run[0], category="bolt")]) == ["nut_good_000.png", "bolt_good_000.png"]
+    bolt = run[0].row._replace(category="bolt")
+    assert panels.panel_names([run[0].row, bolt]) == ["nut_good_000.png", "bolt_good_000.png"]
 
 
 def test_there_is_a_readable_panel_for_every_image(run, tmp_path):
-    paths = figures.write_panels(tmp_path / "images", run, LIMITS, num_workers=2)
-    assert len(paths) == len(run) == len(list((tmp_path / "images").iterdir()))
+    names = panels.panel_names(rows(run))
+    for name, found in zip(names, run, strict=True):
+        panels.write_panel(tmp_path / "images" / name, *found, LIMITS, SCALES)
+    paths = list((tmp_path / "images").iterdir())
+    assert len(paths) == len(run) and {path.name for path in paths} == set(names)
     assert {Image.open(path).convert("RGB").size for path in paths} == {(8 + 7 * 264, 310)}
 
 
 def test_the_overview_shows_the_worst_good_and_the_best_defective_images_and_every_kind(run):
-    chosen = figures.telling(run, rows=8)
-    assert [i.score for reason, i in chosen if reason == "highest-scoring good"][:2] == [2.5, 1.5]
-    assert [i.score for reason, i in chosen if reason == "lowest-scoring defective"][:2] == [1.1, 1.75]
-    typical = {reason: i.score for reason, i in chosen if reason.startswith("typical")}
+    chosen = told(run, 8)
+    assert [row.score for reason, row in chosen if reason == "highest-scoring good"][:2] == [2.5, 1.5]
+    assert [row.score for reason, row in chosen if reason == "lowest-scoring defective"][:2] == [1.1, 1.75]
+    typical = {reason: row.score for reason, row in chosen if reason.startswith("typical")}
     assert typical == {"typical crack": 2.75, "typical hole": 3.0, "typical <b>bold</b>": 2.0}
-    assert len({id(i) for _, i in figures.telling(run, rows=100)}) == len(figures.telling(run, rows=100))
+    assert len({row.path for _, row in told(run, 100)}) == len(told(run, 100)) == 12
+
+
+def test_the_overview_does_not_depend_on_the_order_of_a_usual_run(run):
+    assert told(run) == told(run[::-1]) == told(run[::2] + run[1::2])
+
+
+@pytest.mark.parametrize("order", ["as they come", "rising", "falling"])
+def test_of_many_images_few_are_kept_for_the_overview_and_the_telling_ones_among_them(order, run):
+    scores = np.random.default_rng(0).random(900)
+    scores = {"rising": np.sort(scores), "falling": np.sort(scores)[::-1]}.get(order, scores)
+    found, most = Overview([ScoreRow(str(k), "nut", "crack" if k % 3 else "good", int(k % 3 > 0), 0, None, None, None)
+                            for k in range(900)], LIMITS), 0
+    for number, score in enumerate(scores):
+        if found.offer(number, run[0].row._replace(path=str(number), label=int(number % 3 > 0), score=float(score))):
+            found.put(number, {})
+        most = max(most, len(found.candidates))
+    assert most <= 2 * ROWS + 2 * AROUND
+    chosen = telling(found.rows, found.kinds, found.candidates)
+    assert len(chosen) == ROWS
+    good, bad = np.sort(scores[::3])[::-1], np.sort(np.delete(scores, np.s_[::3]))
+    assert [scores[number] for _, number in chosen[:6]] == [*good[:3], *bad[:3]]
+    reason, typical = chosen[6]
+    assert reason == "typical crack" and chosen[7][0] != reason
+    if order == "as they come":
+        assert abs(np.searchsorted(bad, scores[typical]) - len(bad) // 2) <= 1
+
+
+def test_pictures_that_come_when_others_have_taken_their_place_are_not_kept(run):
+    found = Overview(rows(run) * 4, LIMITS)
+    assert found.offer(0, run[0].row)
+    for number in range(1, 48):
+        found.offer(number, run[0].row._replace(score=float(number)))
+    found.put(0, {"input": b""})
+    assert 0 not in found.candidates and len(found.candidates) == ROWS
 
 
 @pytest.mark.parametrize("labels", ["known", "unknown"])
 def test_the_overview_has_a_row_for_every_chosen_image(run, labels, tmp_path):
-    inspections = run if labels == "known" else unknown(run)
-    path = figures.write_overview(tmp_path / "overview.png", inspections, LIMITS, rows=5)
-    assert Image.open(path).size == (230 + 4 * 184, 24 + 5 * 184)
+    found = overview_of(run[:5] if labels == "known" else unknown(run[:5]))
+    found.write(tmp_path / "overview.png")
+    assert Image.open(tmp_path / "overview.png").size == (230 + 4 * 184, 24 + 5 * 184)
+
+
+def test_the_overview_has_no_column_of_reconstructions_where_there_are_none(run, tmp_path):
+    found = overview_of([Found(row, replace(pictures, reconstruction=None)) for row, pictures in run[:5]])
+    found.write(tmp_path / "overview.png")
+    assert Image.open(tmp_path / "overview.png").size == (230 + 3 * 184, 24 + 5 * 184)
 
 
 def test_without_ground_truth_the_curves_are_left_out_and_the_reason_is_given(run, tmp_path):
-    found = verdicts.curves(unknown(run))
+    found = verdicts.curves(rows(unknown(run)))
     assert found.roc is None and found.pro is None
     assert "no ROC curve" in found.notes[0] and "no PRO curve" in found.notes[1]
-    wide = Image.open(figures.write_curves(tmp_path / "all.png", run, LIMITS)).width
-    assert Image.open(figures.write_curves(tmp_path / "one.png", unknown(run))).width < wide / 2
-
-
-def test_a_good_image_without_a_mask_counts_as_free_of_defects(run):
-    empty = [i if i.label else replace(i, mask=np.zeros((32, 32), bool)) for i in run]
-    np.testing.assert_array_equal(verdicts.curves(run).pro, verdicts.curves(empty).pro)
+    wide = Image.open(write_curves(tmp_path / "all.png", run)).width
+    assert Image.open(write_curves(tmp_path / "one.png", unknown(run), Thresholds())).width < wide / 2
 
 
 def test_the_marked_point_of_the_roc_curve_is_what_the_threshold_does(run):
-    labels, scores = [i.label for i in run], [i.score for i in run]
+    labels, scores = [row.label for row in rows(run)], [row.score for row in rows(run)]
     curve = metrics.roc_curve(labels, scores)
     for threshold in curve[2][1:]:
         rates = metrics.rates(labels, scores, threshold)
@@ -227,8 +325,9 @@ def test_the_marked_point_of_the_roc_curve_is_what_the_threshold_does(run):
 def test_without_a_screen_show_says_so_in_one_line_and_goes_on(run, tmp_path, capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
-    path = figures.write_overview(tmp_path / "overview.png", run, LIMITS)
-    assert figures.show([path]) is False
+    path = tmp_path / "overview.png"
+    overview_of(run).write(path)
+    assert panels.show([path]) is False
     output = capsys.readouterr().out
     assert output.startswith("No screen") and output.count("\n") == 1
     assert not pyplot.get_fignums()
@@ -238,38 +337,61 @@ def test_without_a_screen_show_says_so_in_one_line_and_goes_on(run, tmp_path, ca
 
 
 def test_the_report_needs_nothing_from_outside(run, tmp_path):
-    harmless = [i for i in run if i.path != HOSTILE]
-    page = report.write_report(tmp_path / "report.html", harmless, {"auroc": 0.9}, SUMMARY, LIMITS).read_text("utf-8")
+    harmless = [i for i in run if i.row.path != HOSTILE]
+    page = write_report(tmp_path / "report.html", harmless, {"auroc": 0.9}).read_text("utf-8")
     assert not re.search(r"\s(src|href)=(?![\"']?data:)|@import|url\(|\bfetch\(", page)
     assert re.findall(r"https?://[^\"'\s]+", page) == ["http://www.w3.org/2000/svg"], "a namespace, which nothing loads"
 
 
 def test_names_cannot_leave_their_place_in_the_report(run, tmp_path):
     text = "</script><script>alert(3)</script>"
-    path = report.write_report(tmp_path / "report.html", [replace(i, category=text) for i in run], {text: 0.5},
-                               {text: text}, LIMITS)
+    named = [Found(row._replace(category=text), pictures) for row, pictures in run]
+    path = write_report(tmp_path / "report.html", named, {text: 0.5}, {text: text})
     page = path.read_text("utf-8")
     assert page.count("<script") == 2 and "<img" not in page and "<b>" not in page
     assert report_data(path)["images"][-1]["path"] == HOSTILE
 
 
 def test_two_hundred_images_of_pure_noise_stay_below_15_mb(tmp_path):
-    inspections = [drawn(k, "crack", 3.0, size=300) for k in range(4)]
-    path = report.write_report(tmp_path / "report.html", inspections, {}, SUMMARY, LIMITS)
+    path = write_report(tmp_path / "report.html", [drawn(k, "crack", 3.0, size=300) for k in range(4)], {})
     frame = len(path.read_bytes()) - sum(len(json.dumps(image)) for image in report_data(path)["images"])
     assert frame + 50 * (len(path.read_bytes()) - frame) < 15e6
 
 
-def test_more_than_two_hundred_images_get_smaller_pictures(run, monkeypatch):
-    sides = []
-    monkeypatch.setattr(report, "pictures", lambda inspection, scale, side: sides.append(side))
-    for count in (200, 800):
-        report._report_data([run[0]] * count, LIMITS, verdicts.Curves(None, None, ()))
-    assert sides[0] == 256 and sides[-1] == 128
+def test_more_than_two_hundred_images_get_smaller_pictures():
+    assert [Gallery(count).side for count in (1, 200, 800, 2000, 10 ** 6)] == [256, 256, 128, 81, 81]
+    assert Gallery(10 ** 6, most=200).side == 256
+    pictures = drawn(1, "crack", 3.0, size=300).pictures
+    shown = encode(pictures, 3.0, 128)
+    assert {Image.open(io.BytesIO(file)).size for file in shown.files.values()} == {(128, 128)}
+    assert shown.shape == (300, 300)
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 12, 40])
+def test_a_report_has_the_pictures_of_the_highest_scoring_images_and_counts_all(run, most, tmp_path):
+    """Of equal scores those that came first."""
+    run = [*run, Found(run[0].row._replace(path="twice.png", score=4.0), run[0].pictures)]
+    path = write_report(tmp_path / "r.html", run, {}, most=most)
+    images = report_data(path)["images"]
+    assert [image["path"] for image in images] == [row.path for row in rows(run)]
+    ranked = sorted(rows(run), key=lambda row: -row.score)
+    assert {image["path"] for image in images if image["pictures"]} == {row.path for row in ranked[:most]}
+    told = f"Pictures of the {most} highest-scoring of 13 images" in path.read_text("utf-8")
+    assert told == (most < 13)
+
+
+def test_only_pictures_that_a_report_may_show_are_asked_for(run):
+    gallery = Gallery(100, most=2)
+    asked = []
+    for number, score in enumerate([5, 1, 3, 2, 3, 4, 0, 5]):
+        if gallery.wants(number, score):
+            asked.append(number)
+            gallery.put(number, score, encode(run[0].pictures, 3.0))
+    assert asked == [0, 1, 2, 5, 7] and sorted(gallery.shown) == [0, 7]
 
 
 def test_images_without_ground_truth_have_no_label_in_the_report(run, tmp_path):
-    data = report_data(report.write_report(tmp_path / "r.html", unknown(run), {}, SUMMARY, Thresholds()))
+    data = report_data(write_report(tmp_path / "r.html", unknown(run), {}, thresholds=Thresholds()))
     for image in data["images"]:
         assert (image["label"], image["pictures"]["truth"], image["kind"]) == (None, None, "unknown")
     assert data["roc"] is None and data["pro"] is None and data["threshold"] is None
@@ -299,7 +421,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, run, tmp_path):
-    path = report.write_report(tmp_path / "report.html", run, {"auroc": 0.9}, SUMMARY, LIMITS)
+    path = write_report(tmp_path / "report.html", run, {"auroc": 0.9})
     browser.get(path.as_uri())
     return browser
 
@@ -319,7 +441,7 @@ def counts(page):
 
 
 def expected(run, threshold):
-    rates = metrics.rates([i.label for i in run], [i.score for i in run], threshold)
+    rates = metrics.rates([row.label for row in rows(run)], [row.score for row in rows(run)], threshold)
     return {"true-good": rates.tn, "false-alarms": rates.fp, "misses": rates.fn, "true-defective": rates.tp}
 
 
@@ -364,7 +486,7 @@ def test_the_threshold_can_be_moved_with_the_keyboard_and_typed_and_reset(page, 
 
 
 def test_the_gallery_is_sorted_by_score_and_filtered_by_outcome_and_kind(page, run):
-    ranked = sorted(run, key=lambda i: -i.score)
+    ranked = sorted(rows(run), key=lambda row: -row.score)
     highest_first = [i.path for i in ranked]
     assert sorted(shown_paths(page)) == sorted(highest_first)
     assert shown_paths(page)[0] == highest_first[0] and shown_paths(page)[-1] == highest_first[-1]
@@ -417,8 +539,8 @@ def test_hostile_names_are_shown_as_text(page):
 
 
 def test_pictures_are_made_only_when_they_come_near(browser, run, tmp_path):
-    many = [replace(run[k % len(run)], path=f"{k}.png") for k in range(120)]
-    browser.get(report.write_report(tmp_path / "r.html", many, {}, SUMMARY, LIMITS).as_uri())
+    many = [Found(run[k % 12].row._replace(path=f"{k}.png"), run[k % 12].pictures) for k in range(120)]
+    browser.get(write_report(tmp_path / "r.html", many, {}).as_uri())
     settle(browser)
     at_first = len(browser.find_elements("css selector", ".entry"))
     browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
@@ -428,7 +550,7 @@ def test_pictures_are_made_only_when_they_come_near(browser, run, tmp_path):
 
 
 def test_without_ground_truth_there_are_no_confusion_counts(browser, run, tmp_path):
-    browser.get(report.write_report(tmp_path / "r.html", unknown(run), {}, SUMMARY, LIMITS).as_uri())
+    browser.get(write_report(tmp_path / "r.html", unknown(run), {}).as_uri())
     settle(browser)
     for name in ("confusion", "outcomes", "roc-block"):
         assert not browser.find_element("id", name).is_displayed()

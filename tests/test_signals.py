@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dbad.runtime import signals
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 from dbad.runtime.signals import stop_signals
 
 ROOT = Path(__file__).parent.parent

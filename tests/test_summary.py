@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from dbad.report.published import PUBLISHED
-from dbad.report.summary import COLUMNS, Run, dataset_of, over_categories, write_summary
+from dbad.report.runs import COLUMNS, Run, over_categories
+from dbad.report.summary import dataset_of, write_summary
 
 ABOUT = {"Data set": "data/parts", "Preset": "demo"}
 HOSTILE = 'a|b <img src=x onerror=alert(1)>"#?%41'

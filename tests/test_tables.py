@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbad.files.tables import read_table, write_table
-from dbad.inspection.new_images import Row
-from dbad.records import Inspection
+from dbad.records import ScoreRow
 from dbad.report import page
-from dbad.report.summary import Run, keep_earlier, write_summary
+from dbad.report.runs import Run
+from dbad.report.summary import keep_earlier, write_summary
 
 HOSTILE = ('=HYPERLINK("http://x")', "@SUM(1)", "+1+1", "-2+3", "\tx", "\rx", "\nx", "'=1", "''-x", "=")
 PLAIN = ("bolt", "a=b", "it's", "'quoted'", "", "x\ty", "Ärger", "a,b", 'a"b', "a\nb")
@@ -63,10 +63,8 @@ def hostile_row() -> dict:
             "normalised": 0.0, "decision": 0}
 
 
-@pytest.mark.parametrize("kind", [Row, Inspection])
-def test_the_table_of_scores_has_quoted_names_and_plain_numbers(kind, tmp_path):
-    arrays = {"image": None, "reconstruction": None, "anomaly_map": None} if kind is Inspection else {}
-    page.write_scores(tmp_path / "scores.csv", [kind(**hostile_row(), **arrays)])
+def test_the_table_of_scores_has_quoted_names_and_plain_numbers(tmp_path):
+    page.write_scores(tmp_path / "scores.csv", [ScoreRow(**hostile_row())])
     assert cells(tmp_path / "scores.csv") == [["'=1.png", "'@bolt", "'+crack", "1", "-0.25", "", "0.0", "0"]]
 
 

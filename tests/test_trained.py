@@ -7,26 +7,28 @@ from pathlib import Path
 import pytest
 from helpers import one_line, tiny_detector
 
-from dbad.calibration.digests import check_digests, digests
+import evaluation
 from dbad.calibration.drift import drift
-from dbad.calibration.thresholds import Calibration, load_calibration
-from dbad.checkpoints.trained import ProcessOptions, learnt_categories, method_of, script_for, trained_process
+from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import load_pickle
 from dbad.errors import UserError
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import ProcessOptions
+from dbad.families.ddim.process import trained_process
 from dbad.families.detector import load_detector
 from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.weights import is_diad_file
+from dbad.families.digests import check_digests, digests
 from dbad.families.lafite.detector import FeatureDetector
+from dbad.families.registry import FAMILIES, recorded_method
+from dbad.families.runs import family_in, learnt_categories, load_calibration, trained_options
 from dbad.files.atomic import read_json, write_json
 from dbad.files.checksums import read_tensors
 from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.networks.extractors import build_extractor
 
 SCRIPTS = {"ddim": "evaluation.py", "lafite": "train_lafite.py", "knn": "train_lafite.py", "diad": "train_diad.py"}
-OTHERS = {"ddim": {"diffusion_checkpoint_name": "final.pt", "extractor_path": "extractor.pt", "map_norm": "none"},
-          "lafite": {"method": "lafite", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
-          "knn": {"method": "knn", "diffusion_checkpoint_name": "final.pt", "discriminator": ""},
-          "diad": {"method": "diad"}}
+SETTINGS = {method: FAMILIES[method].settings.read({}) for method in SCRIPTS}
 each_method = pytest.mark.parametrize("method", SCRIPTS)
 
 
@@ -39,9 +41,15 @@ def run_of(folder: Path, method: str) -> Path:
     return folder
 
 
+def calibration_of(folder: Path, method: str) -> Calibration:
+    """A calibration that belongs to the files in a folder."""
+    return Calibration({}, 1.0, 1.0, settings=SETTINGS[method].record(), method=method,
+                       digests=digests(folder, FAMILIES[method], SETTINGS[method]))
+
+
 @each_method
 def test_a_missing_calibration_names_the_script_of_its_method(method, tmp_path):
-    assert method_of(run_of(tmp_path, method)) == method
+    assert family_in(run_of(tmp_path, method)) is FAMILIES[method]
     with pytest.raises(UserError, match=f"no such file; run {SCRIPTS[method]} first") as error:
         load_calibration(tmp_path / "calibration-bolt.json")
     message = one_line(error)
@@ -63,7 +71,7 @@ def test_a_file_that_has_changed_is_told_with_the_calibration_that_was_read(meth
         (tmp_path / name).write_text(name)
     write_json(tmp_path / MODEL_CONFIG, {"sample_size": 16})
     write_json(tmp_path / TRAIN_OPTIONS, {"noise_kind": "gaussian"})
-    calibration = Calibration({}, 1.0, 1.0, settings=OTHERS[method], digests=digests(tmp_path, OTHERS[method]))
+    calibration = calibration_of(tmp_path, method)
     path = tmp_path / "calibration-bolt.json"
     check_digests(calibration, path)
     changed = tmp_path / {"ddim": "extractor.pt", "diad": "guide.safetensors"}.get(method, "bank.pt")
@@ -80,7 +88,7 @@ def test_another_training_is_told_with_the_files_that_say_so_and_the_calibration
         (tmp_path / file).write_text("")
     for file in (MODEL_CONFIG, TRAIN_OPTIONS):
         write_json(tmp_path / file, {"noise_kind": "gaussian", "sample_size": 16})
-    calibration = Calibration({}, 1.0, 1.0, settings=OTHERS["ddim"], digests=digests(tmp_path, OTHERS["ddim"]))
+    calibration = calibration_of(tmp_path, "ddim")
     write_json(tmp_path / name, {"noise_kind": "simplex", "sample_size": 32})
     with pytest.raises(UserError) as error:
         check_digests(calibration, tmp_path / "calibration.json")
@@ -97,11 +105,11 @@ def test_a_file_that_is_missing_is_told_with_the_script_that_makes_it(method, na
         (tmp_path / other).write_text("")
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file; run {script} first"):
-        digests(tmp_path, OTHERS[method])
+        digests(tmp_path, FAMILIES[method], SETTINGS[method])
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(UserError, match=f"{name}: a named pipe; expected a file"):
-            digests(tmp_path, OTHERS[method])
+            digests(tmp_path, FAMILIES[method], SETTINGS[method])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -117,11 +125,11 @@ def test_a_named_pipe_in_a_run_folder_is_refused_and_not_waited_for(read, tmp_pa
         read(path)
 
 
-def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family():
-    assert (FeatureDetector.method, DiadDetector.method) == ("lafite", "diad")
+def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family(monkeypatch):
+    assert (FeatureDetector.family, DiadDetector.family) == ("lafite", "diad")
     detector = tiny_detector(build_extractor("efficientnet_lite0", (1,), 32), calibration=None)
     for method, script in SCRIPTS.items():
-        detector.method = method
+        monkeypatch.setattr(DdimDetector, "family", method)
         with pytest.raises(UserError, match=f"not calibrated; run {script} for its run folder"):
             detector(None)
 
@@ -129,14 +137,33 @@ def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family():
 @each_method
 def test_a_test_for_drift_without_scores_names_the_script_of_the_method(method):
     with pytest.raises(UserError, match=f"run {SCRIPTS[method]}, and leave"):
-        drift(Calibration({}, 1.0, 1.0, settings=OTHERS[method]), [1.0])
+        drift(Calibration({}, 1.0, 1.0), [1.0], script=FAMILIES[method].scripts.calibration)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"method": ["lafite"]}', '{"method": "nosuch"}', '{"method": null}'])
-def test_a_run_that_does_not_say_its_method_is_one_of_ddim(content, tmp_path):
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"method": null}'])
+def test_a_run_that_does_not_say_its_method_is_taken_for_one_of_ddim(content, tmp_path):
     (tmp_path / TRAIN_OPTIONS).write_text(content)
-    assert method_of(tmp_path) == "ddim" == method_of(tmp_path / "nowhere")
-    assert script_for("calibration", ["lafite"]) == "evaluation.py"
+    assert family_in(tmp_path) is None and family_in(tmp_path / "nowhere") is None
+    with pytest.raises(UserError, match="run evaluation.py first"):
+        load_calibration(tmp_path / "calibration.json")
+
+
+@each_method
+def test_a_run_from_before_methods_were_recorded_is_known_by_its_options(method, tmp_path):
+    """But for knn, which has those of lafite."""
+    path = run_of(tmp_path, method) / TRAIN_OPTIONS
+    options = {name: value for name, value in read_json(path).items() if name != "method"}
+    assert recorded_method(options, path) == ("lafite" if method == "knn" else method)
+
+
+@pytest.mark.parametrize("method", ["nosuch", ["lafite"], 3])
+def test_a_run_of_an_unknown_method_is_refused_with_the_known_ones(method, tmp_path):
+    write_json(tmp_path / "bolt" / TRAIN_OPTIONS, {"method": method, "noise_kind": "gaussian"})
+    options = evaluation.Options(item="bolt", diffusion_checkpoint_dir=tmp_path)
+    for read in (lambda: family_in(tmp_path / "bolt"), lambda: trained_options(options, "ddim")):
+        with pytest.raises(UserError, match="expected one of ddim, lafite, knn, diad") as error:
+            read()
+        assert str(tmp_path / "bolt" / TRAIN_OPTIONS) in one_line(error)
 
 
 def test_the_categories_are_those_of_one_or_of_several(tmp_path):

@@ -25,7 +25,8 @@ from dbad.diffusion.noise import draw, stream
 from dbad.errors import UserError
 from dbad.files.names import LAST, LOG
 from dbad.training import progress
-from dbad.training.loop import Plan, StepBatches, fit
+from dbad.training.loop import StepBatches, fit
+from dbad.training.plan import Hooks, Place, Plan
 
 ABAR = schedule(1000, "linear")
 NUM_STEPS = 11
@@ -70,10 +71,11 @@ def raise_interrupt():
     raise KeyboardInterrupt
 
 
-def train(folder: Path, loss=loss_of, plan: Plan = PLAN, model: nn.Module | None = None, **options) -> nn.Module:
+def train(folder: Path, loss=loss_of, plan: Plan = PLAN, model: nn.Module | None = None, phase: str = "diffusion",
+          resume: bool = True, device: torch.device = CPU, **hooks) -> nn.Module:
     folder.mkdir(exist_ok=True)
-    return fit(model or network(), Pictures(), loss, plan, folder=folder, log_dir=folder / "events", device=CPU,
-               **{"batch_size": 4, "phase": "diffusion"} | options)
+    return fit(model or network(), Pictures(), loss, plan, Place(folder, folder / "events", phase, resume),
+               batch_size=4, device=device, hooks=Hooks(**hooks))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

@@ -2,37 +2,54 @@
 import csv
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_images, tiny_detector
+from helpers import SETTINGS, random_images, tiny_detector, with_settings
 from PIL import Image
 
 from dbad.families.ddim import search as tuning
-from dbad.families.ddim.search import PseudoValidation, Search, Trial, pseudo_validation, write_trials
-from dbad.families.detector import Differences, load_detector
+from dbad.families.ddim.detector import DdimDetector, Differences
+from dbad.families.ddim.options import MapOptions, Reconstruction
+from dbad.families.ddim.search import DdimSearch, plot_trials
+from dbad.families.detector import load_detector
+from dbad.families.search import NUM_PSEUDO, PseudoValidation, Trial, pseudo_validation, write_trials
 from dbad.networks.extractors import build_extractor
+from dbad.options.resolve import subset
 
 RUN = Path("checkpoints/hazelnut")
 
 
-class Known:
-    """A detector whose differences depend on the start alone: the defect shows at 100 and drowns in noise elsewhere."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Known(DdimDetector):
+    """A detector whose differences depend on the start alone: the defect shows at 100 and drowns in noise elsewhere.
 
-    patching, size = False, 16
+    `calls` are shared with all that are made of it.
+    """
 
-    def __init__(self):
-        found = tiny_detector(build_extractor("efficientnet_lite0", None, 32))
-        self.how, self.maps, self.calls = found.how, found.maps, []
+    calls: list[tuple[Reconstruction, int]] = field(default_factory=list)
 
     def differences(self, images: torch.Tensor) -> Differences:
-        self.calls.append((self.how, len(images)))
-        generator = torch.Generator().manual_seed(self.how.start)
-        noise = torch.rand(len(images), 1, 16, 16, generator=generator) * (0.01 if self.how.start == 100 else 1)
+        how = way(self)
+        self.calls.append((how, len(images)))
+        start = how.start_at_timestep
+        generator = torch.Generator().manual_seed(start)
+        noise = torch.rand(len(images), 1, 16, 16, generator=generator) * (0.01 if start == 100 else 1)
         defect = (images.amax(dim=1, keepdim=True) > 0.9).float()
         return Differences(images, noise + defect * 0.5, (noise + defect * 0.5).repeat(1, 3, 1, 1))
+
+
+def known() -> Known:
+    """`Known` with the settings of `tiny_detector`."""
+    found = tiny_detector(build_extractor("efficientnet_lite0", None, 32))
+    return Known(**{each.name: getattr(found, each.name) for each in fields(found)})
+
+
+def way(of: DdimDetector | Trial) -> Reconstruction:
+    """How a detector, or one of a trial, reconstructs."""
+    return subset(Reconstruction, of.settings)
 
 
 @pytest.fixture
@@ -52,29 +69,29 @@ def few(monkeypatch):
 
 
 def test_the_start_that_shows_the_defects_is_found(images):
-    detector = Known()
-    best = Search(detector, images).run()
-    assert best.how.start == 100 and best.aupro > 0.99 and best.auroc == 1
-    assert detector.how == best.how and detector.maps == best.maps
+    detector = known()
+    search = DdimSearch(detector, images)
+    best = search.run()
+    assert best.settings.start_at_timestep == 100 and best.aupro > 0.99 and best.auroc == 1 and best.pixel_ap > 0.9
+    assert best is search.best and detector.settings == SETTINGS        # a detector never changes
 
 
 def test_of_equally_good_ones_the_cheapest_number_of_steps_is_taken(images):
-    assert Search(Known(), images).run().how.num_steps == 1
+    assert DdimSearch(known(), images).run().settings.steps_to_regenerate == 1
 
 
 def test_what_is_fixed_is_not_varied(images):
-    detector = Known()
     names = {"start_at_timestep", "recon_weight", "blur_sigma", "map_norm"}
-    search = Search(detector, images, names)
+    search = DdimSearch(known(), images, names)
     search.run()
-    for attribute, kind in (("start", "how"), ("weight", "how"), ("blur_sigma", "maps"), ("map_norm", "maps")):
-        assert len({getattr(getattr(trial, kind), attribute) for trial in search.trials}) == 1
-    assert len({trial.how.num_steps for trial in search.trials}) > 1
+    for name in names:
+        assert {getattr(trial.settings, name) for trial in search.trials} == {getattr(SETTINGS, name)}
+    assert len({trial.settings.steps_to_regenerate for trial in search.trials}) > 1
 
 
 def test_every_way_to_reconstruct_is_computed_once(images):
-    detector = Known()
-    search = Search(detector, images)
+    detector = known()
+    search = DdimSearch(detector, images)
     search.run()
     asked = [how for how, _ in detector.calls]
     assert all(asked.count(how) == 3 for how in asked)          # reference, good, pseudo
@@ -82,31 +99,28 @@ def test_every_way_to_reconstruct_is_computed_once(images):
 
 
 def test_a_start_that_the_network_was_not_trained_for_is_not_tried(images):
-    detector = Known()
-    detector.how = replace(detector.how, start=100)
-    Search(detector, images, reach=100).run()
-    assert max(how.start for how, _ in detector.calls) == 100
+    detector = with_settings(known(), start_at_timestep=100)
+    detector = replace(detector, denoiser=detector.denoiser._replace(reachable=100))
+    DdimSearch(detector, images).run()
+    assert max(how.start_at_timestep for how, _ in detector.calls) == 100
 
 
 def test_after_the_minutes_the_best_so_far_is_taken(images, monkeypatch):
     clock = iter(range(0, 10_000, 100))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    search = Search(Known(), images, minutes=5)
+    search = DdimSearch(known(), images, minutes=5)
     best = search.run()
-    assert search.stopped and best in search.trials and 1 < len({trial.how for trial in search.trials}) < 6
+    assert search.stopped and best in search.trials and 1 < len({way(trial) for trial in search.trials}) < 6
 
 
 def test_chance_does_not_change_a_setting(images, monkeypatch):
     """Where every trial is as good as the next, what was set stays."""
-    monkeypatch.setattr(Search, "_judge", lambda self, found, maps: (0.5 + 1e-4 * maps.top_share, 0.5))
-    detector = Known()
-    how, maps = detector.how, detector.maps
-    best = Search(detector, images, {"steps_to_regenerate"}).run()
-    assert (best.how, best.maps) == (how, maps)
+    monkeypatch.setattr(DdimSearch, "judge", lambda self, settings: (0.5 + 1e-4 * settings.top_share, 0.5, 0.5))
+    assert DdimSearch(known(), images, {"steps_to_regenerate"}).run().settings == SETTINGS
 
 
 def test_the_search_comes_to_the_same_end_every_time(images):
-    one, other = (Search(Known(), images) for _ in range(2))
+    one, other = (DdimSearch(known(), images) for _ in range(2))
     assert one.run() == other.run() and one.trials == other.trials
 
 
@@ -114,26 +128,29 @@ def test_the_pseudo_validation_shows_every_image_with_exact_masks():
     good = random_images(5, 32)
     found = pseudo_validation(good, [f"{i}.png" for i in range(5)], good, seed=0)
     per_image = len(found.pseudo) // 5
-    assert len(found.pseudo) == len(found.masks) >= tuning.NUM_PSEUDO
+    assert len(found.pseudo) == len(found.masks) >= NUM_PSEUDO
     originals = good.repeat_interleave(per_image, dim=0)
     outside = found.masks.expand_as(originals) == 0
     assert torch.equal(found.pseudo[outside], originals[outside]) and found.masks.flatten(1).any(dim=1).all()
 
 
 def test_trials_are_written_as_a_table_and_a_picture(images, tmp_path):
-    search = Search(Known(), images)
+    search = DdimSearch(known(), images)
     best = search.run()
-    write_trials(tmp_path, search.trials, best)
+    write_trials(tmp_path / "tuning.csv", search.trials, best, (Reconstruction, MapOptions))
+    plot_trials(tmp_path / "tuning.png", search.trials, best)
     with open(tmp_path / "tuning.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(search.trials) and [row["chosen"] for row in rows].count("1") == 1
     chosen = next(row for row in rows if row["chosen"] == "1")
-    assert int(chosen["start_at_timestep"]) == best.how.start and float(chosen["aupro"]) == best.aupro
+    assert int(chosen["start_at_timestep"]) == best.settings.start_at_timestep
+    assert [float(chosen[name]) for name in ("aupro", "image_auroc", "pixel_ap", "merit")] == [
+        best.aupro, best.auroc, best.pixel_ap, best.merit]
     Image.open(tmp_path / "tuning.png").load()
 
 
-def test_merit_is_the_mean_of_both_figures():
-    assert Trial(None, None, 0.5, 1.0).merit == 0.75
+def test_merit_is_the_mean_of_the_three_figures():
+    assert Trial(SETTINGS, aupro=0.5, auroc=1.0, pixel_ap=0.3).merit == pytest.approx(0.6)
 
 
 def test_a_tuned_run_is_inspected_with_its_settings(trained, script, tiny_flags):

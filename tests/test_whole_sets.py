@@ -13,10 +13,13 @@ from helpers import json_of, one_line, rows_of, save_drawn
 from PIL import Image
 
 import train_tune_eval
-from dbad.data.splits import Category
 from dbad.errors import UserError
-from dbad.report.summary import Run
-from train_tune_eval import Options, expand
+from dbad.families.registry import FAMILIES
+from dbad.inspection import chain, several
+from dbad.inspection.several import Job, run_jobs
+from dbad.records import Category
+from dbad.report.runs import Run
+from train_tune_eval import Options
 
 RUN, RESULTS, NEW = Path("checkpoints/hazelnut"), Path("results/hazelnut"), Path("results/hazelnut-images")
 
@@ -32,8 +35,11 @@ def fails_with(capsys, run, *words) -> str:
 
 # ------------------------------------------------------------------------------------------ several runs
 
-def runs_of(**changes) -> list[tuple[str, int | None, str]]:
-    return [(run.item, run.seed, run.run_id) for run in expand(Options(**changes))]
+def runs_of(method: str = "ddim", **changes) -> list[tuple[str, int | None, str]]:
+    family = FAMILIES[method]
+    options = train_tune_eval.options_of(family)(**changes)
+    runs = chain.expand(options, family, train_tune_eval.modules(family))
+    return [(run.item, run.seed, run.run_id) for run, _ in runs]
 
 
 def test_every_category_and_seed_has_a_run_of_its_own():
@@ -45,8 +51,16 @@ def test_every_category_and_seed_has_a_run_of_its_own():
     assert runs_of(item=("pcb", "pcb"), seeds=(2, 2)) == [("pcb", 2, "pcb-seed2")]      # once is enough
 
 
+@pytest.mark.parametrize("method", ["lafite", "knn", "diad"])
+def test_one_model_for_all_has_a_run_for_every_seed(method):
+    both = ("carpet", "pcb")
+    assert runs_of(method, item=both, seeds=(0, 3)) == [(both, 0, f"carpet-pcb-{method}-seed0"),
+                                                        (both, 3, f"carpet-pcb-{method}-seed3")]
+    assert runs_of(method, item=("all",), run_id="x") == [(("all",), None, "x")]
+
+
 def test_a_misspelt_category_stops_the_others_before_they_begin(monkeypatch):
-    monkeypatch.setattr(train_tune_eval, "run_category", lambda options: pytest.fail("it began"))
+    monkeypatch.setattr(several, "run_jobs", lambda *_: pytest.fail("it began"))
     with pytest.raises(UserError) as error:
         train_tune_eval.run(Options(item=("hazelnut", "carpt")))
     assert "carpt" in one_line(error) and "did you mean carpet" in one_line(error)
@@ -95,21 +109,31 @@ def test_a_category_that_fails_does_not_stop_the_others(workplace, draw_category
 def imagined(monkeypatch, tmp_path):
     """Several runs of which nothing is real but the order; returns the function that stands for a run."""
     def pretend(run_category):
-        monkeypatch.setattr(train_tune_eval, "run_category", run_category)
+        def job_of(options, items, family, scripts):
+            return Job({options.item: options}, {options.item: options.img_dir / options.run_id}, lambda _: None, None,
+                       run_category)
+        monkeypatch.setattr(chain, "job_of", job_of)
         options = Options(item=("hazelnut", "carpet", "pcb"), img_dir=tmp_path)
-        monkeypatch.setattr(train_tune_eval, "open_category", lambda *_: Category("nothing", Path(), (), ()))
+        monkeypatch.setattr(several, "open_category", lambda *_: Category("nothing", Path(), (), ()))
         found: list[Run] = []
-        monkeypatch.setattr(train_tune_eval.summary, "write_summary",
-                            lambda folder, runs, about, known: found.extend(runs))
+        monkeypatch.setattr(several.summary, "write_summary", lambda folder, runs, about, known: found.extend(runs))
         return options, found
     return pretend
 
 
+def made_folder(options: Options) -> Path:
+    """The folder of the results of a run, made as its inspection does."""
+    folder = options.img_dir / options.run_id
+    folder.mkdir()
+    return folder
+
+
 def test_a_defect_of_the_program_in_one_category_spares_the_others(imagined, capsys):
     def run_category(options):
-        options.img_dir.joinpath(options.run_id).mkdir()
+        folder = made_folder(options)
         if options.item == "carpet":
             raise ZeroDivisionError("of all things")
+        return folder
     options, found = imagined(run_category)
     with pytest.raises(UserError) as error:
         train_tune_eval.run(options)
@@ -119,13 +143,76 @@ def test_a_defect_of_the_program_in_one_category_spares_the_others(imagined, cap
 
 def test_ctrl_c_stops_all_runs_and_still_leaves_the_summary(imagined):
     def run_category(options):
-        options.img_dir.joinpath(options.run_id).mkdir()
+        folder = made_folder(options)
         if options.item == "carpet":
             raise KeyboardInterrupt
+        return folder
     options, found = imagined(run_category)
     with pytest.raises(KeyboardInterrupt):
         train_tune_eval.run(options)
     assert [run.status for run in found] == ["done", "skipped", "skipped"]
+
+
+class Model:
+    """Two categories of one model of which nothing is real but the order; `log` is what was done."""
+
+    def __init__(self, folder: Path, fails: tuple[str, ...] = (), resume: bool = True):
+        self.folder, self.fails, self.resume, self.log, self.summaries = folder, fails, resume, [], []
+
+    def do(self, name: str) -> None:
+        self.log.append(name)
+        if name in self.fails:
+            raise UserError(f"{name} cannot be")
+
+    def inspect(self, options: Options) -> Path:
+        self.do(f"inspect {options.item}")
+        folder = self.folder / options.item
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def run(self) -> list[Run]:
+        items = ("bolt", "nut")
+        job = Job({item: Options(item=item) for item in items}, {item: self.folder / item for item in items},
+                  lambda options: self.do(f"check {options.item}"), lambda: self.do("train"), self.inspect,
+                  resume=self.resume)
+        return run_jobs([job], self.summaries.append)
+
+    def outcome(self) -> list[tuple[str, str]]:
+        (runs,) = self.summaries
+        return [(run.item, run.status) for run in runs]
+
+
+@pytest.fixture
+def no_images(monkeypatch):
+    monkeypatch.setattr(several, "open_category", lambda *_: Category("nothing", Path(), (), ()))
+
+
+def test_categories_of_one_model_are_trained_once_and_not_again_when_they_are_finished(no_images, tmp_path, capsys):
+    model = Model(tmp_path)
+    assert [run.status for run in model.run()] == ["done", "done"]
+    assert model.log == ["check bolt", "check nut", "train", "inspect bolt", "inspect nut"]
+    again = Model(tmp_path)
+    again.run()
+    assert again.log == [] and again.outcome() == [("bolt", "finished before"), ("nut", "finished before")]
+    (tmp_path / "nut" / "finished.json").unlink()
+    again = Model(tmp_path)
+    again.run()
+    assert again.log == ["check nut", "train", "inspect nut"]
+    anew = Model(tmp_path, resume=False)
+    anew.run()
+    assert anew.log == model.log
+
+
+@pytest.mark.parametrize("fails, log, outcome", [
+    ("inspect bolt", ["check bolt", "check nut", "train", "inspect bolt", "inspect nut"], ["failed", "done"]),
+    ("check bolt", ["check bolt", "check nut", "train", "inspect nut"], ["failed", "done"]),
+    ("train", ["check bolt", "check nut", "train"], ["failed", "failed"])])
+def test_categories_of_one_model_spare_each_other_and_the_summary_is_written(fails, log, outcome, no_images, tmp_path):
+    model = Model(tmp_path, (fails,))
+    with pytest.raises(UserError) as error:
+        model.run()
+    assert f"{outcome.count('failed')} of 2 runs failed: bolt ({fails} cannot be)" in one_line(error)
+    assert model.log == log and model.outcome() == list(zip(("bolt", "nut"), outcome, strict=True))
 
 
 # ------------------------------------------------------------------------------------------ new images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helpers import save_drawn, save_mask
 
-from dbad.data.layouts.registry import Category
+from dbad.records import Category
 
 
 def put(root: Path, *names: str) -> Path:

@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("python -m dbad.calibration: expected --preview --item NAME --out SHEET.png, a sheet of the "
               "pseudo-anomalies that --tune draws; see --preview --help", file=sys.stderr)
         raise SystemExit(2)
-    from dbad.damage.pseudo import main as preview
+    from dbad.report.damage_sheet import main as preview
     preview(words[1:])
 
 

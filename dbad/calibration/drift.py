@@ -1,6 +1,6 @@
-"""Do new images, as a whole, still look like the good ones that the calibration rests on?
+"""Test whether new images, as a whole, still look like the good images of the calibration.
 
-If they do not, the promised false-alarm rate says nothing about them.
+If they do not, the promised false-alarm rate does not hold for them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import numpy as np
 from scipy.stats import ks_2samp, norm
 
 from dbad.calibration.thresholds import Calibration
-from dbad.checkpoints.trained import script_for
 from dbad.errors import UserError
 
-TOLERATED_SHARE = 0.1   # of the new images may be defective without being taken for drift
+TOLERATED_SHARE = 0.1   # share of the new images that may be defective without counting as drift
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The outcome of a Kolmogorov-Smirnov test of new scores against those of the calibration.
+    """The result of a Kolmogorov-Smirnov test of new scores against those of the calibration.
 
         statistic            largest gap between the two cumulative distributions, in [0, 1]
-        p_value              chance of so large a gap without drift, at most
-        drifted              p_value is at most the level
-        direction            how the new scores differ; None without drift
-        detectable           about the smallest gap that so many images can show; None if they are too few for any
-        median_*             of all scores
-        share_expected       share of good images called defective where nothing has drifted
+        p_value              upper bound on the chance of so large a gap without drift
+        drifted              True if p_value is at most the level
+        direction            direction in which the new scores differ; None without drift
+        detectable           approximately the smallest gap that so many images can show; None if they are too few
+        median_*             median of all scores
+        share_expected       share of good images called defective if nothing has drifted
         share_observed       share of the new images called defective
     """
 
@@ -48,31 +47,31 @@ class Drift:
     share_observed: float
 
 
-def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 0.01) -> Drift:
-    """Test whether the scores of new images are distributed as those of the calibration.
+def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 0.01,
+          script: str = "evaluation.py") -> Drift:
+    """Test whether the scores of new images have the same distribution as those of the calibration, made by a `script`.
 
-    Production has defects, and they score high. So the tenth of the new images that scores highest
-    (`TOLERATED_SHARE`) is left out where the question is whether the new scores are higher; it stays in where the
-    question is whether they are lower, which no defect can bring about. These are two one-sided two-sample
-    Kolmogorov-Smirnov tests (exact for small samples; ties only make them more careful), each at half the level.
+    Production has defects, and they score high. So the test for higher scores leaves out the tenth of the new images
+    that scores highest (`TOLERATED_SHARE`). The test for lower scores, which no defect can cause, keeps them. These are
+    two one-sided two-sample Kolmogorov-Smirnov tests (exact for small samples; ties only make them more careful), each
+    at half the level.
 
-    Images without drift are then called drifted with at most the probability `level`, whatever the distribution and
-    as long as about a tenth of them are defective at most. Measured at level 0.01 with 0, 2, 5 and 10 % of defects far
-    above the threshold, 50 scores of the calibration and 20, 100 and 1000 new ones: at most 0.9 % in each case; a test
-    of all scores reaches 4 %, and with 500 scores of the calibration 98 %. Far more defects do count as
-    drift. The test takes images for independent: ten pictures of the same part count as one.
+    Images without drift are then called drifted with at most the probability `level`. This holds for any distribution,
+    as long as at most about a tenth of the images are defective. Measured at level 0.01 with 0, 2, 5 and 10 % of
+    defects far above the threshold, 50 scores of the calibration and 20, 100 and 1000 new ones: at most 0.9 % in each
+    case; a test of all scores reaches 4 %, and with 500 scores of the calibration 98 %. Far more defects do count as
+    drift. The test assumes that images are independent: ten pictures of the same part count as one.
     """
     good, new = np.asarray(calibration.scores, np.float64), np.sort(np.asarray(new_scores, np.float64))
     if not len(good):
-        script = script_for("calibration", calibration.settings.get("method", "ddim"))
         raise UserError("--drift_check: the calibration has no scores to compare with, as thresholds that are given by "
                         f"hand; run {script}, and leave such thresholds out")
     if not len(new):
         raise UserError("--drift_check: no new scores; expected at least one image")
     body = new[:len(new) - int(TOLERATED_SHARE * len(new))]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation")     # too large for it: asymptotic then
-        higher = ks_2samp(body, good, alternative="less")           # "less" is said of the distribution function
+        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation")     # large: asymptotic
+        higher = ks_2samp(body, good, alternative="less")           # "less" refers to the distribution function
         lower = ks_2samp(new, good, alternative="greater")
     direction, found = min(("higher", higher), ("lower", lower), key=lambda pair: pair[1].pvalue)
     p_value = min(1.0, 2 * float(found.pvalue))
@@ -94,7 +93,7 @@ def _detectable(num_new: int, num_good: int, level: float) -> float | None:
 
 
 def sentence(found: Drift) -> str:
-    """The outcome for those who look after the line."""
+    """The result in words, for those who run the production line."""
     new = f"{found.num_new} new image{'s' * (found.num_new != 1)}"
     good = f"{found.num_calibration} good one{'s' * (found.num_calibration != 1)} of the calibration"
     facts = (f"median {found.median_new:.3g} against {found.median_calibration:.3g}; called defective "

@@ -1,6 +1,6 @@
-"""What good images teach about thresholds: map scales, the pixel threshold, the image threshold, p-values.
+"""Calibration on good images: map scales, the pixel threshold, the image threshold, p-values.
 
-Everything here rests on held-out good images, which neither training nor the test has seen.
+Everything here uses held-out good images, which neither training nor the test has used.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dbad.checkpoints.trained import method_of, script_for
-from dbad.data.intensity import Intensity
+from dbad.declared import check_declared, types_of
 from dbad.errors import UserError
-from dbad.files.atomic import read_json, write_json
+from dbad.files.atomic import write_json
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.maps import central_window
-from dbad.options.checks import check
-from dbad.options.declared import check_declared, check_types, types_of
-from dbad.options.setting_types import LATER, setting_types
+
+FORMAT = 1                              # number of calibration.json's format; files without a number are older
+OPEN_SHARE = {"between": (0, 1)}        # a range, see `fields.opt`
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Calibration:
         scales             per part ("pixel", "feature"), the difference that counts as 1 in the anomaly map
         pixel_threshold    a pixel of the anomaly map is anomalous at or above it
         image_threshold    an image is anomalous if its score is at or above it
-        scores             sorted scores of the good images it rests on; empty if thresholds were given by hand
-        num_pixels         good pixels it rests on
-        pixel_quantile     of the good pixels, for scales and pixel_threshold
+        scores             sorted scores of the good images used; empty if thresholds were given by hand
+        num_pixels         number of good pixels used
+        pixel_quantile     quantile of the good pixels, for scales and pixel_threshold
         false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
-        settings           what the detector was made with when this was measured, as plain values
-        digests            of the files it belongs to
+        settings           settings of the detector used, as JSON values
+        digests            digests of the files it belongs to
+        method             name of the detector's family
+        format             number of the file's format
     """
 
     scales: dict[str, float]
@@ -46,13 +47,15 @@ class Calibration:
     image_threshold: float
     scores: tuple[float, ...] = ()
     num_pixels: int = 0
-    pixel_quantile: float | None = None
-    false_alarm_rate: float | None = None
+    pixel_quantile: float | None = field(default=None, metadata=OPEN_SHARE)
+    false_alarm_rate: float | None = field(default=None, metadata=OPEN_SHARE)
     settings: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    method: str = "ddim"
+    format: int = FORMAT
 
     def p_value(self, score: float) -> float | None:
-        """Share of good images, this one counted among them, that score at least as high; None without scores.
+        """Share of the good images, including this one, that score at least as high; None without scores.
 
         For a good image it is at most alpha with probability at most alpha (split conformal prediction, Vovk et al.).
         """
@@ -62,11 +65,11 @@ class Calibration:
         return (at_least + 1) / (len(self.scores) + 1)
 
     def normalised(self, score: float) -> float:
-        """The score brought to [0, 1), the threshold to 0.5, in the same order."""
+        """The score scaled to [0, 1), with the threshold at 0.5; keeps the order of scores."""
         return score / (score + self.image_threshold) if score > 0 else 0.0
 
     def decide(self, score: float) -> int:
-        """1 where an image with this score is called anomalous; a score that is not finite is a `NotFinite`."""
+        """1 if an image with this score is called anomalous, else 0; a score that is not finite is a `NotFinite`."""
         if not math.isfinite(score):
             raise NotFinite("score", 0)
         return int(score >= self.image_threshold)
@@ -75,38 +78,12 @@ class Calibration:
         write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
 
 
-def load_calibration(path: Path) -> Calibration:
-    """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
-
-    A setting that came later than the file has the value of what was done before, see `setting_types.LATER`.
-    """
-    if not path.is_file():
-        method = method_of(path.parent)
-        raise UserError(f"{path}: no such file; run {script_for('calibration', method)} first"
-                        + ", or give --pxl_threshold and --feature_threshold" * (method == "ddim"))
-    values = read_json(path)
-    settings = values.get("settings")
-    method = settings.get("method", "ddim") if isinstance(settings, dict) else method_of(path.parent)
-    try:
-        return _calibration(values, method)
-    except UserError as error:
-        raise UserError(f"{path}: not a calibration ({error}); run {script_for('calibration', method)} again"
-                        ) from None
-
-
-def _calibration(values: dict[str, Any], method: Any) -> Calibration:
-    """The calibration that the contents of a file say; what is wrong with them is a `UserError` without its name."""
+def read_calibration(values: dict[str, Any]) -> Calibration:
+    """The calibration from the contents of a file; wrong contents are a `UserError` that does not name the file."""
     declared = types_of(Calibration)
-    check_types(values, declared, "values", tuple(declared))
-    check({name: values[name] for name in ("pixel_quantile", "false_alarm_rate")})
-    method = method if isinstance(method, str) else "ddim"
-    types = setting_types(method)
-    settings = dict(LATER) | {name: tuple(value) if isinstance(value, list) else value
-                              for name, value in values["settings"].items()}
-    check_declared(settings, types, "settings", tuple(types))
-    Intensity.of(settings)
-    if unknown := sorted(settings.keys() - types.keys()):
-        raise UserError(f"settings: {unknown[0]}: no setting of this method")
+    check_declared(values, declared, "values", tuple(declared))
+    if values["format"] != FORMAT:
+        raise UserError(f"format {values['format']}: expected {FORMAT}")
     fields = {name: values[name] for name in declared}
     scales = {name: float(scale) for name, scale in fields["scales"].items()}
     thresholds = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}
@@ -115,7 +92,7 @@ def _calibration(values: dict[str, Any], method: Any) -> Calibration:
         raise UserError("scales and thresholds: expected numbers above 0")
     if list(scores) != sorted(scores):
         raise UserError("scores: expected them sorted")
-    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores, "settings": settings})
+    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores})
 
 
 def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],
@@ -125,14 +102,14 @@ def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Ten
 
         combine            `Detector.combine`
         pixel_quantile     share of good pixels below the scales and the pixel threshold
-        false_alarm_rate   promised for images; None for 0.05, or for what so many images can promise
-        names              of the images, for the error where a map is not finite; their numbers without it
-    Settings and digests are the caller's to add.
+        false_alarm_rate   promised for images; None for 0.05, or for the rate that so many images can promise
+        names              names of the images for the error of a map that is not finite; without them, numbers
+    The caller adds settings and digests.
     """
     def inside(maps: Tensor) -> np.ndarray:
         return maps[(..., *central_window(tuple(maps.shape[-2:]), center_crop))].numpy()
 
-    # Scales first, since the anomaly map is made with them; then the thresholds on that map.
+    # Scales first, since the anomaly map needs them; then the thresholds on that map.
     for number, found in enumerate(parts):
         with naming(names, number):
             check_finite({f"{name} map": part for name, part in found.items()})
@@ -148,15 +125,15 @@ def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Ten
 
 
 def map_quantile(maps: Sequence[np.ndarray], quantile: float) -> float:
-    """The `quantile` of all pixels of all maps, never 0: a scale or a threshold must be above it."""
+    """The `quantile` of all pixels of all maps, never 0: scales and thresholds must be above 0."""
     values = np.concatenate([np.asarray(m, np.float32).ravel() for m in maps])
     return max(float(np.quantile(values, quantile)), float(np.finfo(np.float32).tiny))
 
 
 def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
-    """The threshold at or above which a new good image falls with probability at most `false_alarm_rate`.
+    """The threshold that a new good image reaches with probability at most `false_alarm_rate`.
 
-    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest, which keeps the
+    Split conformal: with n good scores it lies just above the ceil((n + 1) (1 - rate))-th smallest. This keeps the
     promise for any distribution if new good images are drawn like these. A rate below `smallest_rate(n)` is refused.
     """
     check_promise(false_alarm_rate, len(scores))
@@ -169,7 +146,7 @@ def _rank(false_alarm_rate: float, count: int) -> int:
 
 
 def check_promise(false_alarm_rate: float, count: int, category: str | None = None) -> None:
-    """Raise `UserError` for a rate that so many held-out good images, of a `category` if it is told, cannot promise."""
+    """Raise `UserError` for a rate that `count` held-out good images cannot promise; names the `category` if given."""
     if _rank(false_alarm_rate, count) > count:
         least = math.ceil(smallest_rate(count) * 1000) / 1000
         of = f" of {category}" if category else ""

@@ -1,9 +1,9 @@
-"""Networks that a file describes: what it says is checked before anything of their size is made.
+"""Build networks from the description in a file, which is checked before any large memory is used.
 
-model_config.json has the arguments of one of diffusers' networks. Whoever edits it can ask for any number of layers,
-for more weights than the memory holds, or for layers that do not fit each other. So its values are first compared with
-the types that diffusers declares and with bounds that no network of use reaches; then the network is made on torch's
-meta device, without weights, where a trial run finds what does not fit.
+model_config.json has the arguments of one of diffusers' networks. An edited file can ask for any number of layers, for
+more weights than the memory holds, or for layers that do not fit each other. So its values are first compared with the
+types that diffusers declares and with bounds that no useful network reaches. Then the network is made on torch's meta
+device, without weights, where a trial run finds layers that do not fit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from dbad.declared import check_types, shown
 from dbad.errors import UserError
-from dbad.options.checks import LEVELS
-from dbad.options.declared import check_types, shown
+from dbad.fields import LEVELS
 
 MOST_PARAMETERS = 3 * 10 ** 9   # Stable Diffusion XL has 2.6
 MOST_LAYERS = 256               # levels x layers of each x layers of their attention; Stable Diffusion XL has 60
@@ -35,9 +35,9 @@ _OTHERS = (0, 65536)            # whole numbers without a bound of their own
 
 
 def network_of(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """The network, with random weights, that a configuration describes.
+    """The network that a configuration describes, with random weights.
 
-    A `UNet2DModel` may have `attention_heads`, their number in every attention layer, which diffusers cannot express.
+    A `UNet2DModel` may have `attention_heads`, the number in every attention layer, which diffusers cannot express.
     """
     heads = config.get("attention_heads") if cls is UNet2DModel else None
     network = cls(**{key: value for key, value in config.items() if key != "attention_heads"})
@@ -50,31 +50,31 @@ def network_of(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
 
 
 def planned(cls: type[nn.Module], config: Mapping[str, Any], where: object) -> nn.Module:
-    """The network that a configuration describes, on the meta device, without memory; it is for looking at only.
+    """The network that a configuration describes, on the meta device, without memory; it is for inspection only.
 
-    A configuration that describes none is a `UserError` that begins with `where` it stands.
+    A configuration that describes no network is a `UserError` that begins with `where`.
     """
     try:
         _check_values(cls, config)
         return _tried(cls, json.dumps(config, sort_keys=True, default=list))
-    except Exception as error:      # diffusers has as many ways to fail as there are wrong values
+    except Exception as error:      # diffusers raises many kinds of errors for wrong values
         article = "an" if cls.__name__[0] in "AEIO" else "a"
         raise UserError(f"{where}: does not describe {article} {cls.__name__} ({first_line(error)})") from None
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, or at least what it is."""
+    """The first line of a library's error, or the name of its class if it has no text."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def num_parameters(network: nn.Module) -> int:
-    """How many weights a network has."""
+    """The number of weights of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @lru_cache(maxsize=8)
 def _tried(cls: type[nn.Module], text: str) -> nn.Module:
-    """The network of a configuration as JSON on the meta device, after a trial run there."""
+    """The network of a configuration, given as JSON text, on the meta device, after a trial run there."""
     config = json.loads(text)
     with torch.device("meta"), torch.no_grad():
         network = network_of(cls, config).eval()
@@ -86,7 +86,7 @@ def _tried(cls: type[nn.Module], text: str) -> nn.Module:
 
 
 def _try(network: nn.Module) -> None:
-    """Run the network once, as it is used here; a `ValueError` if it gives something else than is expected."""
+    """Run the network once, as it is used here; an unexpected output is a `ValueError`."""
     config = network.config
     if isinstance(network, AutoencoderKL):
         side = 2 ** (len(config.block_out_channels) - 1)
@@ -127,7 +127,7 @@ def _check_values(cls: type[nn.Module], config: Mapping[str, Any]) -> None:
 
 @lru_cache
 def _arguments(cls: type[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The types and the defaults of the arguments of a network, by name; tuples as JSON has them."""
+    """The types and the defaults of the arguments of a network, by name; with tuples as in JSON."""
     types = typing.get_type_hints(cls.__init__)
     defaults = {name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
                 for name, parameter in inspect.signature(cls.__init__).parameters.items() if name != "self"}
@@ -139,7 +139,7 @@ def _arguments(cls: type[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _whole_numbers(value: Any) -> list[int]:
-    """The whole numbers in a value, however deep in lists."""
+    """The whole numbers in a value, also in nested lists."""
     if isinstance(value, (list, tuple)):
         return [number for entry in value for number in _whole_numbers(entry)]
     return [value] if isinstance(value, int) and not isinstance(value, bool) else []

@@ -1,12 +1,12 @@
-"""Run folders: weights and settings that are written whole, and read without executing anything.
+"""Run folders: weights and settings that are written whole, and read without running code from the files.
 
     <diffusion_checkpoint_dir>/<run_id>/
         <diffusion_checkpoint_name>    EMA weights of the U-Net, a state dict (.pt or .safetensors)
-        model_config.json              what builds the U-Net
+        model_config.json              the arguments that build the U-Net
         train_arg_config.json          the options of the training
         extractor.pt                   the adapted feature extractor
-        calibration.json               scales, thresholds, settings they belong to
-        last.pt                        everything that resume needs
+        calibration.json               scales, thresholds, and the settings they belong to
+        last.pt                        everything that resuming needs
         log.jsonl                      one line per epoch
 
 All names: `dbad.files.names`.
@@ -25,49 +25,15 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from dbad.checkpoints.blueprints import MOST_PARAMETERS, network_of, num_parameters, planned
+from dbad.checkpoints.blueprints import network_of, planned
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write, cannot_be_written, parse_json, read_json, write_text
 from dbad.files.checksums import AGAIN, check_archive, read_tensors, write_tensors
 from dbad.files.names import LOG, MODEL_CONFIG, TRAIN_OPTIONS
 
 
-def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int,
-               attention_levels: tuple[int, ...], image_channels: int = 3,
-               options: tuple[str, str] = ("resolution", "channels")) -> UNet2DModel:
-    """The denoising U-Net; levels count from 0, the full resolution, and each halves the side.
-
-    Attention has heads of 32 channels: diffusers' default of 8 is slow to train. Without attention levels the middle
-    block has none either. `options` are what errors call the resolution and the channels.
-    """
-    levels = range(len(channels))
-    divisor = 2 ** (len(channels) - 1)
-    if resolution % divisor:
-        raise UserError(f"--{options[0]} {resolution}: the network halves the image {len(channels) - 1} times; "
-                        f"expected a multiple of {divisor}")
-    if any(c < 32 or c % 32 for c in channels):
-        raise UserError(f"--{options[1]} {' '.join(map(str, channels))}: expected multiples of 32")
-    if any(level not in levels for level in attention_levels):
-        raise UserError(f"--attention_levels {' '.join(map(str, attention_levels))}: expected numbers from 0 to "
-                        f"{levels[-1]}, the deepest level")
-    kind = ["Attn" if level in attention_levels else "" for level in levels]
-    config = dict(
-        sample_size=resolution, in_channels=image_channels, out_channels=image_channels,
-        layers_per_block=layers_per_block,
-        block_out_channels=tuple(channels), attention_head_dim=32, add_attention=bool(attention_levels),
-        down_block_types=tuple(f"{k}DownBlock2D" for k in kind),
-        up_block_types=tuple(f"{k}UpBlock2D" for k in reversed(kind)),
-    )
-    with torch.device("meta"):
-        count = num_parameters(UNet2DModel(**config))
-    if count > MOST_PARAMETERS:
-        raise UserError(f"--{options[1]} {' '.join(map(str, channels))}: a network of {count:.3g} parameters; expected "
-                        f"at most {MOST_PARAMETERS:.3g}")
-    return UNet2DModel(**config)
-
-
 def model_config(unet: UNet2DModel) -> dict[str, Any]:
-    """What `load_network` needs to build the network again, as plain values."""
+    """The configuration from which `load_network` builds the network again, as plain values."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in unet.config.items() if not key.startswith("_")}
 
 
@@ -87,7 +53,8 @@ def load_unet(folder: Path, name: str) -> UNet2DModel:
 def load_network(cls: type[nn.Module], folder: Path, name: str) -> nn.Module:
     """The network that model_config.json of a folder describes, with the weights in the file `name`, in eval mode.
 
-    Nothing larger than that file is made: the weights have to fit before there is room for them.
+    The weights are checked against the description before memory for the network is taken, so that no network larger
+    than the file is made.
     """
     path = folder / MODEL_CONFIG
     config = read_json(path)
@@ -99,7 +66,7 @@ def load_network(cls: type[nn.Module], folder: Path, name: str) -> nn.Module:
 
 
 def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict; `.safetensors` as such, everything else with torch.save."""
+    """Write a state dict: `.safetensors` in that format, all other endings with torch.save."""
     if path.suffix == ".safetensors":
         write_tensors(state_dict, path)
     else:
@@ -107,10 +74,10 @@ def save_weights(state_dict: dict[str, Tensor], path: Path) -> None:
 
 
 def save_pickle(value: Any, path: Path) -> None:
-    """torch.save of tensors and plain values, atomically; equal values give equal bytes.
+    """Write tensors and plain values with torch.save, atomically; equal values give equal bytes.
 
-    It goes through memory: written to a file, the archive would hold the file's (temporary) name, and a full disk
-    would end in an error of torch's own.
+    The archive is made in memory. Written directly to a file, it would contain the file's (temporary) name, and a full
+    disk would end in an error of torch's own.
     """
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -121,7 +88,7 @@ def save_pickle(value: Any, path: Path) -> None:
 def load_weights(model: nn.Module, path: Path, description: object = None) -> None:
     """Load a state dict into `model`; a missing, broken or foreign file is a `UserError` that names it.
 
-    `description` is what the model was made from, for that error (model_config.json beside the file).
+    `description` names the source of the model for that error (model_config.json beside the file).
     """
     state = _read_state(path)
     _check_fits(model, state, path, description or path.parent / MODEL_CONFIG)
@@ -149,10 +116,10 @@ def _check_fits(model: nn.Module, state: dict[str, Tensor], path: Path, descript
 
 
 def load_pickle(path: Path, if_damaged: str = AGAIN, peek: bool = False) -> Any:
-    """torch.load of tensors and plain values only: a file that would execute code is refused, never run.
+    """Read tensors and plain values with torch.load; a file that would execute code is refused, never run.
 
-    So is a damaged one; `if_damaged` says what to do then. To `peek` at the plain values is fast: tensors are neither
-    read nor checked.
+    A damaged file is also refused; `if_damaged` is the advice for that error. With `peek`, only the plain values are
+    read, which is fast: tensors are neither read nor checked.
     """
     if not peek:
         check_archive(path, if_damaged)
@@ -170,13 +137,13 @@ def load_pickle(path: Path, if_damaged: str = AGAIN, peek: bool = False) -> Any:
 
 
 def _instead(path: Path) -> str:
-    """The checkpoints that are in the folder, for the error that misses one."""
+    """The checkpoints in the folder, for the error about a missing one."""
     there = sorted(p.name for ending in ("*.pt", "*.safetensors") for p in path.parent.glob(ending))
     return f"; {path.parent} has {', '.join(there)}" if there else ""
 
 
 def trim_log(folder: Path, phase: str, step: int) -> None:
-    """Drop the lines of `phase` beyond `step`: they belong to work that is done again."""
+    """Drop the lines of `phase` after `step` from the run's log: they belong to work that is done again."""
     path = folder / LOG
     if path.is_file():
         kept = []
@@ -187,7 +154,7 @@ def trim_log(folder: Path, phase: str, step: int) -> None:
                 if line["phase"] != phase or line["step"] <= step:
                     kept.append(text + "\n")
             except (ValueError, TypeError, LookupError):
-                continue        # the last line, cut off by a power cut, or what nobody can read
+                continue        # the last line, cut off by a power cut, or an unreadable one
         write_text(path, "".join(kept))
 
 

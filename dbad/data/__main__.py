@@ -1,10 +1,10 @@
-"""python -m dbad.data PATH: how a data set is laid out, and what is in it."""
+"""python -m dbad.data PATH: print the layout and the contents of a data set."""
 
 from collections.abc import Sequence
 
 from dbad.data.layouts.registry import LAYOUTS, describe, open_dataset
 from dbad.runtime import parsing
-from dbad.runtime.device import one_line_failures
+from dbad.runtime.failures import one_line_failures
 
 
 def main(argv: Sequence[str] | None = None) -> None:

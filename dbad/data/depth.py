@@ -1,34 +1,35 @@
-"""The bit depth of a data set, and the `Intensity` of a run: as it was trained, or found in its training images."""
+"""The bit depth of a data set, and the `Intensity` of a run: from its training, or found in its training images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-from dbad.checkpoints.weights import load_pickle
 from dbad.data.full_depth import Deep, is_deep, read_picture
-from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity, check_floats, largest_integer
-from dbad.data.splits import Sample
+from dbad.data.intensity import DEPTHS, Intensity, check_floats, largest_integer
 from dbad.errors import UserError
-from dbad.files.names import last_file
-from dbad.options.command_line import check_bound, run_folder, trained_options
-
-T = TypeVar("T")
+from dbad.records import Sample
 
 
-def run_intensity(options: Any, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
+class Reading(Protocol):
+    """The options of reading images."""
+
+    intensity: str
+    num_workers: int
+
+
+def run_intensity(options: Reading, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
                   ) -> Intensity:
-    """How a run brings pictures to 8 bits: as it was trained or, where that does not say, found in training images.
+    """The conversion of pictures to 8 bits in a run: that of its training or, if unknown, found in training images.
 
         options    intensity, None for that of the training, and num_workers
-        trained    "intensity" and "intensity_bits" of the run that `options` go on with, see `trained_options`
+        trained    "intensity" and "intensity_bits" of the run that `options` continue, see `trained_options`
         samples    good training images of all categories of the run
 
-    With auto, what is found is the smallest of `DEPTHS` that holds the largest value of all of them, never of one; it
-    is said in a line unless `quiet`. Images of 8 bits are not decoded for it.
+    With auto, the depth is the smallest of `DEPTHS` that holds the largest value of all these images together. A line
+    tells the depth unless `quiet`. Images of 8 bits are not decoded for it.
     """
     known = Intensity.of({**trained, "intensity": options.intensity or trained.get("intensity")})
     if known.is_known:
@@ -52,35 +53,10 @@ def _each(function: Any, paths: Sequence[Path], num_workers: int) -> list[tuple[
 
 
 def _largest_value(path: Path) -> int | None:
-    """Of a picture of integers; None of floats, which have to lie between 0 and 1."""
+    """The largest value of a picture of integers; None for floats, which must lie between 0 and 1."""
     picture = read_picture(path)
     assert isinstance(picture, Deep)
     if picture.values.dtype.kind != "f":
         return largest_integer(picture, path)
     check_floats(picture, path)
     return None
-
-
-def keep_intensity(options: T, begun: Mapping[str, Any]) -> T:
-    """The options with the intensity of the training that is gone on with; another one is a `UserError`."""
-    check_bound(options, begun)
-    return replace(options, intensity=options.intensity or begun.get("intensity"))
-
-
-def begun_with(options: Any, script: str, phase: str) -> dict[str, Any]:
-    """The option "intensity" of the run that a training by `script` goes on with; empty where it begins anew.
-
-    What the `phase` has saved tells it as long as train_arg_config.json is not written. Runs from before there was the
-    option have "intensity_bits" too, see `Intensity`; otherwise the depth is for the images to tell: they may have
-    changed.
-    """
-    if not options.resume:
-        return {}
-    known, state = trained_options(options, script), run_folder(options) / last_file(phase)
-    if not known and state.is_file():
-        saved = load_pickle(state, peek=True)
-        known = saved.get("settings", {}) if isinstance(saved, dict) else {}
-        known = known if "intensity" in known else AS_BEFORE.settings()
-    if Intensity.of(known) == AS_BEFORE:
-        return AS_BEFORE.settings()
-    return {"intensity": known["intensity"]} if "intensity" in known else {}

@@ -1,4 +1,4 @@
-"""Files and folders of a data set: which are images, which are called good."""
+"""Find the image files of a data set and the folders that are called good."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dbad.errors import UserError
 from dbad.files.special import special_kind
 
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN))
-GOOD_NAMES = ("good", "ok", "normal")       # of folders and labels, in any case
+GOOD_NAMES = ("good", "ok", "normal")       # names of folders and labels, in upper or lower case
 
 
 class Files(NamedTuple):
-    """What is called like an image: files (links among them, also broken ones), and what must not be opened."""
+    """Entries with an image's file name: files (also links, even broken ones), and entries that must not be opened."""
 
     images: list[Path]
     special: list[Path]     # named pipes, sockets, devices
 
 
 def files_below(folder: Path, recursive: bool = True) -> Files:
-    """What is called like an image in a folder, then in its sub-folders, each sorted by name; nothing without a folder.
+    """The entries of a folder with an image's file name, then those of its sub-folders, each sorted by name.
 
-    Hidden files and folders are left out. Links to folders are followed, but no folder is read twice: a link that leads
-    back up would be followed for ever.
+    A missing folder gives none. Hidden files and folders are left out. Links to folders are followed, but no folder is
+    read twice: a link to a folder above would be followed for ever.
     """
     found, todo, seen = Files([], []), [folder], set()
     while todo:
@@ -48,17 +48,17 @@ def files_below(folder: Path, recursive: bool = True) -> Files:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; none where there is no folder."""
+    """The image files of a folder, sorted by name; none if there is no folder."""
     return files_below(folder, recursive=False).images
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; none where there is no folder."""
+    """The folders in a folder, sorted by name; none if there is no folder."""
     return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
 
 
 def is_good(name: str) -> bool:
-    """Whether a folder or a label of this name stands for good images."""
+    """True if a folder or a label of this name stands for good images."""
     return name.lower() in GOOD_NAMES
 
 
@@ -77,18 +77,18 @@ def good_folder(folder: Path) -> Path | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 image, 2 images"""
+    """A number with its noun: 1 image, 2 images."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def shortened(paths: Sequence[Path], root: Path, most: int = 3) -> str:
-    """Names of files for a line, relative to `root`: all if they are few, else the first of them and how many more."""
+    """Names of files for a line, relative to `root`: up to `most` names, then the number of those left."""
     names = [path.relative_to(root).as_posix() for path in paths[:most]]
     return ", ".join(names) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder, sorted by name, without hidden files; an entry knows without a look at it what it is."""
+    """The entries of a folder, sorted by name, without hidden ones; an entry knows its kind without a system call."""
     if not os.path.isdir(folder):
         return []
     try:

@@ -1,17 +1,17 @@
-"""Picture files at the depth they have: 8 bits per channel as Pillow gives them, more than that as numbers.
+"""Picture files at their full depth: up to 8 bits per channel as Pillow gives them, deeper ones as numbers.
 
-Pillow keeps the 16 bits of a gray picture, but reduces those of a coloured one to their high byte when it decodes it,
-and stretches gray levels of other depths to 16 bits; nothing tells so afterwards. What becomes of a file here:
+Pillow keeps the 16 bits of a gray picture. When it decodes a coloured one, it reduces the values to their high byte.
+It stretches gray levels of other depths to 16 bits. Neither can be seen afterwards. This module gives for each file:
 
     PNG of 16 bits          gray, gray + alpha, RGB, RGBA: its values
     TIFF                    gray of 12, 16 and 32 bits, floats, RGB and RGBA of 16 bits: its values; CMYK, premultiplied
                             alpha and separate planes of more than 8 bits: refused
     PGM, PPM                its values; a plain-text PPM of more than 8 bits: refused
     JPEG 2000               gray: its values; colours of more than 8 bits: refused
-    FITS of 16 bits         its values, if none is negative or shifted (BZERO), which Pillow does not heed
+    FITS of 16 bits         its values, if none is negative or shifted (BZERO), which Pillow ignores
     AVIF, SGI, DDS          more than 8 bits: refused
 
-Other files of more than 8 bits per channel are none that Pillow reads. Transparency is dropped.
+Pillow reads no other files of more than 8 bits per channel. Transparency is dropped.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _ADVICE = "expected PNG, or TIFF with RGB in one plane, which are read at their 
 
 
 class Deep(NamedTuple):
-    """The pixels of a picture of more than 8 bits per channel, as they lie in the file.
+    """The pixels of a picture of more than 8 bits per channel, as stored in the file.
 
         values         (H, W) or (H, W, 3), integers or floats
-        white          what is white by the type of the file: 1 for floats, the highest number for integers
-        orientation    how they are to be turned by EXIF, 1 for not at all; TIFF files are turned by now
+        white          the value of white in this type of file: 1 for floats, the highest number for integers
+        orientation    EXIF orientation that is still to be applied, 1 for none; TIFF files are turned already
     """
 
     values: np.ndarray
@@ -47,11 +47,11 @@ class Deep(NamedTuple):
     orientation: int = 1
 
 
-Reader = Callable[[Image.Image], tuple[np.ndarray, float]]      # of a file that is opened and not decoded yet
+Reader = Callable[[Image.Image], tuple[np.ndarray, float]]      # reads a file that is opened and not decoded yet
 
 
 class _RefusedError(Exception):
-    """The values of such a file cannot be had; the message says what it is."""
+    """Error for a file whose values cannot be read; the message names the kind of file."""
 
 
 @contextmanager
@@ -64,9 +64,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def read_picture(path: Path) -> Image.Image | Deep:
-    """A picture in its own mode where that has 8 bits per channel at most, else its values.
+    """A picture in its own mode if it has at most 8 bits per channel, else its values.
 
-    What fails is a `UserError` that names the file, as in `picture_files.open_picture`.
+    A failure is a `UserError` that names the file, as in `pictures.open_picture`.
     """
     with _opened(path) as image:
         read = _reader(image)
@@ -86,13 +86,13 @@ def deep_values(image: Image.Image) -> Deep | None:
 
 
 def is_deep(path: Path) -> bool:
-    """Whether the picture has more than 8 bits per channel, from its header; it is not decoded."""
+    """True if the picture has more than 8 bits per channel; reads its header only."""
     with _opened(path) as image:
         return image.mode == "F" or image.mode.startswith("I") or _reader(image) is not None
 
 
 def check_unreduced(image: Image.Image, name: object) -> None:
-    """Raise `UserError` for a picture that somebody else opened and that Pillow does not give as its file has it."""
+    """Raise `UserError` for a picture opened elsewhere whose values Pillow changes when it decodes the file."""
     if getattr(image, "tile", None):        # not decoded yet
         changed = _is_changed(image)
     elif image.format in _READERS and getattr(image, "filename", None) and Path(image.filename).is_file():
@@ -115,7 +115,7 @@ def _is_changed(image: Image.Image) -> bool:
 # ------------------------------------------------------------------------------------------ what Pillow changes
 
 def _reader(image: Image.Image) -> Reader | None:
-    """What reads the values of an opened picture that Pillow would change; None where it gives them as they are."""
+    """The reader for an opened picture whose values Pillow would change; None if Pillow keeps the values."""
     return _READERS[image.format](image) if image.format in _READERS else None
 
 
@@ -201,7 +201,7 @@ def _colours(image: Image.Image) -> tuple[np.ndarray, float]:
 
 
 def _both_bytes(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
-    """(H, W, 3) uint16, decoded twice: for the high bytes, and for the low ones as if bytes came in the other order."""
+    """The values (H, W, 3) uint16, decoded twice: once for the high bytes, once in the other byte order for the low."""
     with Image.open(io.BytesIO(_contents(image))) as again:
         low = _decoded_as(again, raw_mode[:-1] + _OTHER_BYTE[raw_mode[-1]], codec)
     high = _decoded_as(image, raw_mode, codec)
@@ -209,7 +209,7 @@ def _both_bytes(image: Image.Image, raw_mode: str, codec: str | None = None) -> 
 
 
 def _gray_of_two(image: Image.Image) -> tuple[np.ndarray, float]:
-    """Gray and alpha of two bytes each, decoded as if they were four channels of one."""
+    """The gray values of a picture with gray and alpha of two bytes each, decoded as four channels of one byte."""
     channels = _decoded_as(image, "RGBA").astype(np.uint16)
     return channels[:, :, 0] << 8 | channels[:, :, 1], 65535.0
 
@@ -231,7 +231,7 @@ def _loaded(image: Image.Image) -> np.ndarray:
 
 
 def _decoded_as(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
-    """Decode with another of Pillow's raw modes, its names for how bytes make pixels, than the one it has chosen."""
+    """The picture decoded with the given raw mode, Pillow's name for an arrangement of bytes, instead of its own."""
     image.tile = [_changed(tile, raw_mode, codec) for tile in image.tile]
     return _loaded(image)
 
@@ -243,7 +243,7 @@ def _changed(tile: tuple, raw_mode: str, codec: str | None) -> tuple:
     else:
         args = raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
     new = (name, extents, offset, args)
-    return type(tile)(*new) if hasattr(tile, "_fields") else new
+    return type(tile)(*new) if hasattr(tile, "_fields") else new  # ty: ignore[too-many-positional-arguments]
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -252,7 +252,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _contents(image: Image.Image) -> bytes:
-    """The whole file of an opened picture, whose decoding is not disturbed."""
+    """The whole file of an opened picture; the picture can still be decoded afterwards."""
     place = image.fp.tell()
     image.fp.seek(0)
     data = image.fp.read()

@@ -1,4 +1,4 @@
-"""Anything a user may hold -> the tensor that a detector works on."""
+"""Convert images in any form that a user may have to the tensor that a detector works on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:
     """Files, PIL images, (H, W[, 3]) uint8 or uint16 arrays or tensors, one or several -> (N, 3, H, W) in [-1, 1].
 
-    Tensors are in [-1, 1] already; `intensity` brings more than 8 bits per channel there. Images are brought to `size`
-    px each way; None leaves them as they are, and they have to be of one size.
+    Tensors must be in [-1, 1] already; `intensity` converts images of more than 8 bits per channel. Images are resized
+    to `size` px each way. With None they keep their size, which must be the same for all.
     """
     tensors = [to_tensor(image, size, intensity) for image in several(images)]
     if len({tensor.shape for tensor in tensors}) > 1:
@@ -31,7 +31,7 @@ def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None, intensit
 
 
 def several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    """What is several images already, or else the one image as several."""
+    """The images as a sequence: several images as they are, a single one in a sequence of one."""
     batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
     return images if batch else [images]
 

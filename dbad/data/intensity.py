@@ -1,4 +1,4 @@
-"""From pictures of more than 8 bits per channel to 8-bit RGB: which value becomes black, and which white."""
+"""Conversion of pictures of more than 8 bits per channel to 8-bit RGB: the values that become black and white."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dbad.data.full_depth import Deep, check_unreduced, deep_values, read_pictur
 from dbad.data.pictures import ORIENTATION, open_picture
 from dbad.errors import UserError
 
-Depth = Literal[8, 10, 12, 14, 16]  # bits of the cameras there are
+Depth = Literal[8, 10, 12, 14, 16]  # bits per channel that cameras have
 DEPTHS = get_args(Depth)
 INTENSITY = ("what is black and white in images of more than 8 bits per channel: auto (0 and the highest number of the "
              "bit depth that holds all training images), full (0 and 65535), or window:LOW,HIGH")       # help text
@@ -24,14 +24,14 @@ _WINDOW = "--intensity window:LOW,HIGH"
 
 @dataclass(frozen=True)
 class Intensity:
-    """How pictures beyond 8 bits become 8-bit ones; those of 8 bits stay as they are, whatever it says.
+    """The conversion of pictures of more than 8 bits to 8 bits; it never changes pictures of 8 bits.
 
         option    auto               integers from 0 to 2^bits - 1, floats from 0 to 1
-                  full               what the type of the file can hold: integers from 0 to 65535, floats from 0 to 1
-                  window:LOW,HIGH    LOW becomes 0, HIGH 255; what lies beyond is clipped
-        bits      with auto, of the data set that a model was trained on (`data.depth`), None as long as that is not
-                  known: integers beyond 8 bits are then refused. With full, 8 stands for runs from before there was
-                  this option: pictures are read for them as they were then, coloured ones by their high bytes.
+                  full               the range of the file's type: integers from 0 to 65535, floats from 0 to 1
+                  window:LOW,HIGH    LOW becomes 0, HIGH 255; values beyond are clipped
+        bits      with auto, bit depth of the data set that a model was trained on (`data.depth`), None until it is
+                  known: integers of more than 8 bits are then refused. With full, 8 stands for runs older than this
+                  option: their pictures are read as they were then, coloured ones by their high bytes.
     """
 
     option: str = "auto"
@@ -45,25 +45,25 @@ class Intensity:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Intensity:
-        """Out of the options of a training, or the settings of a calibration; auto where they do not say."""
+        """The intensity in the options of a training or the settings of a calibration; auto if they have none."""
         return cls(values.get("intensity") or "auto", values.get("intensity_bits"))
 
     def settings(self) -> dict[str, Any]:
-        """What `of` reads, as plain values: part of the `settings` of a calibration."""
+        """The values that `of` reads, as plain values: part of the `settings` of a calibration."""
         return {"intensity": self.option, "intensity_bits": self.bits}
 
     def binding(self) -> dict[str, Any]:
-        """What a training that goes on has to agree in; one from before there was the option says nothing."""
+        """The setting that a continued training must share; empty for a training older than the option."""
         return {} if self == AS_BEFORE else {"intensity": self.option}
 
     @property
     def is_known(self) -> bool:
-        """Whether it can bring every picture to 8 bits; auto alone has to see the training images first."""
+        """True if it can convert every picture to 8 bits; only auto needs to see the training images first."""
         return self.option != "auto" or self.bits is not None
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """LOW and HIGH; None where the option is none, or no such window."""
+        """LOW and HIGH; None if the option is no window, or not a valid one."""
         kind, _, numbers = str(self.option).partition(":")
         try:
             low, high = (float(number) for number in numbers.split(","))
@@ -76,7 +76,7 @@ class Intensity:
         return _as_before(open_picture(path), path) if self == AS_BEFORE else self._to_rgb(read_picture(path), path)
 
     def to_rgb(self, picture: Image.Image | Deep, name: object) -> Image.Image:
-        """A picture that somebody else has read, as `read` gives it; `name` is what errors call it."""
+        """A picture that the caller has read, converted as by `read`; errors call it `name`."""
         if isinstance(picture, Image.Image):
             if self == AS_BEFORE:
                 return _as_before(picture, name)
@@ -85,16 +85,16 @@ class Intensity:
         return self._to_rgb(picture, name)
 
     def _to_rgb(self, picture: Image.Image | Deep, name: object) -> Image.Image:
-        """A picture of 8 bits, or the values of a deeper one."""
+        """8-bit RGB from a picture of 8 bits, or from the values of a deeper one."""
         if isinstance(picture, Image.Image):
-            picture = ImageOps.exif_transpose(picture)      # the one before is let go at once
+            picture = ImageOps.exif_transpose(picture)      # frees the picture before at once
             return picture.convert("RGB")
         image = Image.fromarray(self._levels(picture, name)).convert("RGB")
         image.getexif()[ORIENTATION] = picture.orientation
         return ImageOps.exif_transpose(image)
 
     def _levels(self, deep: Deep, name: object) -> np.ndarray:
-        """The pixels in 256 levels, uint8; a picture that the option does not cover is a `UserError`."""
+        """The pixels as 256 levels, uint8; a picture that the option does not cover is a `UserError`."""
         if self.window:
             check_finite(deep, name)
             return _scaled(deep.values, *self.window)
@@ -117,12 +117,12 @@ AS_BEFORE = Intensity("full", 8)
 
 
 def with_intensity(trained: dict[str, Any]) -> dict[str, Any]:
-    """The options of a training, with what they meant before there was --intensity; published weights say nothing."""
+    """The options of a training, completed for a training older than --intensity; published weights have none."""
     return trained if "imported_from" in trained else AS_BEFORE.settings() | trained
 
 
 def largest_integer(deep: Deep, name: object) -> int:
-    """The largest value of a picture of integers, for which auto expects none below 0."""
+    """The largest value of a picture of integers; a value below 0, which auto does not expect, is a `UserError`."""
     least, most = int(deep.values.min()), int(deep.values.max())
     if least < 0:
         raise UserError(f"{name}: pixels from {least} to {most}; expected none below 0, or {_WINDOW}")
@@ -130,13 +130,13 @@ def largest_integer(deep: Deep, name: object) -> int:
 
 
 def check_finite(deep: Deep, name: object) -> None:
-    """Raise `UserError` for pixels that are no number, or infinite."""
+    """Raise `UserError` for pixels that are not a number, or infinite."""
     if not np.isfinite(deep.values).all():
         raise UserError(f"{name}: pixels that are infinite or no number (NaN); expected finite ones")
 
 
 def check_floats(deep: Deep, name: object) -> None:
-    """Raise `UserError` for floating-point pixels beyond 0 to 1."""
+    """Raise `UserError` for floating-point pixels outside 0 to 1."""
     check_finite(deep, name)
     least, most = deep.values.min(), deep.values.max()
     if deep.values.dtype.kind == "f" and not (least >= 0 and most <= 1):
@@ -144,14 +144,14 @@ def check_floats(deep: Deep, name: object) -> None:
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values of any shape -> uint8: `low` becomes 0, `high` 255, what lies beyond is clipped."""
+    """Values of any shape -> uint8: `low` becomes 0, `high` 255, values beyond are clipped."""
     if values.dtype == np.uint16:       # a table saves memory
         return _scaled(np.arange(2 ** 16, dtype=np.float64), low, high)[values]
     return ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
 
 def _as_before(image: Image.Image, name: object) -> Image.Image:
-    """What runs were trained with before there was a choice: the full range of what Pillow makes of the file."""
+    """The picture as runs older than --intensity read it: the full range of the values that Pillow decodes."""
     image = ImageOps.exif_transpose(image)
     deep = deep_values(image)
     if deep is not None:

@@ -1,15 +1,15 @@
-"""Masks in files -> which pixels are defect.
+"""Read mask files: find which pixels are defect.
 
     two levels              the lower one is background, whatever the two are: 0 and 1, 0 and 255, 0 and 38
     labels                  more levels, whole numbers below 32: the lowest one is background, all others are defect
     shades                  any other levels, as JPEG and anti-aliasing make them: cut in the middle of their range
     one level               0 is no defect at all, any other value is defect everywhere
-    alpha                   counts where it varies and the colours do not
-    palettes                by brightness where the colours in use are greys that differ, as in an image; else by index,
+    alpha                   counts if it varies and the colours do not
+    palettes                by brightness if the colours in use are different greys, as in an image; else by index,
                             as in a map of labels: the lowest index is background, or the only black one
 
-A mask belongs to the pixels of its image as they are stored: where the image is turned by its EXIF data, the mask is
-turned alike, unless it has an orientation of its own, or its size shows that it was drawn on the upright image.
+A mask belongs to the stored pixels of its image. If EXIF data turn the image, the mask is turned in the same way,
+unless it has an orientation of its own, or its size shows that it was drawn on the upright image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dbad.data.pictures import open_picture, orientation, orientation_of
 from dbad.data.splits import mask_files
 from dbad.errors import UserError
 
-MAX_LABEL = 31      # VisA numbers the kinds of defect of an image; shades of grey go further up
+MAX_LABEL = 31      # VisA numbers the kinds of defect of an image; shades of grey have higher values
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
@@ -34,7 +34,7 @@ class Mask(NamedTuple):
     """The ground truth of an image.
 
         image   8-bit, 255 on the defect and 0 elsewhere, upright
-        cut     the file has shades, which were cut in the middle of their range
+        cut     True if the file has shades, which were cut in the middle of their range
     """
 
     image: Image.Image
@@ -42,9 +42,9 @@ class Mask(NamedTuple):
 
 
 def read_mask(path: Path, image_size: tuple[int, int], image_path: Path) -> Mask:
-    """Read the mask of an upright image of `image_size`; of a folder of masks, what any of them marks.
+    """Read the mask of an upright image of `image_size`; masks in a folder are united.
 
-    A mask of another size than its image, or with pixels that are no numbers, is a `UserError`.
+    A mask with another size than its image, or with pixels that are not numbers, is a `UserError`.
     """
     masks = [_read_one(file, image_size, image_path) for file in mask_files(path)]
     if not masks:
@@ -54,12 +54,12 @@ def read_mask(path: Path, image_size: tuple[int, int], image_path: Path) -> Mask
 
 
 def marks(path: Path) -> bool:
-    """Whether the mask in a file marks any pixel."""
+    """True if the mask in a file marks any pixel."""
     return bool(binary(open_picture(path), path)[0].any())
 
 
 def binary(picture: Image.Image, path: Path) -> tuple[np.ndarray, bool]:
-    """Where a mask marks a defect, (H, W) bool, as it is stored; and whether it was cut, see `Mask`."""
+    """The defect pixels of a mask as stored, (H, W) bool, and True if its shades were cut, see `Mask`."""
     levels = _levels(picture, path)
     if levels.dtype.kind == "f" and not np.isfinite(levels).all():
         raise UserError(f"{path}: a mask with pixels that are not a number, or infinite; expected finite ones")
@@ -72,7 +72,7 @@ def binary(picture: Image.Image, path: Path) -> tuple[np.ndarray, bool]:
 
 
 def _is_labels(levels: np.ndarray, picture: Image.Image) -> bool:
-    """Whether the numbers are those of kinds and not shades; JPEG keeps no numbers."""
+    """True if the levels are numbers of defect kinds, not shades; JPEG does not keep numbers."""
     small = levels.min() >= 0 and levels.max() <= MAX_LABEL
     return bool(small and picture.format != "JPEG" and (levels == np.floor(levels)).all())
 
@@ -81,7 +81,7 @@ def _read_one(path: Path, image_size: tuple[int, int], image_path: Path) -> Mask
     own, picture = orientation(path), open_picture(path)
     marked, cut = binary(picture, path)
     stored = _picture(marked)
-    turn = orientation(image_path) if own is None else orientation_of(picture)      # TIFF files are turned by now
+    turn = orientation(image_path) if own is None else orientation_of(picture)      # TIFF files are turned already
     mask = stored.transpose(_TURNS[turn]) if turn in _TURNS else stored
     if own is None and mask.size != image_size == stored.size:      # drawn on the upright image
         mask = stored
@@ -96,7 +96,7 @@ def _picture(marked: np.ndarray) -> Image.Image:
 
 
 def _levels(picture: Image.Image, path: Path) -> np.ndarray:
-    """The numbers (H, W) of a mask that rise from background to defect."""
+    """The levels (H, W) of a mask, which rise from background to defect."""
     if picture.mode == "P":
         return _palette_levels(picture)
     if len(picture.getbands()) == 1:
@@ -110,7 +110,7 @@ def _levels(picture: Image.Image, path: Path) -> np.ndarray:
         return bands[..., 3]
     if np.ptp(colours, axis=(0, 1)).any():
         raise UserError(f"{path}: a mask of colours that are equally bright; expected a dark background")
-    return np.minimum(brightest, bands[..., 3]) if transparent else brightest       # what cannot be seen marks nothing
+    return np.minimum(brightest, bands[..., 3]) if transparent else brightest       # invisible pixels mark nothing
 
 
 def _palette_levels(picture: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Overlapping tiles of a large image, and their blending into one map again."""
+"""Cut a large image into overlapping tiles, and blend the tiles into one map again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Place = tuple[int, int]     # top and left of a tile, in px
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles of `tile` px begin along a side of `length` px: evenly, overlapping by at least the share `overlap`.
+    """The starts of tiles of `tile` px along a side of `length` px: even, overlapping by at least the share `overlap`.
 
-    A side shorter than the tile gets one tile at 0 (the image is padded to it).
+    A side shorter than the tile gets one tile at 0 (the image is padded to the tile).
     """
     if length <= tile:
         return [0]
@@ -39,8 +39,8 @@ def tile_batches(image: Tensor, tile: int, batch_size: int, overlap: float) -> I
 def stitch(tiles: Iterable[tuple[list[Place], Tensor]], height: int, width: int, tile: int) -> Tensor:
     """Blend batches of tiles (n, C, tile, tile) into one (C, height, width).
 
-    Each tile counts most at its centre and little at its border (a raised cosine window), and the weights are divided
-    out, so that there is no seam and equal tiles give back the image they were cut from.
+    Each tile counts most at its centre and little at its border (a raised cosine window). The sum is divided by the
+    weights. So there is no seam, and unchanged tiles give back the image they were cut from.
     """
     window = _window(tile)
     total = weight = None

@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dbad.data.images import augment, random_crops, to_float
+from dbad.data.augment import augment, random_crops
+from dbad.data.images import to_float
 from dbad.diffusion import noise
 from dbad.runtime.device import autocast
 

@@ -7,35 +7,10 @@ pulled towards the image itself, so that what the model knows about good parts r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Generator, Tensor, nn
-
-from dbad.diffusion import noise
-from dbad.runtime.device import autocast, memory_format
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """How a reconstruction is made; the fields are those of `config.ReconstructionOptions`.
-
-        conditioning   "ddad" (arXiv:2305.15956) or "blend" (github.com/NilsB98/Diffusion-Based-AD)
-        weight         w, strength of the pull towards the image; 0 is plain DDIM
-        eta            share of fresh noise per step: 0 deterministic, 1 as DDPM
-        start          timestep to which the image is noised, 1 to the number of training timesteps
-        num_steps      denoising steps from there to 0
-        sampler        "ddim", or "dpm++": the second-order multistep DPM-Solver++ (arXiv:2211.01095), without noise
-    """
-
-    conditioning: str
-    weight: float
-    eta: float
-    start: int
-    num_steps: int
-    sampler: str = "ddim"
+from torch import Tensor
 
 
 def schedule(train_steps: int, beta_schedule: str) -> Tensor:
@@ -92,54 +67,3 @@ def extrapolated(x_0, x_0_before, abar_before, abar_t, abar_prev):
     """
     before, now, then = (0.5 * math.log(abar / (1 - abar)) for abar in (abar_before, abar_t, abar_prev))
     return x_0 + (then - now) / (2 * (now - before)) * (x_0 - x_0_before)
-
-
-@torch.no_grad()
-def reconstruct(unet: nn.Module, y: Tensor, streams: Sequence[Generator], abar: Tensor, how: Conditioning,
-                noise_kind: str = "gaussian", precision: str = "fp32") -> Tensor:
-    """The defect-free version of each image.
-
-        unet      eps_theta, a diffusers U-Net
-        y         images under inspection (N, 3, S, S) in [-1, 1]
-        streams   one random stream per image
-        abar      cumulative alphas of the training schedule (T,)
-    Returns (N, 3, S, S) float32 in [-1, 1].
-    """
-    visited = visited_timesteps(how.start, how.num_steps)
-    alphas = [float(abar[t]) for t in visited] + [1.0]
-    x = alphas[0] ** 0.5 * y + (1 - alphas[0]) ** 0.5 * _noise_like(y, noise_kind, streams)
-    estimates: list[Tensor] = []
-    for i, t in enumerate(visited):
-        abar_t, abar_prev = alphas[i], alphas[i + 1]
-        with autocast(y.device, precision):
-            eps = unet(x, t).sample
-        sigma = how.eta * ((1 - abar_t / abar_prev) * (1 - abar_prev) / (1 - abar_t)) ** 0.5
-        fresh = _noise_like(y, noise_kind, streams) if sigma > 0 else None
-        w = how.weight if how.conditioning == "ddad" else 0.0
-        x_t = x
-        x, x_0 = conditioned_step(x_t, eps.float(), y, abar_t, abar_prev, w, sigma, fresh)
-        if how.sampler == "dpm++" and 0 < i < len(visited) - 1:     # the last step, to abar = 1, is of first order
-            target = extrapolated(x_0, estimates[-1], alphas[i - 1], abar_t, abar_prev)
-            x = ddim_towards(x_t, target, abar_t, abar_prev)
-        estimates = [x_0]
-        if how.conditioning == "blend":
-            x = torch.lerp(x, y, min(how.weight * (t + 1) / len(abar), 1.0))
-    return x.clamp(-1, 1)
-
-
-def reconstruct_all(unet: nn.Module, images: Tensor, abar: Tensor, how: Conditioning, *, noise_kind: str, seed: int,
-                    batch_size: int, device: torch.device, precision: str, sample: int = 0) -> Tensor:
-    """`reconstruct` for any number of images (N, 3, S, S), in batches, on the CPU in and out.
-
-    The noise of an image follows from `seed`, its pixels and the number of the `sample`.
-    """
-    done = []
-    for batch in images.split(batch_size):
-        streams = [noise.image_stream(seed, image, sample) for image in batch]
-        y = batch.to(device, memory_format=memory_format(device))
-        done.append(reconstruct(unet, y, streams, abar, how, noise_kind, precision).cpu())
-    return torch.cat(done)
-
-
-def _noise_like(y: Tensor, kind: str, streams: Sequence[Generator]) -> Tensor:
-    return noise.draw(kind, y.shape[1:], streams).to(y.device)

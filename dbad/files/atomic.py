@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files whole or not at all, and read JSON files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dbad.errors import UserError
 from dbad.files.special import check_no_special
 from dbad.files.temporary import temporary_file
 
-_UMASK = os.umask(0)        # read once: it can only be read by setting it, and other threads would see that
+_UMASK = os.umask(0)        # read once: it can only be read by setting it, which affects other threads
 os.umask(_UMASK)
 _FILE_MODE = 0o666 & ~_UMASK
-DEEPEST = 20                # lists and objects within each other in a JSON file, at most
+DEEPEST = 20                # deepest nesting of lists and objects in a JSON file
 
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes the name `path` once the block has succeeded.
+    """Give a temporary path beside `path`, and rename its file to `path` once the block has succeeded.
 
     The content is flushed to the disk before the rename, so that a crash or a power cut leaves either the old file or
-    the new one. If the block fails, the temporary file is removed; a full or read-only disk is a `UserError`.
-    The temporary name ends like `path`, for writers that choose a format by the ending; see `dbad.files.temporary`.
+    the new one. If the block fails, the temporary file is removed; a full or read-only disk is a `UserError`. The
+    temporary name has the ending of `path`, for writers that choose a format by it; see `dbad.files.temporary`.
     """
     path = Path(path)
     with cannot_be_written(path):
@@ -42,9 +42,9 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def cannot_be_written(path: Path | str) -> Iterator[None]:
-    """Turn what the operating system says of a file or folder into a `UserError` that names it, as it often does not.
+    """Turn an `OSError` in the block into a `UserError` that names the file or folder.
 
-    A full disk is told when something is written, by an error without a name.
+    The operating system's error often has no name, for example when a write finds the disk full.
     """
     try:
         yield
@@ -53,21 +53,22 @@ def cannot_be_written(path: Path | str) -> Iterator[None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, atomically; bytes of file names that are none are written out, as JSON has them too."""
+    """Write `text` as UTF-8, atomically; bytes of file names that are not UTF-8 are escaped, as in JSON."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Write `value` as indented JSON, atomically; not-a-number is refused, since JSON has none."""
+    """Write `value` as indented JSON, atomically; not-a-number is refused, since JSON does not have it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
     """Read a JSON object; a missing or broken file is a `UserError` that names it.
 
-    Broken is also what Python's reader would let pass: not-a-number, numbers that no computation can hold, a name that
-    stands twice, and lists in lists beyond `DEEPEST`. The mark that some editors write at the beginning is skipped.
+    Some files that Python's reader accepts also count as broken: those with not-a-number, numbers too large for any
+    computation, a name that occurs twice, or nesting deeper than `DEEPEST`. The byte order mark that some editors write
+    at the beginning is skipped.
     """
     check_no_special(path)
     try:
@@ -82,7 +83,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 
 def known_json(path: Path | str) -> dict[str, Any]:
-    """What `read_json` reads; nothing where there is no such file, or a broken one."""
+    """The object that `read_json` reads; empty if the file is missing or broken."""
     try:
         return read_json(path)
     except UserError:
@@ -90,7 +91,7 @@ def known_json(path: Path | str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text stands for; a `ValueError` for what `read_json` calls broken."""
+    """The value of a JSON text; a text that `read_json` calls broken is a `ValueError`."""
     try:
         value = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refused, parse_float=_finite,
                            parse_int=_whole)
@@ -127,7 +128,7 @@ def _whole(text: str) -> int:
 
 
 def check_folders(**folders: Path) -> None:
-    """Raise `UserError` for a folder that could not be made, before the long work; names are those of the options."""
+    """Raise `UserError` for a folder that cannot be made, before the long work; names are those of the options."""
     for option, path in folders.items():
         nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if not nearest.is_dir():
@@ -139,7 +140,7 @@ def check_folders(**folders: Path) -> None:
 def ensure_folders(**folders: Path) -> None:
     """Make the folders that are missing and check that files can be made in them; names are those of the options.
 
-    If one cannot be had, those made for the others are removed again.
+    If one cannot be made or used, the new folders of the others are removed again.
     """
     made: list[Path] = []
     for option, path in folders.items():
@@ -158,5 +159,5 @@ def ensure_folders(**folders: Path) -> None:
 
 
 def cache_folder(name: str) -> Path:
-    """Where files of this kind lie that can be made again: below $XDG_CACHE_HOME/dbad, or else ~/.cache/dbad."""
+    """The cache folder `name` for files that can be made again: in $XDG_CACHE_HOME/dbad, or else in ~/.cache/dbad."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dbad" / name

@@ -1,9 +1,9 @@
-"""Files of tensors that tell whether they are as they were written.
+"""Files of tensors with checksums, which show damage.
 
-    .pt             an archive in which torch.save has put a CRC-32 beside every part; torch.load does not look at it
-    .safetensors    has none of its own: the CRC-32 of all tensors is written into its metadata
+    .pt             an archive in which torch.save has put a CRC-32 beside every part; torch.load does not check it
+    .safetensors    has no checksum of its own: the CRC-32 of all tensors is written into its metadata
 
-A single wrong bit in a weight or in the state of an optimiser is otherwise read without a word.
+Without a check, a single wrong bit in a weight or in the state of an optimiser is read without an error.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _KEY = "crc32"
 
 
 def check_archive(path: Path, advice: str = AGAIN) -> None:
-    """Raise `UserError` for an archive of torch.save with a part that is not as it was written; `advice` ends the line.
+    """Raise `UserError` for an archive of torch.save with a damaged part; `advice` ends the message.
 
-    What is no archive, or none any more, is left to the one who reads it.
+    A file that is not, or no longer, an archive passes here; reading it fails.
     """
     check_no_special(path)
     try:
@@ -46,22 +46,22 @@ def check_archive(path: Path, advice: str = AGAIN) -> None:
 
 
 def write_tensors(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Write a state dict as safetensors, with its checksum and what else is to be told `about` it.
+    """Write a state dict as safetensors, with its checksum and the entries of `about` as metadata.
 
-    The tensors are written as they lie in memory, without a second copy.
+    The tensors are written directly from memory, without a second copy.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic_write(path) as temporary:
         try:
             save_file(state, temporary, {**(about or {}), _KEY: _checksum(state)})
         except SafetensorError as error:
-            raise OSError(str(error)) from None     # a full disk, of which `atomic_write` tells
+            raise OSError(str(error)) from None     # a full disk, which `atomic_write` reports
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict in a safetensors file, and what is told about it.
+    """The state dict in a safetensors file, and its metadata.
 
-    A missing or broken file is a `UserError`, and so is one that does not fit its checksum, if it has one.
+    A missing or broken file is a `UserError`. So is a file whose contents do not match its checksum, if it has one.
     """
     check_no_special(path)
     try:

@@ -1,7 +1,7 @@
-"""One process at a time writes into a folder.
+"""Locks that let one process at a time write into a folder.
 
-The lock is the operating system's, on a file: it ends with the process that holds it, however that ends. Of several
-processes that `accelerate launch` has started for one training, the first holds it for all.
+The operating system locks a file and ends the lock with the process that holds it, even if that process is killed. If
+`accelerate launch` has started several processes for one training, the first holds the lock for all.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ except ImportError:         # Windows
     import msvcrt
 
 _HELD_ELSEWHERE = {errno.EAGAIN, errno.EACCES, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK)}
-_FAR = 2 ** 30              # on Windows a locked byte cannot be read: one beyond what the file says
-_held: dict[Path, int] = {}     # locks of this process, and how often each was asked for
+_FAR = 2 ** 30              # on Windows a locked byte cannot be read: this one lies beyond the file's text
+_held: dict[Path, int] = {}     # locks of this process, with the number of blocks that hold each
 
 
 def writing_run(folder: Path) -> AbstractContextManager[None]:
-    """Hold a run folder, which is made if it is missing; another process that writes there is a `UserError`.
+    """Lock a run folder, and make it if it is missing; another process that writes there is a `UserError`.
 
-    What was made is removed again if the block fails and has left nothing in it. Within a block, the same process can
-    hold the folder again. What killed processes have left half-written there is removed.
+    A new folder is removed again if the block fails and the folder is empty. Within a block, the same process can lock
+    the folder again. Half-written files of killed processes are removed from the folder.
     """
     return _writing(folder, folder, ".lock", "diffusion_checkpoint_dir", "run_id")
 
 
 def writing_out(folder: Path) -> AbstractContextManager[None]:
-    """`writing_run` of a folder that is named by --out."""
+    """Lock the folder named by --out, as `writing_run` does."""
     return _writing(folder, folder, ".lock", "out", "out")
 
 
 def writing_results(folder: Path) -> AbstractContextManager[None]:
-    """`writing_run` of a folder of results; the lock lies beside it, since such a folder can be renamed."""
+    """Lock a folder of results, as `writing_run` does; the lock lies beside it, since such a folder can be renamed."""
     return _writing(folder, folder.parent, f".{folder.name}.lock", "img_dir", "img_dir")
 
 
 @contextmanager
 def _writing(folder: Path, place: Path, lock: str, option: str, other: str) -> Iterator[None]:
-    """Hold `folder` by a lock in `place`, which `option` names; `other` is the option to give otherwise."""
+    """Hold `folder` by a lock in `place`, which `option` names; `other` is the option to change if it is in use."""
     if _rank():
         yield
         return
@@ -71,7 +71,7 @@ def _writing(folder: Path, place: Path, lock: str, option: str, other: str) -> I
 
 @contextmanager
 def _locked(path: Path, folder: Path, option: str) -> Iterator[None]:
-    """Hold the lock `path` of `folder`; where the file system has no locks, go on without one."""
+    """Hold the lock `path` of `folder`; if the file system has no locks, go on without one."""
     place = Path(os.path.realpath(path))
     if place in _held:
         _held[place] += 1
@@ -91,7 +91,7 @@ def _locked(path: Path, folder: Path, option: str) -> Iterator[None]:
 
 
 def _acquire(path: Path, folder: Path, option: str) -> int | None:
-    """The open and locked file; None, with a warning, where that cannot be had."""
+    """Open and lock the file, and return its handle; None, with a warning, if that is not possible."""
     while True:
         try:
             handle = _open(path)
@@ -100,7 +100,7 @@ def _acquire(path: Path, folder: Path, option: str) -> int | None:
         try:
             _lock(handle)
             mine = os.path.samestat(os.fstat(handle), os.stat(path))
-        except FileNotFoundError:       # the process before has removed it meanwhile
+        except FileNotFoundError:       # the process that held the lock has removed it meanwhile
             mine = False
         except OSError as error:
             holder = _holder(path)
@@ -110,7 +110,7 @@ def _acquire(path: Path, folder: Path, option: str) -> int | None:
                                 f"--{option}") from None
             return _warn(folder, error)
         if mine:
-            with suppress(OSError):     # only what others are told of us
+            with suppress(OSError):     # the text only informs other processes
                 about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(about).encode())
@@ -135,8 +135,8 @@ def _lock(handle: int) -> None:
 
 
 def _release(handle: int, path: Path) -> None:
-    """Remove the file while it is still locked, so that nobody locks one that is about to go; then let go."""
-    with suppress(OSError):             # Windows removes no open file: there it stays
+    """Remove the file while it is still locked, so that no process locks a file about to vanish; then unlock it."""
+    with suppress(OSError):             # Windows does not remove open files: the file stays there
         path.unlink()
     with suppress(OSError):
         if fcntl:
@@ -148,7 +148,7 @@ def _release(handle: int, path: Path) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
+    """The holder of a lock, in words."""
     about = known_json(path)
     try:
         return f"process {about['pid']} on {about['host']}, begun {about['since']},"
@@ -162,6 +162,6 @@ def _warn(folder: Path, error: OSError) -> None:
 
 
 def _rank() -> int:
-    """The number of this process among those that were launched together, 0 for the first or the only one."""
-    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")     # those that accelerate reads
+    """The number of this process among those launched together, 0 for the first or the only one."""
+    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")     # those accelerate reads
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)

@@ -1,7 +1,7 @@
 """The name of every file and folder that the project writes into a run folder or a folder of results.
 
-Each is declared here by `run_file`, and the modules that write it take it from here: the list of them is whole, and a
-name that a user gives to a file (`check_names`) can be none of them.
+`run_file` declares each name here, and the modules that write the files use these names. So the list is complete, and
+`check_names` can refuse a user's file name that is one of them.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ _DECLARED: list[re.Pattern[str]] = []
 
 
 def run_file(name: str) -> str:
-    """Declare a name, and return it; {} in it stands for a text that is filled in later, {n} for a number."""
+    """Declare a name and return it; {} in it stands for a text that is filled in later, {n} for a number."""
     pattern = re.escape(name.casefold()).replace(r"\{n\}", r"\d+").replace(r"\{\}", ".*")
     _DECLARED.append(re.compile(pattern, re.DOTALL))
     return name
 
 
 def is_declared(name: str) -> bool:
-    """Whether the project may call a file so; without regard to case, as file systems are that have none."""
+    """True if the project may use this file name; ignores upper and lower case, as some file systems do."""
     return any(pattern.fullmatch(name.casefold()) for pattern in _DECLARED)
 
 
 # Of every run.
-MODEL_CONFIG = run_file("model_config.json")            # what builds the network
+MODEL_CONFIG = run_file("model_config.json")            # the arguments that build the network
 TRAIN_OPTIONS = run_file("train_arg_config.json")       # the options of the training
-CALIBRATION = run_file("calibration.json")              # scales, thresholds, settings they belong to
+CALIBRATION = run_file("calibration.json")              # scales, thresholds, and the settings they belong to
 LAST = run_file("last.pt")                              # everything that resuming a training needs
-PHASE_LAST = run_file("{}_last.pt")                     # the same of another phase than the diffusion model's
+PHASE_LAST = run_file("{}_last.pt")                     # the same for a phase other than the diffusion model's
 LOG = run_file("log.jsonl")                             # one line per epoch
-SAMPLES = run_file("samples")                           # pictures of what a training has learnt so far
-UNFINISHED = "unfinished"       # true in TRAIN_OPTIONS while the files of another run may be among this one's
+SAMPLES = run_file("samples")                           # pictures that show the progress of a training
+UNFINISHED = "unfinished"       # true in TRAIN_OPTIONS while the folder may still have files of another run
 TUNING, TUNING_PLOT = run_file("tuning.csv"), run_file("tuning.png")        # settings that were tried
 
 # Of the ddim family.
 EPOCH = run_file("epoch_{n}{}")                         # weights after an epoch, with the ending of the final ones
 EXTRACTOR = run_file("extractor.pt")                    # the adapted feature extractor
-NORMALISATION = run_file("normalisation.safetensors")   # what good images show at every place
-TUNED = run_file("tuned.json")                          # the settings chosen, and for which weights
+NORMALISATION = run_file("normalisation.safetensors")   # statistics of good images at every place
+TUNED = run_file("tuned.json")                          # the chosen settings and the weights they belong to
 
 # Of the lafite family.
 SPACE, BANK = run_file("features.pt"), run_file("bank.pt")
 DISCRIMINATOR = run_file("discriminator.pt")
 
-# Of one category of a model for several.
+# Of one category, for a model of several categories.
 CATEGORY_CALIBRATION = run_file("calibration-{}.json")
 CATEGORY_DISCRIMINATOR = run_file("discriminator-{}.pt")
 CATEGORY_TUNING = run_file("tuning-{}.csv")
@@ -57,11 +57,11 @@ CATEGORY_TUNING = run_file("tuning-{}.csv")
 # Of the diad family and its auto-encoder.
 NETWORKS = ("autoencoder", "unet", "guide")
 DIAD_FILES = (*(run_file(f"{name}.safetensors") for name in NETWORKS), run_file("prompt.safetensors"))
-AUTOENCODER = DIAD_FILES[0]                             # called so in a run folder of its own too
-BUILD_OPTIONS = run_file("build_arg_config.json")       # what a model was put together from
-REPORT = run_file("report.json")                        # how well an auto-encoder reconstructs
+AUTOENCODER = DIAD_FILES[0]                             # the same name in a run folder of its own
+BUILD_OPTIONS = run_file("build_arg_config.json")       # the parts that a model was built from
+REPORT = run_file("report.json")                        # the reconstruction quality of an auto-encoder
 
-# Of results, which may be told to lie with the runs.
+# Of results, which an option may place with the runs.
 OPTIONS, FINISHED = run_file("options.json"), run_file("finished.json")
 SCORES, UNREADABLE = run_file("scores.csv"), run_file("unreadable.csv")
 METRICS, METRICS_TABLE = run_file("metrics.json"), run_file("metrics.csv")
@@ -78,28 +78,28 @@ SUMMARY = (SUMMARY_TABLE, SUMMARY_TEXT, SUMMARY_PAGE)
 
 
 def epoch_file(epoch: int, name: str) -> str:
-    """What the weights after an epoch are called where the final ones are called `name`."""
+    """The file name of the weights after an epoch if the final weights are called `name`."""
     return EPOCH.format(Path(name).suffix, n=epoch)
 
 
 def epoch_of(name: str) -> int | None:
-    """The epoch whose weights would be called so, None for another name."""
+    """The epoch whose weights have this file name, None for another name."""
     found = re.fullmatch(r"epoch_(\d+)(\..*)?", name.casefold(), re.DOTALL)
     return int(found[1]) if found else None
 
 
 def last_file(phase: str) -> str:
-    """Where the state of a phase is kept that it goes on from; that of the diffusion model has the plain name."""
+    """The file name of the state from which a phase resumes; for the diffusion model the name has no prefix."""
     return LAST if phase == "diffusion" else PHASE_LAST.format(phase)
 
 
 # ------------------------------------------------------------------------------------------ names that a user gives
 
 def check_names(options: Any, trained: Mapping[str, Any] | None = None) -> None:
-    """Raise `UserError` for a file or a run that is called as the project calls another of its own.
+    """Raise `UserError` for a file or a run whose name the project uses for another file.
 
-    `trained` are the options of the training that a later script builds on, None for a training: weights that it has
-    written can be read. Names of epochs are left to the training that writes them.
+    `trained` has the options of the training that a later script builds on, None for a training: the name of the
+    weights that it wrote is allowed. Names of epochs are allowed here; the training that writes them checks them.
     """
     name = options.diffusion_checkpoint_name
     free = epoch_of(name) is not None or (trained or {}).get("diffusion_checkpoint_name") == name
@@ -115,7 +115,10 @@ def check_names(options: Any, trained: Mapping[str, Any] | None = None) -> None:
 
 
 def check_categories(names: Iterable[str]) -> None:
-    """Raise `UserError` for categories whose files would be one on a file system without upper and lower case."""
+    """Raise `UserError` for categories whose names differ in upper and lower case only.
+
+    Their files would be the same file on a file system that ignores case.
+    """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.casefold(), name)
@@ -127,7 +130,7 @@ def check_categories(names: Iterable[str]) -> None:
 def check_written(option: str, path: Path, name: str) -> None:
     """Raise `UserError` where `path`, a file that an option names and a script writes, would replace another file.
 
-    `name` is what it is called by default; anywhere, it may have no other name of this project.
+    `name` is its default name. In any folder, it must not have another name of this project.
     """
     if path.is_dir():
         raise UserError(f"--{option} {path}: a folder; expected a file such as {path / name}")

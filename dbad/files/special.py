@@ -1,4 +1,4 @@
-"""What is no file though it has a name in a folder: it is not opened, since reading a named pipe may never end."""
+"""Recognise named pipes, sockets and devices, which must not be opened: reading a named pipe may never end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPECIAL = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.
 
 
 def special_kind(path: Path | str) -> str | None:
-    """"a named pipe", "a socket" or "a device" where the path leads to one of these; else None."""
+    """The kind of a path in words, "a named pipe", "a socket" or "a device"; None for any other path."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -22,7 +22,7 @@ def special_kind(path: Path | str) -> str | None:
 
 
 def check_no_special(path: Path | str) -> None:
-    """Raise `UserError` for a named pipe, a socket or a device where a file of a run is to be read."""
+    """Raise `UserError` for a named pipe, a socket or a device in place of a run's file."""
     kind = special_kind(path)
     if kind is not None:
         raise UserError(f"{path}: {kind}; expected a file")

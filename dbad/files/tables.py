@@ -1,8 +1,8 @@
-"""CSV files: every one of the project is written here, and those that are read again.
+"""Write and read all CSV files of the project.
 
-Spreadsheets take a field that begins with = + - @, a tab or a line break for a formula and run it, and names of files
-and categories are whatever somebody called them. Such a text gets a single quote in front, as OWASP advises against
-CSV injection; numbers stay as they are.
+Spreadsheets run a field that begins with = + - @, a tab or a line break as a formula, and the names of files and
+categories can be any text. Such a text gets a single quote in front, as OWASP advises against CSV injection; numbers
+stay as they are.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write
 
-_RUN = re.compile(r"'*[=+\-@\t\r\n]")                               # quotes before count, so that one can be taken off
+_RUN = re.compile(r"'*[=+\-@\t\r\n]")                               # leading quotes count, so that one can be removed
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
     """Write a CSV file: UTF-8, a line of column names, and a line per row, atomically.
 
-    Numbers read back exactly, None is an empty field, and bytes of file names that are no UTF-8 are written out.
+    Numbers read back exactly, None is an empty field, and bytes of file names that are not UTF-8 are escaped.
     """
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace",
                                                newline="") as file:
@@ -34,9 +34,9 @@ def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Iterabl
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
-    """The rows of a file of `write_table` as texts by the names of their columns, without what it put before them.
+    """The rows of a file of `write_table`: texts by column name, without the quotes that it added.
 
-    What is no UTF-8 is replaced; what is no table is a `UserError`.
+    Bytes that are not UTF-8 are replaced; a file that is no table is a `UserError`.
     """
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         try:
@@ -47,18 +47,18 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
 
 
 def _line(row: Iterable[Any]) -> str:
-    """A row as a line; written with both characters of a line's end, since csv only then quotes either of them."""
+    """A row as a line; written with \\r\\n as line end, since only then csv quotes both of these characters."""
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\r\n").writerow(map(_quoted, row))
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _quoted(value: Any) -> Any:
-    """A field as it is written: texts that a spreadsheet would run begin with a quote."""
+    """The field to write for a value: a text that a spreadsheet would run gets a quote in front."""
     return f"'{value}" if isinstance(value, str) and _RUN.match(value) and not _NUMBER.match(value) else value
 
 
 def _unquoted(text: str | None) -> str:
-    """The value of a field; a line that ends before its column is empty there."""
+    """The value of a field without the added quote; empty if the line ends before its column."""
     text = text or ""
     return text[1:] if text.startswith("'") and _RUN.match(text) else text

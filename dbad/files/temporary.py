@@ -1,6 +1,6 @@
-"""Temporary files and folders that tell by their names whose they are, so that those of killed processes can go.
+"""Temporary files and folders whose names contain their process, so that those of killed processes can be removed.
 
-    .last-0123abcd-4711-q8w3k2_x.pt     of last.pt, by process 4711 of the machine 0123abcd
+    .last-0123abcd-4711-q8w3k2_x.pt     for last.pt, by process 4711 of the machine 0123abcd
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 
 _NAME = re.compile(r"\..+-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
-_LONGEST = 60           # characters of the name it stands for, so that it is no longer than file systems allow
-_own: set[Path] = set()     # those of this process: another one may have had its number before
+_LONGEST = 60           # characters of the final name, so that the temporary one is not too long for file systems
+_own: set[Path] = set()     # those of this process: an earlier process may have had the same number
 
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, with its ending, that is removed at the end unless it has been renamed."""
+    """Make an empty file beside `path`, with its ending; remove it after the block unless it has been renamed."""
     handle, name = tempfile.mkstemp(prefix=_prefix(path.stem), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -38,7 +38,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, that is removed with what it holds at the end."""
+    """Make an empty folder beside `path`; remove it with its contents after the block."""
     temporary = Path(tempfile.mkdtemp(prefix=_prefix(path.name), dir=path.parent))
     _own.add(temporary)
     try:
@@ -49,9 +49,9 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, below: bool = True) -> None:
-    """Remove the temporary files and folders in `folder` whose process has ended, and with `below` those deeper in it.
+    """Remove the temporary files and folders in `folder` whose process has ended; with `below`, also in sub-folders.
 
-    Those of other machines, and whatever else is there, are left alone; what cannot be removed is left too.
+    Those of other machines and all other files stay, and so does a file that cannot be removed.
     """
     for place, folders, files in os.walk(folder):
         for name in files + folders:
@@ -69,9 +69,9 @@ def remove_abandoned(folder: Path, below: bool = True) -> None:
 
 
 def machine() -> str:
-    """What the numbers of processes are told apart by: the host and, on Linux, the namespace that they are counted in.
+    """An identifier of the machine that counts process numbers: the host and, on Linux, the namespace of processes.
 
-    Containers can share a folder and a host's name, and each has processes of its own.
+    Containers can share a folder and a host's name, but each counts its own processes.
     """
     try:
         namespace = os.readlink("/proc/self/ns/pid")

@@ -1,8 +1,8 @@
-"""The end of a training of one category or of several: thresholds for each, and a folder that is of one run only.
+"""The end of a training: thresholds of all its categories, and a folder that holds the files of one run only.
 
-What a run writes under the names of its categories is known from the record of its options, so that the next run in the
-folder removes the files of this one alone. The record says until the last file is written that the run is unfinished:
-a folder in which the files of two runs are mixed never passes for one of them.
+The record of a run's options tells which files it has named after its categories, so that the next run in the folder
+removes those files and no others. Until the last file is written, the record says that the run is unfinished: a folder
+that mixes the files of two runs never passes for one of them.
 """
 
 from __future__ import annotations
@@ -10,61 +10,65 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from dbad.calibration.digests import check_digests, digests
-from dbad.calibration.thresholds import Calibration, calibrate, check_promise, load_calibration
-from dbad.data.images import Sample, open_category, split_category
+from dbad.calibration.thresholds import Calibration, calibrate, check_promise
+from dbad.data.categories import open_category, split_category
 from dbad.data.intensity import with_intensity
+from dbad.declared import check_declared
 from dbad.errors import UserError
-from dbad.families.detector import Detector, calibration_file
+from dbad.families.detector import Detector
+from dbad.families.digests import check_digests, digests
+from dbad.families.family import Family
+from dbad.families.registry import FAMILIES, recorded_method
+from dbad.families.runs import calibration_file, load_calibration
+from dbad.families.settings import Settings
 from dbad.files.atomic import read_json, write_json
-from dbad.files.names import (
-    CATEGORY_CALIBRATION,
-    CATEGORY_DISCRIMINATOR,
-    CATEGORY_TUNING,
-    DISCRIMINATOR,
-    TRAIN_OPTIONS,
-    TUNING,
-    UNFINISHED,
-)
+from dbad.files.names import CATEGORY_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.inspection.loop import walk
-from dbad.options.declared import check_declared
+from dbad.records import Sample
 
-# Options that say where and how, and not what; the bit depth follows from the images.
+# Options about places and the machine, which do not shape the result; the bit depth follows from the images.
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",
                     "intensity_bits"})
 
 
-def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], settings: dict[str, Any], options: Any,
-                  prepare: Callable[[str | None], dict[str, Any]] = lambda name: {}) -> dict[str | None, Calibration]:
-    """The thresholds by held-out images: of all categories together and, where there are several, of each.
+class CalibrationOptions(Protocol):
+    """The options of a calibration."""
 
-        held_out   the good images of every category that were not trained on
-        settings   what the detector was made with, see `Calibration`
-        options    pixel_quantile, false_alarm_rate and num_workers
-        prepare    called for each of `with_thresholds`, brings the detector to the settings of its own that it has, and
-                   returns them
-    Their digests are missing; `finish_files` writes them.
+    pixel_quantile: float
+    false_alarm_rate: float | None
+    num_workers: int
+
+
+def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
+                  held_out: Mapping[str, Sequence[Sample]], options: CalibrationOptions
+                  ) -> dict[str | None, Calibration]:
+    """The calibrations by held-out images: of all categories together and, if there are several, of each.
+
+        detector_of   name, one of `with_thresholds` -> its detector with its settings
+        held_out      the good images of every category that were not trained on
+    They lack digests, which `finish_files` adds.
     """
     known: dict[str, list[tuple[Path, dict[str, Tensor]]]] = {}
     found: dict[str | None, Calibration] = {}
-    used: dict[str, Any] = {}
+    used: Settings | None = None
     for name in with_thresholds(held_out):
-        before, used = used, settings | prepare(name)
-        if used != before:
+        detector = detector_of(name)
+        if detector.settings != used:
             known.clear()
+        used = detector.settings
         for category in [name] if name else held_out:
             if category not in known:
-                known[category] = [(item.path, parts) for item, parts, _ in walk(
-                    detector, held_out[category], options.num_workers, f"calibrating {category}")]
+                known[category] = list(walk(detector, held_out[category], options.num_workers,
+                                            f"calibrating {category}"))
         images = known[name] if name else [image for category in known.values() for image in category]
         paths, parts = zip(*images, strict=True)
         calibration = calibrate(detector.combine, parts, options.pixel_quantile, options.false_alarm_rate,
-                                used["center_crop"], paths)
-        found[name] = replace(calibration, settings=used)
+                                used.center_crop, paths)
+        found[name] = replace(calibration, settings=used.record(), method=family.name)
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
               f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
               f"{calibration.false_alarm_rate:.1%} false alarms")
@@ -72,40 +76,45 @@ def calibrate_all(detector: Detector, held_out: Mapping[str, Sequence[Sample]], 
 
 
 def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str]) -> None:
-    """Say that from now on the files in `folder` are those of a run, and remove what the run before left there.
+    """Record the run whose files `folder` holds from now on, as unfinished, and remove those of the run before.
 
         record   the options of the run, see `is_whole`
-        names    its files that are named after categories, thresholds left out
-    Of the run before, only files go whose names follow from what it recorded, and that this run does not write.
+        names    its files that are named after categories, except the thresholds
+    A file of the run before is removed only if its name follows from that run's record and this run does not write it.
     """
     path = folder / TRAIN_OPTIONS
     before = read_json(path) if path.is_file() else {}
     check_declared(before, {"item": str | tuple[str, ...]}, path)
     kept = {*names, *(calibration_file(folder, name, record["item"]).name for name in with_thresholds(record["item"]))}
-    for name in sorted(_named_files(before) - kept):
+    for name in sorted(_named_files(before, path) - kept):
         (folder / name).unlink(missing_ok=True)
     write_json(path, {**record, UNFINISHED: True})
 
 
 def finish_files(folder: Path, record: Mapping[str, Any], thresholds: Mapping[str | None, Calibration]) -> None:
-    """Write the thresholds of a run whose other files are there, and that it is finished."""
+    """Write the thresholds of a run whose other files are there, then record it as finished."""
     for name, calibration in thresholds.items():
-        calibration = replace(calibration, digests=digests(folder, calibration.settings))
+        family = FAMILIES[calibration.method]
+        found = digests(folder, family, family.settings.read(calibration.settings))
+        calibration = replace(calibration, digests=found)
         calibration.save(calibration_file(folder, name, record["item"]))
     write_json(folder / TRAIN_OPTIONS, record)
 
 
-def _named_files(record: Mapping[str, Any]) -> set[str]:
-    """What a run of these options may have written that a run of other categories, or another method, has not."""
-    items = record.get("item", ())
-    each = (CATEGORY_CALIBRATION, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING) if len(items) > 1 else ()
-    return {DISCRIMINATOR, TUNING, *(name.format(item) for name in each for item in items)} if items else set()
+def _named_files(record: Mapping[str, Any], path: Path) -> set[str]:
+    """The names of files that depend on a run's categories or method, from its `record` in the file `path`."""
+    items, method = record.get("item", ()), recorded_method(record, path)
+    if not items or method not in FAMILIES:
+        return set()
+    names = FAMILIES[method].by_category
+    each = (CATEGORY_CALIBRATION, *(name for name in names if "{}" in name)) if len(items) > 1 else ()
+    return {*(name for name in names if "{}" not in name), *(name.format(item) for name in each for item in items)}
 
 
 def check_promises(options: Any, items: Iterable[str]) -> None:
     """Raise `UserError` for a false-alarm rate that the held-out images of a category cannot promise.
 
-    They are counted, not read. On --dry_run the demo data are not drawn for it.
+    The images are counted, not read. On --dry_run demo data are not checked, since they would have to be drawn.
     """
     if options.false_alarm_rate is None or (options.dry_run and options.dataset_path is None):
         return
@@ -115,17 +124,17 @@ def check_promises(options: Any, items: Iterable[str]) -> None:
 
 
 def with_thresholds(items: Iterable[str]) -> list[str | None]:
-    """Whose thresholds there are: those of all categories together (None) and, where there are several, of each."""
+    """The names that get thresholds: None for all categories together and, if there are several, each category."""
     names = list(items)
     return [*names, None] if len(names) > 1 else [None]
 
 
 def is_whole(folder: Path, record: Mapping[str, Any], names: Iterable[str], placed: Collection[str] = PLACED) -> bool:
-    """Whether a run of these options on these images is there, with its thresholds.
+    """True if the folder holds a finished run of these options on these images, with its thresholds.
 
-        record   what its train_arg_config.json holds then
+        record   the contents of its train_arg_config.json
         names    its other files
-        placed   options that say where and how, and not what
+        placed   options that do not shape the result and may differ
     """
     files = [folder / name for name in (TRAIN_OPTIONS, *names)]
     thresholds = [calibration_file(folder, name, record["item"]) for name in with_thresholds(record["item"])]

@@ -1,137 +1,192 @@
-"""Walk a data set with a detector: inspections, then metrics."""
+"""The loop that calibration, test images and new images share.
+
+Images are decoded while the network works on those before. They go through the detector in batches and are yielded one
+by one, in their order. Nothing is kept: at most three batches are in memory, whatever the number of images.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from dbad import metrics
-from dbad.calibration.thresholds import Calibration
-from dbad.data.images import Item, read_items, to_pixels
-from dbad.data.splits import Sample
+from dbad.data.images import to_pixels
 from dbad.errors import printable
 from dbad.families.detector import Detector
 from dbad.finite import naming
-from dbad.metrics import verdicts
-from dbad.metrics.protocol import Protocol
-from dbad.metrics.verdicts import MAX_CURVE_POINTS, Curve, Curves
-from dbad.records import Inspection
+from dbad.inspection.reading import Decoded, Unreadable, read_test
+from dbad.records import Origin, Pictures, Prediction, Sample, ScoreRow
+
+T = TypeVar("T")
+Read = Callable[[T, "int | None"], "Decoded | Unreadable"]      # a source, and the size to resize it to
+
+
+class Inspected(NamedTuple):
+    """One image that has gone through the detector: the decoded file, its row and its prediction (N = 1)."""
+
+    decoded: Decoded
+    row: ScoreRow
+    prediction: Prediction
+    counterpart: str
+
+    def pictures(self, longest: int | None = None) -> Pictures:
+        """The arrays to draw, their longer side at most `longest` px; reduced maps keep their highest values."""
+        found = self.prediction
+        return Pictures(
+            image=to_pixels(_reduced(self.decoded.pixels, longest, F.adaptive_avg_pool2d)),
+            reconstruction=None if found.reconstruction is None else to_pixels(
+                _reduced(found.reconstruction[0], longest, F.adaptive_avg_pool2d)),
+            anomaly_map=_reduced(found.anomaly_map[0], longest, F.adaptive_max_pool2d)[0].numpy(),
+            parts={name: _reduced(part[0], longest, F.adaptive_max_pool2d)[0].numpy()
+                   for name, part in found.maps.items()},
+            mask=self.decoded.mask, counterpart=self.counterpart)
 
 
 def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, description: str
-         ) -> Iterator[tuple[Item, dict[str, Tensor], Tensor | None]]:
-    """Yield each sample as (item, its parts by name, each (1, 1, H, W), its reconstruction (3, H, W) or None).
+         ) -> Iterator[tuple[Path, dict[str, Tensor]]]:
+    """Yield the file of every sample and its parts by name, each (1, 1, H, W); needs no calibration.
 
     Images are read at the network's size; at their own size where the detector works in tiles.
     """
-    size = None if detector.patching else detector.size
-    step = 1 if detector.patching else detector.batch_size
-    for first in tqdm(range(0, len(samples), step), desc=description, unit="batch"):
-        items = read_items(samples[first:first + step], size, num_workers, detector.intensity)
-        parts, reconstructions = detector.parts(torch.stack([item.image for item in items]))
-        for i, item in enumerate(items):
-            yield item, {name: part[i:i + 1] for name, part in parts.items()}, (
-                None if reconstructions is None else reconstructions[i])
+    with (ThreadPoolExecutor(max(1, num_workers)) as pool,
+          tqdm(total=len(samples), desc=description, unit="image") as bar):
+        for batch in batches(detector, samples, lambda sample, size: read_test(sample, size, detector.intensity), pool):
+            parts, _ = detector.parts(torch.stack([found.pixels for found in batch]))
+            for number, found in enumerate(batch):
+                yield found.path, {name: part[number:number + 1] for name, part in parts.items()}
+            bar.update(len(batch))
 
 
-def inspect(detector: Detector, calibration: Calibration, samples: Sequence[Sample], root: Path,
-            num_workers: int = 0) -> tuple[list[Inspection], float]:
-    """Inspect every sample; returns the inspections in the samples' order and the seconds per image.
+def inspect(detector: Detector, sources: Sequence[T], origins: Sequence[Origin], read: Read[T], pool: Executor
+            ) -> Iterator[Inspected | Unreadable]:
+    """Yield every image with the prediction of a calibrated detector, in order.
 
-    Paths are given relative to `root`.
+        sources    arguments of `read`, which also gets the detector's size (None: images keep theirs)
+        origins    description of each source
+        pool       threads that read the images
+    A file that `read` cannot read is yielded in its place. A score or map that is not finite is a `NotFinite`.
     """
-    begun, result = time.monotonic(), []
-    for item, parts, reconstruction in walk(detector, samples, num_workers, "inspecting"):
-        with naming([item.path]):
-            anomaly_map, score = detector.combine(parts, calibration.scales)
-            value = float(score[0])
-            decision = calibration.decide(value)
-        truth = samples[len(result)].mask is not None or item.label == 0
-        result.append(Inspection(
-            path=printable(item.path.relative_to(root).as_posix()), category=item.category, defect=item.defect,
-            label=item.label, score=value, p_value=calibration.p_value(value), normalised=calibration.normalised(value),
-            decision=decision, image=to_pixels(item.image),
-            reconstruction=None if reconstruction is None else to_pixels(reconstruction),
-            anomaly_map=anomaly_map[0, 0].numpy(), parts={name: part[0, 0].numpy() for name, part in parts.items()},
-            mask=item.mask[0].bool().numpy() if truth else None, cut=item.cut, counterpart=detector.counterpart))
-    return result, (time.monotonic() - begun) / max(1, len(result))
+    done = 0
+    with tqdm(total=len(sources), desc="inspecting", unit="image") as bar:
+        for batch in batches(detector, sources, read, pool):
+            images = [found for found in batch if isinstance(found, Decoded)]
+            if images:
+                with naming([image.path for image in images]):
+                    prediction = detector.predict(torch.stack([image.pixels for image in images]))
+            ones = (prediction.of(index) for index in range(len(images)))
+            for origin, found in zip(origins[done:done + len(batch)], batch, strict=True):
+                yield found if isinstance(found, Unreadable) else _inspected(detector, found, origin, next(ones))
+            done += len(batch)
+            bar.update(len(batch))
 
 
-def measure(inspections: Sequence[Inspection], calibration: Calibration, samples: Sequence[Sample],
-            protocol: Protocol) -> tuple[dict[str, Any], Curves]:
-    """All metrics of one category, with the curves they belong to.
+def inspect_samples(detector: Detector, samples: Sequence[Sample], root: Path, pool: Executor,
+                    own_masks: bool = False) -> Iterator[Inspected]:
+    """Yield every test image as `inspect` does, with its ground truth; paths are relative to `root`.
 
-    A group of metrics is None, with the reason beside it, where the test has nothing to measure. Pixel metrics are
-    those of the good images and of the defective ones that have a mask.
-
-    image, pixel               threshold-free (AUROC, AP, F1-max, AUPRO)
-    image_rates, pixel_rates   at the saved thresholds
-    masks                      of the defective images, see `found_masks`
-    protocol                   how the pixel metrics were measured
+    `own_masks` asks for masks at the size of their files as well. A broken file is a `UserError`.
     """
-    labels = np.array([i.label for i in inspections])
-    scores = np.array([i.score for i in inspections])
-    masks = found_masks(inspections)
-    num_masked = len(inspections) - masks["num_missing"] if masks["num_found"] else 0
-    result: dict[str, Any] = {"num_images": len(inspections), "masks": masks,
-                              "protocol": protocol.describe(num_masked, len(inspections))}
-    if len(set(labels.tolist())) < 2:
-        kind = "good" if len(labels) == 0 or labels[0] else "defective"
-        result |= {"image": None, "pixel": None, "reason": f"the test has no {kind} images"}
-        return result, verdicts.curves(inspections)
-    result["image"] = metrics.image_metrics(labels, scores)
-    result["image_rates"] = metrics.rates(labels, scores, calibration.image_threshold).as_dict()
-    if not masks["num_found"]:
-        result |= {"pixel": None, "reason": "no pixel metrics: no mask of a defective test image"}
-        return result, verdicts.curves(inspections)
-    result["pixel"], rates, pro = measure_pixels(protocol.pairs(inspections, samples), calibration.pixel_threshold)
-    result["pixel_rates"] = rates.as_dict()
-    if result["pixel"] is None:
-        result["reason"] = "no pixel metrics: the masks show no defect, or nothing else"
-    return result, verdicts.curves(inspections, pro)
+    def read(sample: Sample, size: int | None) -> Decoded:
+        return read_test(sample, size, detector.intensity, own_masks)
+    yield from inspect(detector, samples, origins_of(samples, root), read, pool)
 
 
-def found_masks(inspections: Sequence[Inspection]) -> dict[str, Any]:
-    """The masks of the defective images: how many there are, and of which images they are missing or unusual.
+def origins_of(samples: Sequence[Sample], root: Path) -> list[Origin]:
+    """The descriptions of test images before inspection; paths are relative to `root`."""
+    return [Origin(printable(sample.path.relative_to(root).as_posix()), sample.category, sample.defect, sample.label)
+            for sample in samples]
 
-        missing     there is no mask: pixel metrics leave the image out
-        empty       the mask marks nothing, at the detector's resolution: all of the image counts as good
-        cut         the mask has shades and was cut in the middle of their range, see dbad.data.masks
+
+def batches(detector: Detector, sources: Iterable[T], read: Read[T], pool: Executor
+            ) -> Iterator[list[Decoded | Unreadable]]:
+    """Yield full batches of readable images; unreadable files are added to the batch at their places.
+
+    While the caller works on one batch, the next is decoded.
     """
-    defective = [i for i in inspections if i.label == 1]
-    paths = {"missing": [i.path for i in defective if i.mask is None],
-             "empty": [i.path for i in defective if i.mask is not None and not i.mask.any()],
-             "cut": [i.path for i in defective if i.cut]}
-    return {"num_found": len(defective) - len(paths["missing"]),
-            **{f"num_{name}": len(found) for name, found in paths.items()}, **paths}
+    size, step = None if detector.patching else detector.size, batch_of(detector)
+    todo, batch, num_images = iter(sources), [], 0
+    waiting = deque(pool.submit(read, source, size) for source in islice(todo, step))
+    while waiting:
+        batch.append(waiting.popleft().result())
+        num_images += isinstance(batch[-1], Decoded)
+        waiting.extend(pool.submit(read, source, size) for source in islice(todo, 1))
+        if num_images == step or not waiting:
+            yield batch
+            batch, num_images = [], 0
 
 
-def measure_pixels(pairs: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float
-                   ) -> tuple[dict[str, Any] | None, metrics.Rates, Curve | None]:
-    """Metrics, rates at the threshold and PRO curve of pairs of mask and map; None where one of the classes is missing.
+def batch_of(detector: Detector) -> int:
+    """The number of images that go through the detector at once; 1 if images are cut into tiles."""
+    return 1 if detector.patching else detector.machine.batch_size
 
-    Exact as long as the pixels fit into memory, metrics.MAX_EXACT_PIXELS; beyond that from a histogram, and the metrics
-    say so.
+
+class Jobs:
+    """Jobs in the threads of a pool, at most `most` at a time, on images that have gone through the detector.
+
+    `then` is called with the result of each job, in the order of adding and in the thread that adds them.
     """
-    rates, kept, histogram = metrics.Rates.of(0, 0, 0, 0), [], None
-    for mask, values in pairs:
-        rates += metrics.rates(mask, values, threshold)
-        kept.append((mask, values))
-        if histogram is None and sum(mask.size for mask, _ in kept) > metrics.MAX_EXACT_PIXELS:
-            histogram = metrics.PixelHistogram()
-        if histogram is not None:
-            histogram.update(*zip(*kept, strict=True))
-            kept.clear()
-    if not rates.tp + rates.fn or not rates.fp + rates.tn:
-        return None, rates, None
-    if histogram is not None:
-        return histogram.metrics(), rates, histogram.pro_curve(MAX_CURVE_POINTS)
-    masks, maps = zip(*kept, strict=True)
-    return metrics.pixel_metrics(masks, maps, "exact"), rates, metrics.pro_curve(masks, maps, MAX_CURVE_POINTS)
+
+    def __init__(self, pool: Executor, most: int, then: Callable[[Any], object] = lambda result: None):
+        self.pool, self.most, self.then = pool, most, then
+        self.waiting: deque[Future] = deque()
+
+    def add(self, function: Callable, *arguments: object) -> None:
+        """Have the function called; raises the error of an earlier job that failed."""
+        self.finish(self.most - 1)
+        self.waiting.append(self.pool.submit(function, *arguments))
+
+    def finish(self, most: int = 0) -> None:
+        """Wait until at most `most` jobs are left; raises the error of a job that failed."""
+        while len(self.waiting) > most:
+            self.then(self.waiting.popleft().result())
+
+
+def started(things: Iterable[T]) -> Iterator[T]:
+    """An iterator whose first item is computed now, so that a failure at the start comes now; needs at least one."""
+    things = iter(things)
+    first = [next(things)]
+
+    def all_of_them() -> Iterator[T]:
+        yield first.pop()       # pop, so that it is not kept
+        yield from things
+    return all_of_them()
+
+
+class Timed(Generic[T]):
+    """An iterable that sums up in `seconds` the time its items take, without the work of the caller in between."""
+
+    def __init__(self, things: Iterable[T]):
+        self.things, self.seconds = things, 0.0
+
+    def __iter__(self) -> Iterator[T]:
+        things, done = iter(self.things), object()
+        while True:
+            begun = time.monotonic()
+            thing = next(things, done)
+            self.seconds += time.monotonic() - begun
+            if thing is done:
+                return
+            yield thing
+
+
+def _inspected(detector: Detector, decoded: Decoded, origin: Origin, found: Prediction) -> Inspected:
+    score = float(found.score)
+    row = ScoreRow(*origin, score, None if found.p_value is None else float(found.p_value),
+                   detector.calibration.normalised(score), int(found.decision))
+    return Inspected(decoded, row, found, detector.counterpart)
+
+
+def _reduced(values: Tensor, longest: int | None, pool: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
+    """The values (C, H, W) reduced to a longer side of at most `longest`."""
+    shape = tuple(values.shape[-2:])
+    factor = min(1.0, (longest or max(shape)) / max(shape))
+    return values if factor == 1 else pool(values, tuple(max(1, round(length * factor)) for length in shape))

@@ -1,76 +1,59 @@
-"""What the inference scripts share: a category's test images, or any images, through the detector of any family."""
+"""The shared part of the inference scripts: test images, or any images, through the detector of any family."""
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dbad.calibration.drift import drift, sentence
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import open_category, test_images
+from dbad.data.categories import open_category, test_images
+from dbad.data.depth import run_intensity
+from dbad.data.images import check_readable
 from dbad.errors import UserError
-from dbad.families.detector import Detector, build_detector
+from dbad.families.detector import Detector, open_detector
+from dbad.families.registry import FAMILIES, trained_alike
+from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
-from dbad.inspection.loop import inspect
+from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
-from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import announce, changed, opt, run_folder, trained_options
-from dbad.records import Inspection
-from dbad.report import figures, page
-from dbad.report.export import export_maps
-from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary, write_results
-from dbad.runtime.device import pick_device, pick_precision
+from dbad.metrics.verdicts import Thresholds, curves
+from dbad.options.resolve import announce, changed, run_folder
+from dbad.report import page
+from dbad.report.colours import map_scales
+from dbad.report.panels import show
+from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
+from dbad.runtime.device import Machine
 
 
-@dataclass(frozen=True, kw_only=True)
-class InspectionOptions:
-    """What is inspected, and what is written of it."""
-
-    item_states: tuple[str, ...] = opt("folders of test/ to inspect, such as: good crack", ("all",),
-                                       aliases=["--mvtec_item_states"])
-    eval_resolution: Literal["network", "original"] = opt(
-        "where maps are compared with masks: at the network's resolution, or at the size of the files", "network")
-    masks: Literal["where_there_are", "required"] = opt(
-        "defective test images without mask: left out of pixel metrics, which is said, or refused", "where_there_are")
-    export_maps: Literal["none", "mvtec"] = opt(
-        "also write the maps as float TIFF files, as the evaluation program of MVTec AD reads them; with the data of "
-        "MVTec AD 2 as its evaluation server does, and thresholded ones beside them", "none")
-    img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
-    plt_imgs: bool = opt("also show the figures on the screen, half a second each, where there is one", False)
-    shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewImageOptions:
-    """Images without ground truth, instead of the test images of a data set."""
-
-    images: tuple[str, ...] | None = opt("files, folders or quoted patterns such as 'camera/*.png'", None)
-    recursive: bool = opt("with --images: also those in sub-folders", False)
-    drift_check: bool = opt("with --images: test whether, as a whole, they still look like the good images of the "
-                            "calibration; if not, its promise is void", False)
-
-
-def results_of(options: Any, script: str | None = None) -> Path:
-    """The folder of the results: called as the run and, where the model of `script` is for more, as the category."""
-    learnt = trained_options(options, script).get("item", [options.item]) if script else [options.item]
+def results_of(options: Any, *methods: str) -> Path:
+    """The folder of the results, named after the run and, for a model of several categories, the category."""
+    learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
     name = options.run_id or options.item
     return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
 
 
-def inspect_run(calibration: Calibration | None, options: Any, folder: Path) -> Path:
-    """Inspect what the options name with the run that they name; `folder` is that of the results, which is returned."""
-    if not about_to_write(options, folder):
+def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *more: str) -> Path:
+    """Inspect the images of the options with the run of the options; returns `folder`, which holds the results.
+
+    On --dry_run there is no calibration. `more` names further files that the family writes for test images.
+    """
+    if not about_to_write(options, folder, *more):
         return folder
-    inspect_them = inspect_images if options.images else inspect_test
+    family = FAMILIES[calibration.method]
     with writing_results(folder):
-        return inspect_them(open_detector(calibration, options), calibration, options, folder)
+        detector = open_run(calibration, options)
+        if options.images:
+            return inspect_images(detector, calibration, options, folder)
+        also = family.pictures and family.pictures(detector, map_scales(calibration)["anomaly map"])
+        return inspect_test(detector, calibration, options, folder, also)
 
 
 def about_to_write(options: Any, folder: Path, *more: str) -> bool:
-    """Say what is inspected and, on --dry_run, what would be written; whether to go on."""
+    """Print what is inspected and, on --dry_run, what would be written; returns True to go on."""
     check_folders(img_dir=options.img_dir)
     if folder.resolve() == run_folder(options).resolve() or any(
             (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
@@ -80,30 +63,30 @@ def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     return announce(options, folder / SCORES, *(folder / name for name in written))
 
 
-def open_detector(calibration: Calibration, options: Any) -> Detector:
-    """The detector of the run, on the machine that the options name."""
-    device = pick_device(options.device)
-    return build_detector(run_folder(options), calibration.settings, device, pick_precision(options.precision, device),
-                          options.batch_size, calibration)
+def open_run(calibration: Calibration, options: Any) -> Detector:
+    """The detector of the run, on the machine of the options; the last one is kept for the next category."""
+    machine = Machine.of(options.device, options.precision, options.batch_size)
+    key = (run_folder(options).resolve(), machine, calibration.method, calibration.settings, calibration.digests)
+    if _last_opened[:1] != [key]:
+        _last_opened.clear()        # frees its memory before the next one is loaded
+        _last_opened.extend([key, open_detector(run_folder(options), calibration, machine)])
+    return replace(_last_opened[1], calibration=calibration)
+
+
+_last_opened: list[Any] = []        # the arguments of the last detector, and the detector
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
-                 also: Callable[[Path, list[Inspection]], None] | None = None) -> Path:
+                 also: Also | None = None) -> Path:
     """Inspect the test images of the category; write scores, metrics, pictures and the report.
 
-    What a family writes besides is done by `also`, called with the folder and what was found.
+    `also` writes what a family adds for every image, see `inspect_category`.
     """
     category = open_category(options, options.item_states)
-    samples = test_images(category, options.masks)
-    inspections, seconds = inspect(detector, calibration, samples, category.root.parent, options.num_workers)
-    folder = results_folder(folder, options)
-    metrics, panels = write_results(folder, inspections, samples, calibration, options, seconds)
-    if also:
-        also(folder, inspections)
-    if options.export_maps == "mvtec":
-        export_maps(folder, category, inspections, calibration.pixel_threshold)
+    test_images(category, options.masks)        # refuses a test that is not whole
+    metrics, panels = inspect_category(detector, calibration, category, options, folder, also)
     if options.plt_imgs:
-        figures.show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
+        show(random.Random(options.seed).sample(panels, len(panels)) if options.shuffle else panels)
     for words in mask_words(metrics["masks"], ("cut",)):
         print(words)
     print(headline(options.item, metrics, options.dataset_path is None))
@@ -114,17 +97,18 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     """Inspect images without ground truth; write scores, overlays and the report."""
     paths = find_images(options.images, options.recursive)
     folder = results_folder(folder, options, listing_digest(paths))
-    found = inspect_new(detector, calibration, paths, folder, options.num_workers, category=options.item)
+    found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    summary = run_summary(options, calibration, found.num_good + found.num_defective, changed(options))
+    family = FAMILIES[calibration.method]
+    summary = run_summary(options, calibration, found.num_good + found.num_defective, family.about)
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
-        result = drift(calibration, [row.score for row in found.rows])
+        result = drift(calibration, [row.score for row in found.rows], script=family.scripts.calibration)
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
-    page.write_report(folder / PAGE, found.inspections, counts, summary, thresholds)
+    page.write_report(folder / PAGE, found.rows, found.gallery, counts, summary, thresholds, curves(found.rows))
     print(last_line(found))
     return folder
 
@@ -142,3 +126,22 @@ def check_new_images(options: Any) -> None:
     if options.drift_check and getattr(options, "pxl_threshold", None):
         raise UserError("--drift_check: needs the scores of a calibration; the thresholds were given by hand")
     find_images(options.images, options.recursive)
+
+
+def check_inspected(options: Any, begun: Callable[[Any], dict[str, Any]] | None, method: str) -> None:
+    """Raise `UserError`, before the long work, for anything that would make the inspection of a category fail.
+
+        begun     options -> the intensity of a training that is resumed; None where the training is skipped
+        method    method of the run
+    On --dry_run only options are looked at.
+    """
+    check_new_images(options)
+    if options.dry_run:
+        return
+    check_folders(img_dir=options.img_dir)
+    if options.images:
+        return
+    category = open_category(options, options.item_states)
+    known = begun(options) if begun else trained_options(options, *trained_alike(method))
+    check_readable(test_images(category, options.masks), options.num_workers,
+                   run_intensity(options, known, category.good, quiet=True))

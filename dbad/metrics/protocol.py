@@ -5,18 +5,13 @@ The same maps give different numbers at another mask resolution, so the protocol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dbad.data.images import upright_size
-from dbad.data.masks import read_mask
-from dbad.data.splits import Sample
 from dbad.maps import central_window
-from dbad.records import Inspection
 
 
 @dataclass(frozen=True)
@@ -43,21 +38,17 @@ class Protocol:
         return {"resolution": where[self.resolution], "crop": crop, "masks": "binary, resized with nearest neighbour"
                 if self.resolution == "network" else "binary, as in their files", "images": images}
 
-    def pairs(self, inspections: Sequence[Inspection], samples: Sequence[Sample]
-              ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the mask, (H, W) bool, and the anomaly map, (H, W) float32, of every image that has a mask."""
-        for inspection, sample in zip(inspections, samples, strict=True):
-            mask, values = inspection.mask, inspection.anomaly_map
-            if mask is None:
-                continue
-            if self.resolution == "original":
-                size = upright_size(sample.path)
-                values = resized_map(values, (size[1], size[0]))
-                mask = np.zeros(values.shape, bool)
-                if sample.mask is not None:
-                    mask = np.asarray(read_mask(sample.mask, size, sample.path).image) > 0
-            window = central_window(values.shape, self.center_crop)
-            yield mask[window], values[window]
+    def pair(self, anomaly_map: np.ndarray, mask: np.ndarray, own_mask: np.ndarray | None = None
+             ) -> tuple[np.ndarray, np.ndarray]:
+        """The mask, bool, and the map, float32, of an image where they are compared, of one shape (H, W).
+
+            anomaly_map, mask    at the detector's resolution
+            own_mask             as it is in its file; needed for resolution "original"
+        """
+        if self.resolution == "original":
+            mask, anomaly_map = own_mask, resized_map(anomaly_map, own_mask.shape)
+        window = central_window(mask.shape, self.center_crop)
+        return mask[window], anomaly_map[window]
 
 
 def resized_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dbad import metrics
-from dbad.records import Inspection
+from dbad.records import Origin, ScoreRow
 
 MAX_CURVE_POINTS = 400      # more than a picture can show
 
@@ -32,9 +32,9 @@ class Curves:
     notes: tuple[str, ...]
 
 
-def decide(inspection: Inspection, image_threshold: float | None) -> int | None:
+def decide(row: ScoreRow, image_threshold: float | None) -> int | None:
     """1 where the score reaches the threshold, else 0; without a threshold whatever was decided before."""
-    return inspection.decision if image_threshold is None else int(inspection.score >= image_threshold)
+    return row.decision if image_threshold is None else int(row.score >= image_threshold)
 
 
 def outcome(label: int | None, decision: int | None) -> str | None:
@@ -44,18 +44,11 @@ def outcome(label: int | None, decision: int | None) -> str | None:
     return "correct" if label == decision else ("false alarm" if decision else "miss")
 
 
-def ground_truth(inspection: Inspection) -> np.ndarray | None:
-    """The mask, (H, W) bool: empty for a good image that has none, None where there is no ground truth."""
-    if inspection.mask is None and inspection.label == 0:
-        return np.zeros(inspection.anomaly_map.shape, bool)
-    return inspection.mask
-
-
-def kinds(inspections: Iterable[Inspection]) -> list[str]:
+def kinds(origins: Iterable[Origin | ScoreRow]) -> list[str]:
     """A name for the kind of every image: its defect, "unknown" without one, with the category if there are several."""
-    inspections = list(inspections)
-    several = len({inspection.category for inspection in inspections}) > 1
-    return [(f"{i.category} / " if several else "") + (i.defect or "unknown") for i in inspections]
+    origins = list(origins)
+    several = len({origin.category for origin in origins}) > 1
+    return [(f"{o.category} / " if several else "") + (o.defect or "unknown") for o in origins]
 
 
 def spans_decades(scores: Sequence[float]) -> bool:
@@ -64,31 +57,16 @@ def spans_decades(scores: Sequence[float]) -> bool:
     return bool(low > 0 and high > 20 * middle)
 
 
-def curves(inspections: Sequence[Inspection], pro: Curve | None = None,
-           max_points: int = MAX_CURVE_POINTS) -> Curves:
-    """ROC and PRO of a run, as far as labels and masks allow them, with at most `max_points` points each.
-
-    `pro` is the PRO curve, if it is known; else it is measured on the maps as they are.
-    """
-    roc = None
-    notes = []
-    labelled = [i for i in inspections if i.label is not None]
-    if len({i.label for i in labelled}) == 2:
-        roc = metrics.roc_curve([i.label for i in labelled], [i.score for i in labelled], max_points)
+def curves(rows: Sequence[ScoreRow], pro: Curve | None = None, max_points: int = MAX_CURVE_POINTS) -> Curves:
+    """The ROC of a run, as far as labels allow it, with at most `max_points` points, beside the PRO curve, if any."""
+    roc, notes = None, []
+    labelled = [row for row in rows if row.label is not None]
+    if len({row.label for row in labelled}) == 2:
+        roc = metrics.roc_curve([row.label for row in labelled], [row.score for row in labelled], max_points)
     else:
         notes.append("no ROC curve: it needs good and defective images with ground truth")
-    if pro is not None:
-        return Curves(roc, pro, tuple(notes))
-    masked = [(ground_truth(i), i.anomaly_map) for i in inspections if ground_truth(i) is not None]
-    masks, maps = [mask for mask, _ in masked], [values for _, values in masked]
-    if not any(mask.any() for mask in masks) or all(mask.all() for mask in masks):
+    if pro is None:
         notes.append("no PRO curve: it needs ground-truth masks that show where the defects are")
-    elif sum(mask.size for mask in masks) <= metrics.MAX_EXACT_PIXELS:
-        pro = metrics.pro_curve(masks, maps, max_points)
-    else:
-        histogram = metrics.PixelHistogram()
-        histogram.update(masks, maps)
-        pro = histogram.pro_curve(max_points)
     return Curves(roc, pro, tuple(notes))
 
 

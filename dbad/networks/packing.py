@@ -24,7 +24,7 @@ class PackedConv2d(nn.Module):
         x = x.to(torch.bfloat16)
         if self.packed is None:         # what order is best depends on the shape
             weight, self.weight = self.weight.detach().to_mkldnn(), None        # else there would be two of it
-            self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.how, x.shape)
+            self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.how, x.shape)  # ty: ignore
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], "")
 
 

@@ -11,39 +11,42 @@ is not. All have the size of their image.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dbad.data.images import upright_size
-from dbad.data.splits import Category
 from dbad.files.atomic import atomic_write
 from dbad.files.names import ANOMALY_IMAGES, ANOMALY_MAPS, THRESHOLDED_IMAGES
 from dbad.metrics.protocol import resized_map
-from dbad.records import Inspection
+from dbad.records import Category
 
 SAMPLE_FORMAT, IEEE_FLOAT = 339, 3      # the TIFF tag, and its value for floating-point numbers
 
 
-def export_maps(folder: Path, category: Category, inspections: Sequence[Inspection], pixel_threshold: float) -> None:
-    """Write the maps of the category's test images, one channel each, below the folder of the results.
+class MapExport:
+    """Writes the maps of a category's test images, one channel each, below the folder of the results.
 
     Maps of MVTec AD 2 are as its server reads them, those of any other data set as the program of MVTec AD does.
     """
-    for inspection, sample, place in zip(inspections, category.test, _places(category), strict=True):
-        width, height = upright_size(sample.path)
-        values = resized_map(inspection.anomaly_map, (height, width))
-        if category.layout != "mvtec_ad_2":
-            with atomic_write(folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:
+
+    def __init__(self, folder: Path, category: Category, pixel_threshold: float):
+        self.folder, self.pixel_threshold = folder, pixel_threshold
+        self.for_server = category.layout == "mvtec_ad_2"
+        self.places = _places(category)
+
+    def write(self, number: int, anomaly_map: np.ndarray, size: tuple[int, int]) -> None:
+        """Write the map (h, w) of the test image of this number, whose size is (H, W)."""
+        values, place = resized_map(anomaly_map, size), self.places[number]
+        if not self.for_server:
+            with atomic_write(self.folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:
                 Image.fromarray(values).save(temporary, "TIFF")
-            continue
-        with atomic_write(folder / ANOMALY_IMAGES / place.with_name(f"{place.name}.tiff")) as temporary:
+            return
+        with atomic_write(self.folder / ANOMALY_IMAGES / place.with_name(f"{place.name}.tiff")) as temporary:
             half = values.clip(max=np.finfo(np.float16).max).astype(np.float16)
             Image.fromarray(half.view(np.uint16)).save(temporary, "TIFF", tiffinfo={SAMPLE_FORMAT: IEEE_FLOAT})
-        with atomic_write(folder / THRESHOLDED_IMAGES / place.with_name(f"{place.name}.png")) as temporary:
-            Image.fromarray(((values >= pixel_threshold) * 255).astype(np.uint8)).save(temporary, "PNG")
+        with atomic_write(self.folder / THRESHOLDED_IMAGES / place.with_name(f"{place.name}.png")) as temporary:
+            Image.fromarray(((values >= self.pixel_threshold) * 255).astype(np.uint8)).save(temporary, "PNG")
 
 
 def _places(category: Category) -> list[Path]:

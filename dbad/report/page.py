@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from PIL import Image
 
-from dbad.files.atomic import write_json, write_text
+from dbad.files.atomic import atomic_write, write_json
 from dbad.files.names import METRICS, METRICS_TABLE
 from dbad.files.tables import write_table
 from dbad.metrics import verdicts
 from dbad.metrics.verdicts import Curves, Thresholds
-from dbad.records import Inspection
-from dbad.report import figures
+from dbad.records import ScoreRow
+from dbad.report.gallery import Gallery
 
-SCORE_COLUMNS = ("path", "category", "defect", "label", "score", "p_value", "normalised", "decision")
-IMAGE_BYTES = 50_000  # for all pictures of one image; base64 adds a third, so 200 images stay below 15 MB
-PICTURE_SIDE = 256  # pixels, the longer side at most
 ACRONYMS = {"auroc": "AUROC", "aupro": "AUPRO", "ap": "AP", "f1": "F1", "pro": "PRO"}
 PERCENTAGES = {"rate", "share", "accuracy", "precision", "recall"}
 
 
-def write_scores(path: Path | str, inspections: Sequence[Inspection]) -> Path:
+def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> Path:
     """Write one line per image, in the order given, see `tables.write_table`.
 
         path, category, defect    texts: one that a spreadsheet would take for a formula begins with a single quote
@@ -37,8 +31,7 @@ def write_scores(path: Path | str, inspections: Sequence[Inspection]) -> Path:
         score, p_value, normalised    numbers that read back exactly
     What is unknown is an empty field.
     """
-    return write_table(path, SCORE_COLUMNS, ([plain(getattr(inspection, name)) for name in SCORE_COLUMNS]
-                                             for inspection in inspections))
+    return write_table(path, ScoreRow._fields, (plain(row) for row in rows))
 
 
 def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -98,40 +91,6 @@ def _is_quality(name: tuple[str, ...]) -> bool:
     return bool(words & (PERCENTAGES | ACRONYMS.keys())) and "threshold" not in words
 
 
-# Pictures
-
-
-def _encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def pictures(inspection: Inspection, scale: float, side: int = PICTURE_SIDE) -> dict[str, str | None]:
-    """The pictures of one image as data URIs, together at most `IMAGE_BYTES` before encoding: None where there is none.
-
-    Photographs are JPEG; quality, and for the busiest images the size, give way until the sum fits. The mask is PNG.
-    """
-    truth = verdicts.ground_truth(inspection)
-    photographs = {"input": inspection.image, "reconstruction": inspection.reconstruction,
-                   "map": figures.heat(inspection.anomaly_map, scale),
-                   "overlay": figures.overlay(inspection.image, inspection.anomaly_map, scale)}
-    for quality, shrink in ((82, 1), (72, 1), (60, 1), (45, 1), (40, 0.75), (30, 0.5), (20, 0.25)):
-        small = max(16, round(side * shrink))
-        files = {name: None if pixels is None else
-                 _encode(figures.tile(pixels, small, enlarge=False), "JPEG", quality=quality, optimize=True)
-                 for name, pixels in photographs.items()}
-        mask = None if truth is None else _encode(
-            figures.tile(truth, small, enlarge=False).convert("1", dither=Image.Dither.NONE), "PNG", optimize=True)
-        if sum(len(file) for file in (*files.values(), mask) if file) <= IMAGE_BYTES:
-            break
-    return {name: _data_uri("jpeg", file) for name, file in files.items()} | {"truth": _data_uri("png", mask)}
-
-
-def _data_uri(kind: str, file: bytes | None) -> str | None:
-    return None if file is None else f"data:image/{kind};base64,{base64.b64encode(file).decode('ascii')}"
-
-
 # The report
 
 
@@ -143,45 +102,48 @@ def template(name: str) -> Template:
                        lstrip_blocks=True).get_template(name)
 
 
-def write_report(path: Path | str, inspections: Sequence[Inspection], metrics: Mapping[str, Any],
-                 summary: Mapping[str, str], thresholds: Thresholds, found: Curves | None = None) -> Path:
+def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, metrics: Mapping[str, Any],
+                 summary: Mapping[str, str], thresholds: Thresholds, found: Curves) -> Path:
     """Write the report of a run as one HTML file without outside resources; below 15 MB for 200 images.
 
-        inspections   in any order; the report sorts by score
+        rows          of all images, in any order; the report sorts by score
+        gallery       the pictures of the images by their place in `rows`; a line says so where some have none
         metrics       numbers, may be nested: the outer areas and rates are shown large, all numbers in a table
         summary       what the run was, as name -> text, in the order to show
         thresholds    where the draggable threshold starts, and the middle of the maps' colours
-        found         the curves, if they were computed before
-    More than 200 images get smaller pictures, so that the file grows slowly.
+        found         the curves
     """
-    found = verdicts.curves(inspections) if found is None else found
     flat = flatten(metrics)
-    data = _report_data(inspections, thresholds, found)
     tiles = [name for name in flat if len(name) <= 2 and _is_quality(name)]
-    page = template("report.html").render(
-        title=", ".join(sorted({i.category for i in inspections})),
+    limit = f"Pictures of the {len(gallery.shown)} highest-scoring of {len(rows)} images; numbers count all of them."
+    page = template("report.html").stream(
+        title=", ".join(sorted({row.category for row in rows})),
         tiles=[(readable_name(name), readable_value(name, flat[name])) for name in tiles],
         table=[(readable_name(name), readable_value(name, value)) for name, value in flat.items()],
-        summary=dict(summary), notes=found.notes, data=data,
+        summary=dict(summary), notes=found.notes, limit=limit if len(gallery.shown) < len(rows) else None,
+        data=_report_data(rows, gallery, thresholds, found), images=_report_images(rows, gallery),
     )
-    write_text(path, page)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        page.dump(file, "utf-8", "backslashreplace")        # piece by piece: the page is larger than all that is kept
     return Path(path)
 
 
-def _report_data(inspections: Sequence[Inspection], thresholds: Thresholds, found: Curves) -> dict[str, Any]:
-    """What the script in the report works on, in JSON's types."""
-    side = max(64, round(PICTURE_SIDE * min(1.0, (200 / max(1, len(inspections))) ** 0.5)))
-    scale = figures.map_scales(inspections, thresholds.pixel).get("anomaly map", 0.0)
-    images = [{
-        "path": i.path, "kind": kind, "label": i.label, "score": float(i.score), "shape": i.image.shape[:2],
-        "p_value": i.p_value, "normalised": i.normalised,
-        "pictures": pictures(i, scale, side),
-    } for i, kind in zip(inspections, verdicts.kinds(inspections), strict=True)]
-    scores = [float(i.score) for i in inspections]
+def _report_data(rows: Sequence[ScoreRow], gallery: Gallery, thresholds: Thresholds, found: Curves) -> dict[str, Any]:
+    """What the script in the report works on, beside the images, in JSON's types."""
     return plain({
-        "images": images, "threshold": thresholds.image, "logarithmic": verdicts.spans_decades(scores),
+        "threshold": thresholds.image, "logarithmic": verdicts.spans_decades([row.score for row in rows]),
         "roc": found.roc and np.stack(found.roc[:2], 1).round(5),
         "pro": found.pro and np.stack(found.pro[:2], 1).round(5),
         "pro_mark": verdicts.point_at(found.pro, thresholds.pixel),
-        "counterpart": next((i.counterpart for i in inspections if i.reconstruction is not None), None),
+        "counterpart": next((shown.counterpart for shown in gallery.shown.values() if shown.files["reconstruction"]),
+                            None),
     })
+
+
+def _report_images(rows: Sequence[ScoreRow], gallery: Gallery) -> Iterator[dict[str, Any]]:
+    """What the script in the report works on of every image, one at a time."""
+    for number, (row, kind) in enumerate(zip(rows, verdicts.kinds(rows), strict=True)):
+        shown = gallery.shown.get(number)
+        yield plain({
+            "path": row.path, "kind": kind, "label": row.label, "score": float(row.score), "p_value": row.p_value,
+            "normalised": row.normalised, "shape": shown and shown.shape, "pictures": shown and shown.uris()})

@@ -15,20 +15,10 @@ import torch
 
 from dbad.calibration.thresholds import Calibration
 from dbad.data.finding import counted
-from dbad.data.splits import Sample
 from dbad.files.atomic import ensure_folders, known_json, write_json
-from dbad.files.names import CURVES, OPTIONS, OVERVIEW, PAGE, PANELS, SCORES
-from dbad.inspection.loop import measure
-from dbad.metrics.protocol import Protocol
-from dbad.metrics.verdicts import Thresholds
-from dbad.options.command_line import RunOptions, changed, data_of, plain
-from dbad.records import Inspection
-from dbad.report import figures, page
-
-METHODS = {"ddim": "conditioned denoising (DDIM), pixel and feature differences",
-           "lafite": "diffusion in feature space (LafitE), nearest good patches",
-           "knn": "distance to the nearest good patches, without diffusion",
-           "diad": "latent diffusion guided by the image (DiAD), feature differences"}
+from dbad.files.names import OPTIONS
+from dbad.options.resolve import changed, data_of, plain
+from dbad.options.shared import RunOptions
 
 
 def results_folder(folder: Path, options: RunOptions, inputs: str | None = None) -> Path:
@@ -53,25 +43,6 @@ def numbered(path: Path) -> Path:
     return next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists())
 
 
-def write_results(folder: Path, inspections: Sequence[Inspection], samples: Sequence[Sample], calibration: Calibration,
-                  options: Any, seconds_per_image: float) -> tuple[dict[str, Any], list[Path]]:
-    """Measure inspected test images and write all that is said of them; returns the metrics and the panels' paths."""
-    protocol = Protocol(options.eval_resolution, calibration.settings["center_crop"])
-    metrics, found = measure(inspections, calibration, samples, protocol)
-    metrics["seconds_per_image"] = seconds_per_image
-    thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
-    page.write_scores(folder / SCORES, inspections)
-    page.write_metrics(folder, metrics)
-    panels = figures.write_panels(folder / PANELS, inspections, thresholds, options.num_workers)
-    figures.write_overview(folder / OVERVIEW, inspections, thresholds)
-    figures.write_curves(folder / CURVES, inspections, thresholds, found)
-    summary = run_summary(options, calibration, len(inspections), changed(options))
-    if words := mask_words(metrics["masks"]):
-        summary["Masks"] = "; ".join(words)
-    page.write_report(folder / PAGE, inspections, metrics, summary, thresholds, found)
-    return metrics, panels
-
-
 def listing_digest(paths: Iterable[Path]) -> str:
     """A short text that changes when files come, go, or are written again."""
     digest = hashlib.blake2b(digest_size=8)
@@ -85,9 +56,9 @@ def listing_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def run_summary(options: RunOptions, calibration: Calibration, num_images: int,
-                different: dict[str, Any]) -> dict[str, str]:
-    """What a report says of how it came about, as names and texts in reading order."""
+def run_summary(options: RunOptions, calibration: Calibration, num_images: int, method: str) -> dict[str, str]:
+    """What a report says of how it came about, as names and texts in reading order; `method` in words."""
+    different = changed(options)
     promise = "none; thresholds were given by hand"
     if calibration.false_alarm_rate is not None:
         promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
@@ -96,7 +67,7 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int,
         "Category": options.item,
         "Data": data_of(options),
         "Images": str(num_images),
-        "Method": METHODS[calibration.settings.get("method", "ddim")],
+        "Method": method,
         "False alarms promised": promise,
         "Preset": options.preset,
         "Other than the preset": listed({name: value for name, value in different.items()
@@ -146,7 +117,7 @@ def headline(item: str, metrics: dict[str, Any], drawn: bool) -> str:
 
 
 def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty", "cut")) -> list[str]:
-    """What is to be said of the masks, see `evaluate.found_masks`: nothing where every defective image has a usual one.
+    """What is to be said of the masks, see `Measurement.masks`: nothing where every defective image has a usual one.
 
     Each of the phrases names at most three images.
     """

@@ -8,95 +8,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from urllib.parse import quote
 
 from dbad.errors import UserError
-from dbad.files.atomic import read_json, write_text
-from dbad.files.names import METRICS, OPTIONS, PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY_TEXT
+from dbad.files.atomic import write_text
+from dbad.files.names import PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY_TEXT
 from dbad.files.tables import read_table, write_table
-from dbad.options.declared import check_declared, check_types
-from dbad.report.page import flatten, template
+from dbad.report.page import template
 from dbad.report.published import NAMES, PUBLISHED, Published
+from dbad.report.runs import COLUMNS, FINISHED, Cell, Results, Run, cells, measured, metric_names, values_of
 
-FINISHED = ("done", "finished before")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One category with one seed; where its results lie, and how it went."""
-
-    item: str
-    seed: int
-    folder: Path                    # the results folder of this run: metrics.json, options.json, report.html
-    status: str                     # "done", "finished before", "failed", "skipped" (its turn has not come)
-    error: str | None = None        # why it failed, one line
-    seconds: float | None = None    # how long this command worked on it
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric as tables show it: `name` as in metrics.csv; a count is shown with the `rest` of what was counted."""
-
-    title: str
-    name: str
-    factor: int = 100
-    rest: str | None = None
-
-
-COLUMNS = (
-    Column("Image AUROC", "image.auroc"), Column("Image AP", "image.ap"), Column("Image F1-max", "image.f1_max"),
-    Column("Pixel AUROC", "pixel.auroc"), Column("Pixel AP", "pixel.ap"), Column("Pixel F1-max", "pixel.f1_max"),
-    Column("AUPRO 0.3", "pixel.aupro_0.3"), Column("AUPRO 0.05", "pixel.aupro_0.05"),
-    Column("Missed defects", "image_rates.fn", 1, "image_rates.tp"),
-    Column("False alarms", "image_rates.fp", 1, "image_rates.tn"),
-    Column("ms per image", "seconds_per_image", 1000),
-)
 TILES = {"Image AUROC", "Pixel AUROC", "Pixel AP", "AUPRO 0.3", "Missed defects", "False alarms"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number as it is shown: a mean over seeds, its standard deviation, and the whole that a count is part of."""
-
-    value: float | None = None
-    spread: float | None = None
-    whole: float | None = None
-    digits: int = 1
-
-    def __str__(self) -> str:
-        return self.number + self.deviation + self.rest
-
-    @property
-    def number(self) -> str:
-        return "–" if self.value is None else f"{self.value:.{self.digits}f}"
-
-    @property
-    def deviation(self) -> str:
-        return "" if self.spread is None else f" ± {self.spread:.{self.digits}f}"
-
-    @property
-    def rest(self) -> str:
-        return "" if self.whole is None else f" of {self.whole:g}"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run left: its metrics by dotted name, how they were measured, and by which code."""
-
-    numbers: Mapping[str, float | None] = field(default_factory=dict)
-    protocol: str = "unknown"
-    reason: str | None = None       # why some metrics are missing
-    commit: str | None = None
-    trouble: str | None = None      # why there is nothing
-
-
-Results = Mapping[Run, Measured]
 
 
 @dataclass(frozen=True)
@@ -160,26 +88,6 @@ def write_summary(img_dir: Path, runs: Sequence[Run], about: Mapping[str, str], 
     return img_dir / SUMMARY_PAGE
 
 
-def measured(run: Run) -> Measured:
-    """Read the results of a run; those of one that failed are not its own, and unreadable ones are told, not raised."""
-    if run.status not in FINISHED:
-        why = f"failed: {run.error}" if run.error else "failed"
-        return Measured(trouble=why if run.status == "failed" else "not run")
-    try:
-        metrics = read_json(run.folder / METRICS)
-        options = read_json(run.folder / OPTIONS)
-        numbers = {".".join(name): value for name, value in flatten(metrics).items() if not isinstance(value, str)}
-        check_types(metrics, {"protocol": str | dict[str, str], "reason": str | None}, run.folder / METRICS)
-        check_declared(numbers, dict.fromkeys(_names(), float | None), run.folder / METRICS)
-        check_types(options, {"commit": str | None}, run.folder / OPTIONS)
-    except UserError as error:
-        return Measured(trouble=str(error))
-    protocol = metrics.get("protocol", "unknown")
-    if isinstance(protocol, dict):
-        protocol = "; ".join(f"{name}: {text}" for name, text in protocol.items())
-    return Measured(numbers, protocol, metrics.get("reason"), options.get("commit"))
-
-
 def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
     """Rename the summary that lies in `img_dir` if it has other runs than `pairs` of item and seed."""
     path = img_dir / SUMMARY_TABLE
@@ -197,53 +105,6 @@ def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
         if old.exists():
             old.rename(new)
     print(f"{path} was the summary of other runs; it is kept in {news[0]}")
-
-
-# Numbers
-
-
-def over_seeds(values: Collection[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1); None where there are no values, or fewer than two."""
-    return fmean(values) if values else None, stdev(values) if len(values) > 1 else None
-
-
-def over_categories(by_item: Mapping[str, Mapping[int, float]], combine: Callable[[Iterable[float]], float]
-                    ) -> tuple[float | None, float | None]:
-    """`combine`, fmean or sum, of the categories' means over seeds, and the spread of what it gives for one seed.
-
-    {item: {seed: value}}; categories without a value are left out. The spread is taken over the seeds for which all
-    others have one: it shall not show which categories a seed lacks.
-    """
-    present = [values for values in by_item.values() if values]
-    if not present:
-        return None, None
-    whole = set.intersection(*(set(values) for values in present))
-    _, spread = over_seeds([combine([values[seed] for values in present]) for seed in sorted(whole)])
-    return combine([fmean(values.values()) for values in present]), spread
-
-
-def values_of(results: Results, *names: str) -> dict[str, dict[int, float]]:
-    """The metric, or the sum of several, as {item: {seed: value}}; seeds without it are missing."""
-    values: dict[str, dict[int, float]] = {run.item: {} for run in results}
-    for run, found in results.items():
-        numbers = [found.numbers.get(name) for name in names]
-        if None not in numbers:
-            values[run.item][run.seed] = sum(numbers)
-    return values
-
-
-def cells(column: Column, results: Results) -> tuple[dict[str, Cell], Cell]:
-    """The column's cell for every item, and that of all categories: their mean, or their sum for counts."""
-    values, combine = values_of(results, column.name), sum if column.rest else fmean
-    wholes = values_of(results, column.name, column.rest) if column.rest else dict.fromkeys(values, {})
-
-    def cell(found: tuple[float | None, float | None], whole: tuple[float | None, float | None]) -> Cell:
-        value, spread = (None if number is None else column.factor * number for number in found)
-        exact = column.rest and value is not None and float(value).is_integer() and spread is None
-        rough = column.factor == 1000 and value is not None and value >= 100
-        return Cell(value, spread, whole[0], 0 if exact or rough else 1)
-    by_item = {item: cell(over_seeds(values[item].values()), over_seeds(wholes[item].values())) for item in values}
-    return by_item, cell(over_categories(values, combine), over_categories(wholes, combine))
 
 
 # What both documents show
@@ -328,14 +189,9 @@ def _number(number: int, one: str, several: str) -> str:
 # Files
 
 
-def _names() -> list[str]:
-    """The metrics that are shown."""
-    return list(dict.fromkeys(name for column in COLUMNS for name in (column.name, column.rest) if name))
-
-
 def write_rows(path: Path, img_dir: Path, results: Results) -> None:
     """Write summary.csv: one row per run; numbers read back exactly, and what is unknown is an empty field."""
-    names = _names()
+    names = metric_names()
     rows = []
     for run, found in results.items():
         numbers = (found.numbers.get(name) for name in ("num_images", *names))

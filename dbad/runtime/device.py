@@ -1,31 +1,34 @@
-"""The machine: device, number format, memory order, and how failures reach the user."""
+"""The machine that networks run on: device, number format, memory order."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from dbad.errors import UserError, printable
-from dbad.runtime.output import quiet_output
-from dbad.runtime.signals import STATUS, STOPPED, terminable
+from dbad.errors import UserError
 
-# What a user's names, disks and limits can cause, beside what is found by looking first.
-_UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ETXTBSY)
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE,
-             errno.ENFILE, errno.EIO, errno.ESTALE)
+
+class Machine(NamedTuple):
+    """The machine of networks: the device, their precision "fp32" or "bf16", and the number of images per batch."""
+
+    device: torch.device
+    precision: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Machine:
+        """The machine that --device, --precision and --batch_size name."""
+        chosen = pick_device(device)
+        return cls(chosen, pick_precision(precision, chosen), batch_size)
 
 
 def pick_device(name: str) -> torch.device:
-    """`--device` as a torch device; auto takes CUDA, else MPS, else the CPU. A device that is not there is an error."""
+    """The torch device for `--device`; auto takes CUDA, else MPS, else the CPU. A missing device is an error."""
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -47,21 +50,34 @@ def pick_device(name: str) -> torch.device:
 
 
 def _be_repeatable() -> None:
-    """Have CUDA give the same bits for the same seed, and float32 where float32 is asked for.
+    """Make CUDA give the same bits for the same seed, and compute in float32 if float32 is set.
 
-    Left alone, convolutions in float32 are computed in tf32, with the mantissa of a half; features and scores then
-    differ from those of a CPU by up to a hundredth.
+    By default, convolutions in float32 are computed in tf32, with the mantissa of a half; features and scores then
+    differ from those of a CPU by up to a hundredth. Attention uses the one kernel that is made of plain products. The
+    fused ones (flash, memory-efficient, cuDNN) add up gradients in the order in which blocks of threads end, which
+    differs every time. The plain kernel takes more memory, the square of the number of places.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # read when the first product is computed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False     # a guard that costs a write of every output
+    attend(fused=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False     # filling them costs a write of every output
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 
+def attend(fused: bool) -> None:
+    """Allow CUDA's fused attention kernels if `fused`, else only plain products, whose gradients are repeatable."""
+    cuda = torch.backends.cuda
+    cuda.enable_math_sdp(True)
+    cuda.enable_flash_sdp(fused)
+    cuda.enable_mem_efficient_sdp(fused)
+    if hasattr(cuda, "enable_cudnn_sdp"):       # since torch 2.5
+        cuda.enable_cudnn_sdp(fused)
+
+
 def pick_precision(name: str, device: torch.device) -> str:
-    """`--precision` as "fp32" or "bf16"; auto takes bf16 where the processor computes in it."""
+    """The precision for `--precision`, "fp32" or "bf16"; auto takes bf16 if the processor computes in it."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -75,13 +91,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on tensor cores and AMX, where it is several times faster; elsewhere the plain order is."""
+    """The fastest memory order: channels last on tensor cores and AMX, by several times; elsewhere the plain order."""
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has("amx_bf16"))
     return torch.channels_last if fast else torch.contiguous_format
 
 
 def packs_weights(device: torch.device) -> bool:
-    """Whether convolutions in bf16 on `device` can keep their weights in the order that its kernels want."""
+    """True if convolutions in bf16 on `device` can keep their weights in the order that its kernels need."""
     return (device.type == "cpu" and _cpu_has("amx_bf16", "avx512_bf16") and torch.backends.mkldnn.is_available()
             and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"))
 
@@ -92,38 +108,11 @@ def _cpu_has(*features: str) -> bool:
 
 
 @contextlib.contextmanager
-def one_line_failures() -> Iterator[None]:
-    """A failure that a user can cause ends the program with one line on stderr and status 2, without a traceback.
-
-    Ctrl-C and SIGTERM end it with status 130.
-    """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)    # its retries would bury the line
-    logging.getLogger("PIL").setLevel(logging.ERROR)                # so would what it says of odd files
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with terminable(), quiet_output():
-            yield
-    except UserError as error:
-        _exit(str(error), 2)
-    except KeyboardInterrupt:
-        _exit(STOPPED, STATUS)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _exit("the device ran out of memory; try a smaller --batch_size or --resolution, or --precision bf16", 2)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE + _UNUSABLE:
-            raise
-        what = "written" if error.errno in _UNWRITABLE else "read or written"
-        _exit(f"{error.filename or 'output'}: cannot be {what} ({error.strerror})", 2)
-
-
-@contextlib.contextmanager
 def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, otherwise: str) -> Iterator[None]:
-    """Turn running out of memory into a line that says what to change; the first ways hardly change the result.
+    """Turn an out-of-memory error into a line that says what to change; the first changes hardly affect the result.
 
-        batch_size, accumulate, others   names of the options that decide how much is needed
-        otherwise                        the last way out, in words
+        batch_size, accumulate, others   names of the options that determine the memory needed
+        otherwise                        the last resort, in words
     """
     try:
         yield
@@ -134,19 +123,3 @@ def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, 
         ways += ["--gradient_checkpointing"] * (not options.gradient_checkpointing)
         ways += ["--precision bf16"] * (options.precision != "bf16") + [otherwise]
         raise UserError(f"the device ran out of memory with {now}; try {', or '.join(ways)}") from None
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line that several scripts in one process, or several looks at the same files, would repeat."""
-    print(printable(line))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was missing: on a CPU torch says so in words alone."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _exit(message: str, status: int) -> None:
-    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {printable(message)}", file=sys.stderr)
-    raise SystemExit(status)

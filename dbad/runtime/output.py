@@ -1,4 +1,4 @@
-"""What scripts print: it reaches any terminal, and a pipe that nobody reads on ends the script quietly."""
+"""Output of scripts: it can be printed on any terminal, and a closed pipe ends the script quietly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CLOSED = 141        # the status of a Unix tool that SIGPIPE ended: 128 + 13
 
 @contextlib.contextmanager
 def quiet_output() -> Iterator[None]:
-    """Print what the output has no characters for as escapes; end with status `CLOSED` where nobody reads it on.
+    """Print characters that the output cannot encode as escapes; end with status `CLOSED` if its reader has gone.
 
-    So `--dry_run | head` ends as any Unix tool does. What was printed is flushed before the block is left: at the
-    interpreter's end it would be too late to take notice of a closed pipe.
+    So `--dry_run | head` ends like any Unix tool. The output is flushed at the end of the block: when the interpreter
+    ends, it is too late to notice a closed pipe.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
     for stream in streams:
@@ -33,12 +33,12 @@ def quiet_output() -> Iterator[None]:
         for stream in streams:
             with contextlib.suppress(BrokenPipeError):
                 stream.flush()
-            if _is_closed(stream):      # what else is printed goes nowhere, without another error
+            if _is_closed(stream):      # further output is discarded, without another error
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """Whether the stream is a pipe whose reader has gone."""
+    """True if the stream is a pipe whose reader has gone."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)

@@ -1,4 +1,4 @@
-"""What every command line of the project has in common: errors of one line, and no empty values."""
+"""The parts that every command line of the project shares: errors of one line, and no empty values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dbad.errors import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line and the nearest flag for a misspelt one."""
+    """An argparse parser with errors of one line, which suggest the nearest flag for a misspelt one."""
 
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ")
@@ -22,12 +22,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def text(word: str) -> str:
-    """A word as it is; an empty one, as of an unset variable of the shell, would silently mean something else."""
+    """The word unchanged; an empty one is refused: it often comes from an unset variable of the shell."""
     if not word:
         raise argparse.ArgumentTypeError("expected a value, found an empty text")
     return word
 
 
 def path(word: str) -> Path:
-    """A path, which is not empty."""
+    """The word as a path; an empty word is refused."""
     return Path(text(word))

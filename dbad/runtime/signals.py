@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: a training ends its step first, everything else stops at once, and both say so.
+"""Handle Ctrl-C and SIGTERM: a training ends its step first, everything else stops at once; both print a message.
 
-Python runs the handlers of signals between two operations of its own, and an operation on large tensors can take
-minutes. What a user is told therefore comes from a thread, which the system wakes at once.
+Python runs signal handlers between two operations of its own, and an operation on large tensors can take minutes. The
+message therefore comes from a thread, which the system wakes at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-STATUS = 130            # of a program that was stopped
+STATUS = 130            # exit status of a program that was stopped
 STOPPED = "stopped; what is finished is kept, and a training goes on when the same command is given again"
-SAME_S = 1.0            # a launcher of several processes passes Ctrl-C on to those that the terminal has told already
-PATIENCE_S = 5.0        # so long the operation in progress may take after a second signal
+SAME_S = 1.0            # seconds; a launcher passes Ctrl-C on to processes that got it from the terminal already
+PATIENCE_S = 5.0        # seconds that the operation in progress may take after a second signal
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    """Make SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield                       # signals reach the main thread only
         return
@@ -44,9 +44,10 @@ def _interrupt(number, frame) -> None:
 
 @contextmanager
 def stop_signals(step_s: Callable[[], float | None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks after every step; a second one stops at once.
+    """Give a function that returns True once Ctrl-C or SIGTERM has come; a second signal stops at once.
 
-    `step_s` gives the seconds that a step takes, None while that is not known; without it nothing is said.
+    A loop calls the function after every step. `step_s` gives the seconds that a step takes, None while that is not
+    known; without `step_s` no message is printed.
     """
     asked, requests = threading.Event(), _Requests()
 
@@ -68,13 +69,13 @@ def stop_signals(step_s: Callable[[], float | None] | None = None) -> Iterator[C
 
 
 class _Requests:
-    """Counts the times that a stop was asked for; signals within SAME_S of the first are one request."""
+    """A counter of requests to stop; signals within SAME_S of the first are one request."""
 
     def __init__(self):
         self._count, self._first = 0, -math.inf
 
     def hear(self) -> int:
-        """Count a signal that has just come; how often a stop was asked for by now."""
+        """Count a new signal and return the number of requests so far."""
         now = time.monotonic()
         if now - self._first > SAME_S:
             self._count += 1
@@ -84,7 +85,7 @@ class _Requests:
 
 @contextmanager
 def _told(step_s: Callable[[], float | None] | None) -> Iterator[None]:
-    """Within the block, tell of signals when they arrive, and end the program where a second one has no effect."""
+    """Report signals in the block when they arrive, and end the program if a second one has no effect."""
     ended = threading.Event()
     ours, systems = socket.socketpair()
     systems.setblocking(False)
@@ -100,7 +101,7 @@ def _told(step_s: Callable[[], float | None] | None) -> Iterator[None]:
                     _say(_finishing(step_s()))
                 elif told == 2 and not ended.wait(PATIENCE_S):
                     _say(f"{os.path.basename(sys.argv[0])}: {STOPPED}")
-                    os._exit(STATUS)        # in the middle of an operation; files are whole at any time
+                    os._exit(STATUS)        # in the middle of an operation; files are always whole
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

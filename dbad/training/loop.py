@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +24,10 @@ from dbad.checkpoints.weights import load_pickle, save_pickle
 from dbad.diffusion.noise import stream
 from dbad.errors import UserError
 from dbad.files.atomic import ensure_folders
-from dbad.files.names import last_file
 from dbad.runtime.signals import stop_signals
 from dbad.training.early_stopping import Best
+from dbad.training.plan import IMAGES, Hooks, Place, Plan
 from dbad.training.progress import Clock, EpochSums, Log, forecast
-
-IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast to train, by AdamW.
-
-        num_steps          optimiser steps
-        steps_per_epoch    steps after which the mean loss is logged
-        report_every       epochs between calls of `on_report` (validation, samples, checkpoints)
-        settings           what shapes the result, as plain values: a run resumes only under equal settings
-        accumulate         batches whose mean gradient makes a step; each counts as a step of `StepBatches`
-        schedule           of the learning rate: "cosine" falls to 0 after warm-up, "constant" has neither
-        fused              AdamW in one kernel: faster, less memory, other last bits
-    """
-
-    num_steps: int
-    steps_per_epoch: int
-    report_every: int
-    learning_rate: float
-    warmup_steps: int
-    seed: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.95, 0.999)
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    accumulate: int = 1
-    schedule: str = "cosine"
-    fused: bool = False
 
 
 class StepBatches:
@@ -92,20 +60,13 @@ class StepBatches:
         return len(self.steps)
 
 
-def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan, *,
-        batch_size: int, folder: Path, phase: str, log_dir: Path, device: torch.device, resume: bool = True,
-        on_begin: Callable[[], None] | None = None,
-        on_report: Callable[[nn.Module, int], dict[str, float]] | None = None,
-        best: Best | None = None) -> nn.Module:
-    """Train `model` and return it with its EMA weights, with `best` those of its best epoch.
+def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan,
+        place: Place, *, batch_size: int, device: torch.device, hooks: Hooks | None = None) -> nn.Module:
+    """Train `model` and return it with its EMA weights, or with those of its best epoch where `hooks` has a `best`.
 
         data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
         loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
-        folder       run folder, made if it is missing: one line per epoch in log.jsonl, and the last state in last.pt
-        phase        what is trained, as logs and bars call it; "diffusion" has last.pt, others <phase>_last.pt
-        on_begin     called once the run is known to be able to start or go on
-        on_report    called with the EMA model and the epoch; what it returns is logged
-        best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
+        batch_size   images per batch, over all processes
 
     A finished run is not repeated. Frozen weights are not saved: the caller brings them with the model. Ctrl-C and
     SIGTERM end the step in progress and save; after `kill -9` at most `progress.SAVE_EVERY_S` seconds are computed
@@ -114,22 +75,23 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     accelerator = Accelerator(cpu=device.type == "cpu")
+    hooks = hooks or Hooks()
+    main, best = accelerator.is_main_process, hooks.best
     state = _State(model.to(accelerator.device), plan, accelerator, best)
-    last = folder / last_file(phase)
-    if resume and last.is_file():
-        state.restore(last)
-    ensure_folders(diffusion_checkpoint_dir=folder, log_dir=log_dir)
-    if on_begin and accelerator.is_main_process:
-        on_begin()
+    if place.resume and place.last.is_file():
+        state.restore(place.last)
+    ensure_folders(diffusion_checkpoint_dir=place.folder, log_dir=place.log_dir)
+    if hooks.on_begin and main:
+        hooks.on_begin()
     if best and not best.weights:       # nothing was restored
-        state.judge(state.report(on_report) if accelerator.is_main_process else {})
+        state.judge(state.report(hooks.on_report) if main else {})
     if not state.finished:
         batches = StepBatches(len(data), batch_size, state.step * plan.accumulate, plan.num_steps * plan.accumulate,
                               plan.seed, accelerator.process_index, accelerator.num_processes)
         # Drawn in this process: others inherit its handlers of signals, and ending them hung on a GPU.
         loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
-        log = Log(folder, log_dir, phase, state.step) if accelerator.is_main_process else None
-        _loop(accelerator, state, loader, loss_of, last, log, on_report)
+        log = Log(place.folder, place.log_dir, place.phase, state.step) if main else None
+        _loop(accelerator, state, loader, loss_of, place.last, log, hooks.on_report)
     state.use_ema()
     if best:
         best.copy_to(state.trainable)

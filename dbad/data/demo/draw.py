@@ -2,7 +2,7 @@
 
     python -m dbad.data.demo OUT --category hazelnut --size 128
 
-Each image follows from the seed, its category, split, defect and index alone, whatever else is drawn.
+Each image depends on the seed, its category, split, defect and index alone, whatever else is drawn.
 """
 import hashlib
 import json
@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dbad.data.demo import drawings
-from dbad.data.demo.drawings import CATEGORIES
+from dbad.data.demo.drawings import CATEGORIES, PICTURES
+from dbad.data.demo.flaw import Flaw
 from dbad.errors import UserError
 from dbad.files.atomic import cache_folder, cannot_be_written, known_json
 from dbad.files.temporary import remove_abandoned, temporary_folder
 from dbad.runtime import parsing
+from dbad.runtime.failures import one_line_failures
 
-VERSION = 2     # raise it with every change to the drawings, so that what was drawn before is drawn again
+VERSION = 2     # raise it with every change to the drawings, so that earlier drawings are replaced
 LARGEST, MOST_IMAGES = 8192, 1_000_000        # px, and images of a kind
-PICTURES = {"hazelnut": drawings.hazelnut, "carpet": drawings.carpet, "pcb": drawings.pcb}
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What shapes a drawn category; recorded in its demo.json. The only home of these defaults."""
+    """The parameters of a drawn category, recorded in its demo.json. These defaults are declared only here."""
     size: int = 128                     # side of the images, in pixels
     num_train: int = 500                # images in train/good
     num_test_good: int = 40             # images in test/good
@@ -37,7 +37,7 @@ class Parameters:
     defect_px: float | None = None      # diameter of the defects in pixels; None: the natural size of each kind
 
     def check(self) -> None:
-        """Raise UserError for a value that nothing can be drawn with."""
+        """Raise UserError for a value that cannot be used for drawing."""
         if not 16 <= self.size <= LARGEST:
             raise UserError(f"size is {self.size}, expected 16 to {LARGEST} pixels")
         for name in ("num_train", "num_test_good", "num_per_defect", "seed"):
@@ -53,7 +53,7 @@ class Parameters:
         return {"drawn": True, "version": VERSION, **asdict(self)}
 
     def images(self, category: str) -> Iterator[tuple[str, str, int]]:
-        """(split, defect, index) of every image of a category."""
+        """Yield (split, defect, index) of every image of a category."""
         folders = [("train", "good", self.num_train), ("test", "good", self.num_test_good)]
         folders += [("test", defect, self.num_per_defect) for defect in CATEGORIES[category]]
         for split, defect, count in folders:
@@ -67,9 +67,9 @@ def draw(category, defect=None, index=0, seed=0, split="train", size=Parameters.
         defect      one of CATEGORIES[category]; None or "good": no defect
         split       "train" or "test"; an image with a defect is always a test image
         defect_px   diameter of the defect in pixels; None: the natural size of its kind
-        flawless    draw the very scene of a defective image without the defect
+        flawless    draw the same scene as for a defective image, without the defect
     Returns image (size, size, 3) uint8 and mask (size, size) bool, True where the defect covers at least half a pixel
-    (or, where it is too fine to do that anywhere, where it covers most).
+    (or where it covers most, if it is too fine to cover half of any pixel).
     """
     defect = defect or "good"
     check_names([category], defect)
@@ -81,13 +81,13 @@ def draw(category, defect=None, index=0, seed=0, split="train", size=Parameters.
         split = "test"
         if not flawless:
             span = None if defect_px is None else 2 * defect_px / size
-            flaw = drawings.Flaw(defect, stream(seed, category, split, defect, index, "flaw"), span)
+            flaw = Flaw(defect, stream(seed, category, split, defect, index, "flaw"), span)
     image, cover = PICTURES[category](size, stream(seed, category, split, defect, index, "scene"), flaw)
     return np.round(image.clip(0, 1) * 255).astype(np.uint8), (cover > 0) & (cover >= min(0.5, cover.max()))
 
 
 def stream(*key) -> np.random.Generator:
-    """The random stream that belongs to a key; the same in every process, unlike one seeded with hash()."""
+    """The random stream of a key; the same in every process, unlike a stream seeded with hash()."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -106,8 +106,8 @@ def write_demo(root, categories=tuple(CATEGORIES), size=Parameters.size, num_tra
                seed=Parameters.seed, defect_px=Parameters.defect_px) -> Path:
     """Draw categories of the demo data below `root`, in the layout of MVTec AD; returns `root`.
 
-    A category that is there, complete and drawn with the same parameters is left as it is, one drawn with others is
-    replaced. A category appears whole or not at all. A folder that was not drawn here is never touched: UserError.
+    A complete category drawn with the same parameters is left as it is; one drawn with others is replaced. A category
+    appears whole or not at all. A folder that was not drawn here is never changed: it is a UserError.
     """
     if isinstance(categories, str):
         categories = (categories,)
@@ -127,19 +127,20 @@ def write_demo(root, categories=tuple(CATEGORIES), size=Parameters.size, num_tra
 
 
 def is_complete(folder: Path, parameters: Parameters) -> bool:
-    """Whether `folder` holds every image of its category, drawn with these parameters and this code."""
+    """True if `folder` holds every image of its category, drawn with these parameters and this code."""
     return known_json(folder / "demo.json") == parameters.record() and all(
         path.is_file() for key in parameters.images(folder.name) for path in files(folder, *key))
 
 
 def files(folder: Path, split: str, defect: str, index: int) -> list[Path]:
-    """The file of an image and, where it shows a defect, that of its mask."""
+    """The file of an image and, if it shows a defect, that of its mask."""
     image = folder / split / defect / f"{index:03d}.png"
     return [image] if defect == "good" else [image, folder / "ground_truth" / defect / f"{index:03d}_mask.png"]
 
 
 def write_category(folder: Path, parameters: Parameters) -> None:
-    """Draw a category beside `folder`, then put it in its place in one step; what was cut short before is removed."""
+    """Draw a category beside `folder`, then move it there in one step; remains of an interrupted drawing are removed.
+    """
     with cannot_be_written(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder.parent, below=False)
@@ -168,9 +169,9 @@ def draw_category(folder: Path, category: str, parameters: Parameters) -> None:
 
 def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_good=Parameters.num_test_good,
               num_per_defect=Parameters.num_per_defect, seed=Parameters.seed, defect_px=Parameters.defect_px) -> Path:
-    """The folder of the cache where `write_demo` of these parameters belongs; each set of them has its own.
+    """The cache folder for `write_demo` with these parameters; each set of parameters has its own.
 
-    Below $DBAD_DEMO_DIR, or else $XDG_CACHE_HOME/dbad/demo, or else ~/.cache/dbad/demo.
+    It lies in $DBAD_DEMO_DIR, or else in $XDG_CACHE_HOME/dbad/demo, or else in ~/.cache/dbad/demo.
     """
     base = os.environ.get("DBAD_DEMO_DIR") or cache_folder("demo")
     name = f"{size}px-{num_train}+{num_test_good}+{num_per_defect}-seed{seed}"
@@ -178,7 +179,6 @@ def demo_root(size=Parameters.size, num_train=Parameters.num_train, num_test_goo
 
 
 def main(argv=None) -> None:
-    from dbad.runtime.device import one_line_failures  # it loads torch, which drawing does without
     parser = parsing.Parser(prog="python -m dbad.data.demo", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=parsing.path, help="folder to draw the categories into")
     parser.add_argument("--category", action="append", choices=CATEGORIES, help="may be repeated; default: all")

@@ -6,22 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dbad.data.finding import counted, list_images, shortened, subfolders
-from dbad.data.layouts.listing import left_out, read_files
+from dbad.data.layouts.listing import Found, left_out, read_files
 from dbad.data.masks import marks
-from dbad.data.splits import Category, Found, Sample
+from dbad.records import Category, Sample
 
 SPLITS = ("train", "test")
 
 
 def find_ksdd2(root: Path) -> Found | None:
-    """The one category of KolektorSDD2, told by its masks."""
+    """The one category of KolektorSDD2, recognised by its masks."""
     if not any(p.stem.endswith("_GT") for p in list_images(root / "train")):
         return None
     return ("kolektorsdd2",), lambda name: _category(root, name)
 
 
 def _category(root: Path, name: str) -> Category:
-    """Images are called by numbers; only their masks say which ones are defective, so that these are read here."""
+    """The category of KolektorSDD2; reads its masks, since only they tell which of the numbered images are defective.
+    """
     notes: list[str] = []
 
     def sample(path: Path) -> Sample:
@@ -40,7 +41,7 @@ def _category(root: Path, name: str) -> Category:
 
 
 def _numbered(folder: Path, root: Path, notes: list[str]) -> list[Path]:
-    """The images; the others, such as a copied pair in the archive, are named in `notes`."""
+    """The images named by numbers; other files, such as a copied pair in the archive, are listed in `notes`."""
     files = read_files(folder, root, notes, recursive=False)
     images = [path for path in files if path.stem.isdigit()]
     masks = {f"{path.stem}_GT" for path in images}

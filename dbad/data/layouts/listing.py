@@ -1,7 +1,7 @@
-"""Folders of images -> samples: what lies in sub-folders, and which mask belongs to which image.
+"""List the samples in folders of images: the images in sub-folders, and the mask of each image.
 
 A mask is found by the name of its image: 000_mask.png, 000_GT.png or 000.png for 000.png, in the folder of the ground
-truth that corresponds to the image's own; a folder 000/ there holds several masks of one image (MVTec LOCO). Where the
+truth that corresponds to the image's own. A folder 000/ there holds several masks of one image (MVTec LOCO). If the
 names are unique, the folders may differ. A mask may also lie among the images, as 000_mask.png, 000_GT.png, or in a
 folder called mask, masks or gt.
 """
@@ -9,27 +9,28 @@ folder called mask, masks or gt.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, files_below, list_images, shortened
-from dbad.data.splits import Sample
 from dbad.errors import UserError
 from dbad.files.special import special_kind
+from dbad.records import Category, Sample
 
+Found = tuple[tuple[str, ...], Callable[[str], Category]]      # names of the categories, function that lists one
 MASK_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth"})      # in any case
 
 
 class Images(NamedTuple):
-    """What is called like an image in a folder and below: the images, and masks that lie among them."""
+    """The files with an image's file name in a folder and below: the images, and the masks that lie among them."""
 
     images: list[Path]
     masks: list[Path]
 
 
 class Match(NamedTuple):
-    """Which masks belong to which images: the one of each, those that another one goes before, and those of none."""
+    """The mask of each image, the masks that give way to another one for the same image, and those without an image."""
 
     masks: dict[Path, Path]
     second: list[Path]
@@ -39,13 +40,14 @@ class Match(NamedTuple):
 def good_samples(folder: Path, name: str, root: Path, notes: list[str], grouped: bool = False) -> list[Sample]:
     """The good images in a folder and below; if `grouped`, those of a sub-folder are one group.
 
-    Masks among them say nothing and are left out. What a reader should know is added to `notes`, relative to `root`.
+    Masks among them have no meaning and are left out. Lines for the user are added to `notes`, with paths relative to
+    `root`.
     """
     images, masks = read_folder(folder, root, notes)
     if masks:
         notes.append(f"{counted(len(masks), 'mask')} of good images left out ({shortened(masks, root)})")
     groups = {path: _group(path, folder) for path in images}
-    if not grouped or len({*groups.values()}) == 1:     # one folder deeper than expected is no reason to split by it
+    if not grouped or len({*groups.values()}) == 1:     # all in one folder: no reason to split by folder
         return [Sample(path, name, "good") for path in images]
     if images:
         notes.append(f"{_below(folder, root)}: images in {counted(len({*groups.values()} - {None}), 'sub-folder')}, "
@@ -57,7 +59,7 @@ def defect_samples(folder: Path, defect: str, truth: Path | None, name: str, roo
                    notes: list[str]) -> list[Sample]:
     """The images of a defect in a folder and below, with the masks that lie in the folder `truth` or among the images.
 
-    Where `truth` has no mask of an image, the file that it was looked for as is given; without `truth`, None.
+    An image without a mask gets the path of the file that is missing in `truth`; without `truth`, None.
     """
     images, beside = read_folder(folder, root, notes)
     masks = read_files(truth, root, notes) if truth else []
@@ -79,12 +81,15 @@ def defect_samples(folder: Path, defect: str, truth: Path | None, name: str, roo
 
 
 def read_folder(folder: Path, root: Path, notes: list[str]) -> Images:
-    """What is called like an image in a folder and below; what is no file is named in `notes` and left out."""
+    """The images and masks in a folder and below; named pipes, sockets and devices are left out and noted."""
     return split_masks(folder, read_files(folder, root, notes))
 
 
 def read_files(folder: Path, root: Path, notes: list[str], recursive: bool = True) -> list[Path]:
-    """The files called like images in a folder, and below; what is no file is named in `notes` and left out."""
+    """The files with an image's file name in a folder and, if `recursive`, below; sorted as by `files_below`.
+
+    Named pipes, sockets and devices are left out, which a line in `notes` says.
+    """
     files = files_below(folder, recursive)
     if files.special:
         notes.append(f"{len(files.special)} left out that {'is' if len(files.special) == 1 else 'are'} no file "
@@ -93,13 +98,13 @@ def read_files(folder: Path, root: Path, notes: list[str], recursive: bool = Tru
 
 
 def split_masks(folder: Path, files: Sequence[Path]) -> Images:
-    """Part files below `folder` into images and masks, by their names.
+    """Divide files below `folder` into images and masks, by their names.
 
-    x_mask.png is a mask where x.png, or x.jpg, lies beside it; and where it has no image, if others there have one.
+    x_mask.png is a mask if x.png or x.jpg lies beside it. It is also a mask without an image, if others there have one.
     """
     in_mask_folder = {path: any(part.lower() in MASK_FOLDERS for part in path.relative_to(folder).parts[:-1])
                       for path in files}
-    if all(in_mask_folder.values()):        # then these are the images
+    if all(in_mask_folder.values()):        # then these files are the images
         in_mask_folder = dict.fromkeys(files, False)
     stems = {(path.parent, path.stem) for path in files}
     named = {path: (path.parent, bare) for path in files if (bare := _bare(path.stem)) != path.stem}
@@ -134,7 +139,7 @@ def match(images: Sequence[Path], image_folder: Path, masks: Sequence[Path], mas
             found[image] = folders[key][0].parent
             used.update(folders[key])
 
-    # By name, where it is that of one image and one mask.
+    # By name, if exactly one image and one mask have it.
     rest = _by_name((image, wanted[image][-1]) for image in images if image not in found)
     names = _by_name((mask, _bare(mask.stem)) for mask in masks if mask not in used)
     for name in rest.keys() & names.keys():
@@ -145,7 +150,7 @@ def match(images: Sequence[Path], image_folder: Path, masks: Sequence[Path], mas
 
 
 def left_out(folders: Iterable[Path], kept: Collection[Path], root: Path, why: str, notes: list[str]) -> None:
-    """Name in `notes` the folders, but for those kept, in which there are images that are not read."""
+    """Add to `notes` the folders that have images and are not in `kept`: their images are not read."""
     for folder in folders:
         count = 0 if folder in kept else len(files_below(folder).images)
         if count:
@@ -153,7 +158,7 @@ def left_out(folders: Iterable[Path], kept: Collection[Path], root: Path, why: s
 
 
 def loose_images(folder: Path, root: Path, expected: str, notes: list[str]) -> None:
-    """Name in `notes` the images that lie in a folder itself and are not read."""
+    """Add to `notes` the images that lie in a folder itself, which are not read."""
     images = list_images(folder)
     if images:
         notes.append(f"{_below(folder, root)}: {counted(len(images), 'image')} left out, as {expected} was expected "
@@ -161,7 +166,7 @@ def loose_images(folder: Path, root: Path, expected: str, notes: list[str]) -> N
 
 
 def refuse_masks(folder: Path, images: Sequence[Path]) -> None:
-    """Raise `UserError` where masks seem to lie among images that are all said to be good."""
+    """Raise `UserError` if masks seem to lie among images that are all taken as good."""
     stems: dict[str, list[str]] = {}
     for path in images:
         stems.setdefault(_bare(path.stem), []).append(path.name)
@@ -171,12 +176,12 @@ def refuse_masks(folder: Path, images: Sequence[Path]) -> None:
 
 
 def _bare(stem: str) -> str:
-    """000_mask or 000_GT -> 000; other names as they are."""
+    """The name without a mask's ending: 000_mask or 000_GT -> 000; other names as they are."""
     return re.sub(r"(?<=.)_(mask|gt)$", "", stem, flags=re.IGNORECASE)
 
 
 def _key(path: Path, folder: Path) -> tuple[str, ...]:
-    """Sub-folders and stem below a folder, without folders that only say that there are masks."""
+    """The sub-folders and the stem of a path below a folder, without mask folders (`MASK_FOLDERS`)."""
     *above, _ = path.relative_to(folder).parts
     return (*(part for part in above if part.lower() not in MASK_FOLDERS), path.stem)
 

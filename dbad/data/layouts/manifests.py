@@ -1,4 +1,4 @@
-"""Lists of images in files: VisA's CSV, and the JSON lines of UniAD and DiAD.
+"""Data sets whose images are listed in a file: VisA's CSV, and the JSON lines of UniAD and DiAD.
 
     object,split,label,image,mask
     candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dbad.data.finding import counted, is_good, subfolders
-from dbad.data.splits import Category, Found, Sample, in_order
+from dbad.data.layouts.listing import Found
+from dbad.data.splits import in_order
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 COLUMNS = ("object", "split", "label", "image", "mask")
 
@@ -30,24 +32,24 @@ class Entry(NamedTuple):
     split: str              # "train" or "test"
     category: str
     defect: str             # "good", or the name of the defect
-    image: str              # relative to a folder that is found by looking
+    image: str              # relative to a folder that `_located` finds
     mask: str | None
 
 
 class Listing(NamedTuple):
-    """The entries of the categories that are there, and the folder that their paths are relative to."""
+    """The entries of the categories that exist, and the folder that their paths are relative to."""
 
     base: Path
     entries: list[Entry]
 
 
 def find_visa(root: Path) -> Found | None:
-    """VisA, by its CSV."""
+    """The categories of VisA, found by its CSV."""
     return _listed(read_visa(root, subfolders(root)))
 
 
 def find_manifest(root: Path) -> Found | None:
-    """Whatever train.json lists."""
+    """The categories that train.json lists."""
     return _listed(read_json_lines(root, subfolders(root)))
 
 
@@ -75,9 +77,9 @@ def _category(listing: Listing, name: str) -> Category:
 
 
 def read_visa(root: Path, folders: Sequence[Path]) -> Listing | None:
-    """VisA by its CSV: split_csv/1cls.csv, another one there, visa.csv, or visa.csv beside `root`; None without one.
+    """The listing in VisA's CSV: split_csv/1cls.csv, another file there, visa.csv, or visa.csv beside `root`.
 
-    Paths start from `root` or from one of the `folders` in it.
+    None without such a file. Paths start from `root` or from one of the `folders` in it.
     """
     own = [root / "split_csv" / "1cls.csv", *sorted((root / "split_csv").glob("*.csv")), root / "visa.csv"]
     path = next((p for p in own if p.is_file()), None)
@@ -89,7 +91,7 @@ def read_visa(root: Path, folders: Sequence[Path]) -> Listing | None:
     try:
         entries = list(_csv_entries(path))
     except UserError:
-        return None                         # about another folder, for all that is known
+        return None                         # it may describe another folder
     if any((root / entry.image).exists() for entry in entries):
         return _located(entries, path, (root,))
     inside = [entry for entry in entries if entry.image.startswith(f"{root.name}/")]
@@ -97,7 +99,7 @@ def read_visa(root: Path, folders: Sequence[Path]) -> Listing | None:
 
 
 def read_json_lines(root: Path, folders: Sequence[Path]) -> Listing | None:
-    """train.json and test.json (or .jsonl), one object a line; None without train.json.
+    """The listing in train.json and test.json (or .jsonl), one object a line; None without train.json.
 
     Paths start from `root` or from one of the `folders` in it.
     """
@@ -110,7 +112,7 @@ def read_json_lines(root: Path, folders: Sequence[Path]) -> Listing | None:
 
 
 def _located(entries: list[Entry], path: Path, bases: Sequence[Path]) -> Listing:
-    """Find the folder that the paths start from; categories of which not even the topmost folder is there are dropped.
+    """The entries with the folder that their paths start from; categories whose topmost folder is missing are dropped.
 
     People unpack a part of a data set and keep its whole list.
     """
@@ -165,7 +167,7 @@ def _json_entries(path: Path, split: str) -> Iterator[Entry]:
 
 
 def _entry(where: str, split: str, category: object, defect: object, image: object, mask: object) -> Entry:
-    """Check what becomes a path or a name; masks of good images say nothing and are dropped."""
+    """An entry with checked paths and names; masks of good images have no meaning and are dropped."""
     for name in (category, defect):
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
             raise UserError(f"{where}: name {name!r}; expected a plain name, without folders")

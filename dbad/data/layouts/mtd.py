@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dbad.data.finding import counted, shortened, subfolders
-from dbad.data.layouts.listing import left_out, loose_images, read_files
-from dbad.data.splits import Category, Found, Sample, in_order, split_by_hash
+from dbad.data.layouts.listing import Found, left_out, loose_images, read_files
+from dbad.data.splits import in_order, split_by_hash
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 TEST_SHARE = 0.17       # of the good images
-GAP = 260               # frames; no tile has two images further apart
+GAP = 260               # frames; two images of one tile are never further apart
 
 
 def find_mtd(root: Path) -> Found | None:
@@ -23,7 +24,8 @@ def find_mtd(root: Path) -> Found | None:
 
 
 def _category(base: Path, name: str) -> Category:
-    """Good tiles are divided between training and test; of tiles with a defect only the defective images are kept."""
+    """The category: good tiles are divided between training and test, defective tiles keep their defective images only.
+    """
     train, test, num_left_out, notes = [], [], 0, []
     for tile in _tiles(_images(base, notes)):
         group = tile[0][0].stem
@@ -41,7 +43,7 @@ def _category(base: Path, name: str) -> Category:
 
 
 def _images(base: Path, notes: list[str]) -> list[tuple[Path, str]]:
-    """All images with their kinds; what else is called like an image, and is no mask of one, is named in `notes`."""
+    """All images with their kinds; other files with an image's file name that are no mask are listed in `notes`."""
     images: list[tuple[Path, str]] = []
     for kind in subfolders(base):
         if not kind.name.startswith("MT_"):
@@ -60,12 +62,12 @@ def _images(base: Path, notes: list[str]) -> list[tuple[Path, str]]:
 
 
 def _tiles(images: Iterable[tuple[Path, str]]) -> list[list[tuple[Path, str]]]:
-    """Part (path, kind) by the tile that is shown, as far as the names expE_num_N tell.
+    """The images (path, kind) in groups by tile, as far as the names expE_num_N tell.
 
-    N counts frames over the whole collection, and each tile was taken at the exposures E = 1 to 6, a few also at 0,
-    within some hundred frames. A new group starts where N jumps, and where E does not rise once all six have come
-    equally often. The latter keeps together tiles whose frames mingle, which names cannot tell apart, and those of
-    which exposures are missing: a group may hold two tiles, but no tile is in two groups.
+    N counts frames over the whole collection. Each tile was taken at the exposures E = 1 to 6, a few also at 0, within
+    some hundred frames. A new group starts where N jumps, and where E does not rise after all six have come equally
+    often. The latter keeps together tiles whose frames mix, which names cannot tell apart, and tiles with missing
+    exposures. A group may hold two tiles, but no tile is in two groups.
     """
     def numbers(image: tuple[Path, str]) -> tuple[int, int]:
         match = re.fullmatch(r"exp(\d+)_num_(\d+)", image[0].stem)

@@ -1,7 +1,7 @@
-"""Categories whose folders are called train, test and ground_truth: MVTec AD and its kin.
+"""Categories whose folders are called train, test and ground_truth: MVTec AD and similar data sets.
 
-    bolt/train/good            to train on; good may be called ok or normal, in any case
-    bolt/validation/good       held out from training, where it is there (MVTec LOCO, MVTec AD 2)
+    bolt/train/good            to train on; good may be called ok or normal, in upper or lower case
+    bolt/validation/good       held out from training, if it exists (MVTec LOCO, MVTec AD 2)
     bolt/test/good, crack      the test; in MVTec AD 2 test_public
     bolt/ground_truth/crack    masks; in MVTec AD 2 test_public/ground_truth/bad
 """
@@ -13,27 +13,27 @@ from pathlib import Path
 
 from dbad.data.finding import counted, files_below, good_folder, good_folders, is_good, subfolders
 from dbad.data.layouts.ksdd2 import find_ksdd2
-from dbad.data.layouts.listing import defect_samples, good_samples, left_out, loose_images
-from dbad.data.splits import Category, Found, Sample
+from dbad.data.layouts.listing import Found, defect_samples, good_samples, left_out, loose_images
 from dbad.errors import UserError
+from dbad.records import Category, Sample
 
 TRUTH, PUBLIC, PRIVATE = "ground_truth", "test_public", ("test_private", "test_private_mixed")
 
 
 def find_mvtec(root: Path) -> Found | None:
-    """MVTec AD, MPDD, VisA converted to it, and whatever is called alike."""
+    """The categories of MVTec AD, MPDD, VisA converted to its layout, and any data set with the same folder names."""
     names = _categories(root)
     return None if not names or _all_ok(root, names) else (names, partial(_category, root, "test"))
 
 
 def find_btad(root: Path) -> Found | None:
-    """The same where the good folder of every category is called ok."""
+    """The categories of a data set in the same layout if the good folder of every category is called ok."""
     names = _categories(root)
     return (names, partial(_category, root, "test")) if names and _all_ok(root, names) else None
 
 
 def find_mvtec_ad_2(root: Path) -> Found | None:
-    """MVTec AD 2."""
+    """The categories of MVTec AD 2."""
     names = tuple(p.name for p in subfolders(root) if (p / "train").is_dir() and (p / PUBLIC).is_dir())
     return (names, partial(_category, root, PUBLIC)) if names else None
 
@@ -71,7 +71,7 @@ def _category(base: Path, test_name: str, name: str) -> Category:
 
 
 def _validation(root: Path, name: str, notes: list[str]) -> list[Sample]:
-    """The good images that the data set itself keeps from training; none where it has no such folder."""
+    """The good images that the data set itself holds out from training; none if it has no such folder."""
     folder = good_folder(root / "validation")
     samples = good_samples(folder, name, root, notes) if folder else []
     if samples:
@@ -81,7 +81,7 @@ def _validation(root: Path, name: str, notes: list[str]) -> list[Sample]:
 
 
 def _test(root: Path, test: Path, name: str, notes: list[str]) -> list[Sample]:
-    """The images of the test, with masks from ground_truth beside the test or in it."""
+    """The test images, with masks from the folder ground_truth beside the test folder or in it."""
     truth = next((p for p in (root / TRUTH, test / TRUTH) if p.is_dir()), None)
     good, samples, folders = good_folder(test), [], subfolders(test)
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Images in a folder, all good; or folders of images, one of them good, the others defects."""
+"""The layout of plain folders: good images only, or folders of images, one of them good, the others defects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from dbad.data.finding import files_below, good_folder, is_good, list_images, subfolders
 from dbad.data.layouts.listing import (
     MASK_FOLDERS,
+    Found,
     defect_samples,
     good_samples,
     left_out,
@@ -14,13 +15,14 @@ from dbad.data.layouts.listing import (
     read_files,
     refuse_masks,
 )
-from dbad.data.splits import Category, Found, Sample, in_order, split_by_hash
+from dbad.data.splits import in_order, split_by_hash
+from dbad.records import Category, Sample
 
 TEST_SHARE = 0.2        # of the good images
 
 
 def find_folder(root: Path) -> Found | None:
-    """The one category that a folder is, called like it."""
+    """The one category of a folder, named after the folder."""
     images = list_images(root)
     kinds = [p for p in subfolders(root) if files_below(p).images]
     if bool(images) == bool(kinds) or (kinds and not any(is_good(p.name) for p in kinds)):
@@ -38,9 +40,10 @@ def _images(root: Path, name: str) -> Category:
 
 
 def _folders(root: Path, name: str) -> Category:
-    """Masks lie among the images, or in a folder called so, there in folders called like the defects.
+    """The category of a folder with a folder of good images and folders of defects.
 
-    Those of a single kind of defect may lie in that folder itself.
+    Masks lie among the images, or in a mask folder (`MASK_FOLDERS`) with one folder per defect. With a single kind of
+    defect, they may lie in the mask folder itself.
     """
     notes: list[str] = []
     good, folders = good_folder(root), subfolders(root)

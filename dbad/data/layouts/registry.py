@@ -1,20 +1,20 @@
-"""Data sets on disk, in the layouts of the field -> categories and their files.
+"""Recognise data sets on disk in the common layouts, and list their categories and files.
 
     mvtec       CATEGORY/train/good/000.png, test/DEFECT/000.png, ground_truth/DEFECT/000_mask.png or 000.png;
                 MVTec AD, MVTec LOCO, MPDD, and VisA converted to it
     mvtec_ad_2  CATEGORY/train/good, validation/good, test_public/good, test_public/bad,
                 test_public/ground_truth/bad/000_regular_mask.png; MVTec AD 2
-    btad        as mvtec with folders called ok and ko: 01/train/ok, test/ok, test/ko, ground_truth/ko; BTAD
+    btad        like mvtec with folders called ok and ko: 01/train/ok, test/ok, test/ko, ground_truth/ko; BTAD
     visa        CATEGORY/Data/Images and Data/Masks with split_csv/1cls.csv, or with a visa.csv; VisA
     mtd         MT_Free/Imgs/exp1_num_4727.jpg with its mask exp1_num_4727.png, MT_Blowhole, ...; Magnetic Tile Defects
     ksdd2       train/10000.png with its mask train/10000_GT.png, test/20000.png, ...; KolektorSDD2
     manifest    train.json and test.json, one image a line; UniAD and DiAD
     folder      images, all good; or folders of images, one of them called good, ok or normal, the others defects
 
-A folder or label of good images may be called good, ok or normal, in any case; a defect is never called so. Images may
-lie in sub-folders, each of them then a group that is trained on or held out as a whole. Files are listed in sorted
-order and masks are found by name. What is left out is named in the notes of its category. No file is
-opened here but lists of files, and the masks of KolektorSDD2, which alone say what is defective.
+A folder or label of good images may be called good, ok or normal, in upper or lower case; a defect is never called so.
+Images may lie in sub-folders; each sub-folder is then a group that is trained on or held out as a whole. Files are
+listed in sorted order, and masks are found by name. The notes of a category name what is left out. Only lists of files
+are opened here, and the masks of KolektorSDD2, since they alone tell what is defective.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ import numpy as np
 
 from dbad.data.finding import is_good, subfolders
 from dbad.data.layouts.ksdd2 import find_ksdd2
+from dbad.data.layouts.listing import Found
 from dbad.data.layouts.manifests import find_manifest, find_visa
 from dbad.data.layouts.mtd import find_mtd
 from dbad.data.layouts.mvtec import find_btad, find_mvtec, find_mvtec_ad_2
 from dbad.data.layouts.plain_folders import find_folder
-from dbad.data.splits import Category, Found, in_order
+from dbad.data.splits import in_order
 from dbad.errors import UserError, printable
+from dbad.records import Category
 
 _READERS: dict[str, Callable[[Path], Found | None]] = {        # in the order in which auto tries them
     "mvtec_ad_2": find_mvtec_ad_2, "mvtec": find_mvtec, "btad": find_btad, "visa": find_visa, "mtd": find_mtd,
@@ -52,7 +54,7 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A recognised data set and the names of its categories; their files are listed when asked for."""
+    """A recognised data set and the names of its categories; `category` lists their files."""
 
     layout: str
     root: Path
@@ -62,7 +64,7 @@ class DataSet:
     def category(self, name: str, states: Sequence[str] = ("all",)) -> Category:
         """List the files of a category; `states` limits the test to some defects ("good" is one of them).
 
-        A mask that a defective image should have and that is not there is None, see `Category.unmasked`.
+        A defective image whose mask is missing has the mask None, see `Category.unmasked`.
         """
         if name not in self.names:
             near = difflib.get_close_matches(name, self.names, 1)
@@ -86,7 +88,7 @@ class DataSet:
 
 
 def open_dataset(path: Path, layout: str = "auto") -> DataSet:
-    """Recognise the data set in the folder `path`; a train.json is taken for the folder it lies in."""
+    """Recognise the data set in the folder `path`; the path of a train.json stands for its folder."""
     path = Path(path)
     if layout not in LAYOUTS:
         raise UserError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
@@ -112,7 +114,7 @@ def open_dataset(path: Path, layout: str = "auto") -> DataSet:
 
 
 def _hint(root: Path) -> str:
-    """What to give instead where the data set lies one folder deeper, as archives like to have it."""
+    """Advice if the data set lies one folder deeper, as in many archives: the folder to give; else an empty text."""
     for folder in subfolders(root):
         with suppress(UserError):
             for name, reader in _READERS.items():
@@ -122,9 +124,9 @@ def _hint(root: Path) -> str:
 
 
 def describe(dataset: DataSet) -> str:
-    """The layout, a table of what each category has, and the notes on what was left out; no image is read.
+    """The layout, a table of each category's contents, and the notes on files left out; no image is read.
 
-    A mask counts where there is a file for it, also if it turns out to be empty.
+    A mask counts if its file exists, even if the mask is empty.
     """
     rows = [("category", "train good", "test good", "defective", "with mask", "defects")]
     totals, notes = np.zeros(4, int), []

@@ -1,6 +1,6 @@
-"""What a difference is worth: maps in units of what good images show at the same place, or at the same contrast.
+"""Normalised difference maps: in units of the differences of good images at the same place or contrast.
 
-Bright edges and grain come back less exactly than flat ground, so that a plain difference map shows them first. A
+Bright edges and grain are reconstructed less exactly than flat ground, so a plain difference map shows them first. A
 normalised map is (D - mean) / std, where mean and std are those of D on good images
 
     location   at the same pixel: for parts that always lie in the same pose
@@ -31,7 +31,7 @@ class Normalisation:
         mean    location: (P, H, W); contrast: (P, B), at the B contrasts of `levels`
         std     likewise, above 0
         levels  (B,) rising log contrasts; (0,) for location
-        side    of the images these were measured on, in px: contrast is that of as large a neighbourhood anywhere
+        side    side of the measured images, in px; contrast is always taken over neighbourhoods of the same size
     """
 
     kind: str
@@ -60,7 +60,7 @@ def fit(kind: str, parts: dict[str, Tensor], reconstructions: Tensor) -> Normali
     names = tuple(parts)
     maps = torch.stack([parts[name][:, 0] for name in names])                   # (P, N, H, W)
     if kind == "location":
-        # A few images say little about a single pixel: its neighbours count, by a Gaussian of 2 % of the side.
+        # A few images say little about a single pixel: average with its neighbours, Gaussian of 2 % of the side.
         sigma = 0.02 * maps.shape[-1]
         mean = blur(maps.mean(dim=1)[:, None], sigma)[:, 0]
         variance = blur((maps - mean[:, None]).square().mean(dim=1)[:, None], sigma)[:, 0]

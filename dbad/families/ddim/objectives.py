@@ -1,7 +1,7 @@
 """The objectives by which the feature extractor is adapted to good images: their pairs of images and their losses.
 
-    autoencoder      decoded, the deepest features reproduce the image
-    reconstruction   they reproduce what the diffusion model makes of the image
+    autoencoder      the decoded deepest features reproduce the image
+    reconstruction   the decoded deepest features reproduce the diffusion model's reconstruction of the image
     ddad             the features of an image and of another one denoised towards it agree, near the pretrained ones
 
 The first two are those of github.com/NilsB98/Diffusion-Based-AD, the third is the domain adaptation of DDAD
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dbad.diffusion.ddim import Conditioning, conditioned_step, reconstruct
+from dbad.diffusion.ddim import conditioned_step
 from dbad.diffusion.noise import image_stream, stream
+from dbad.families.ddim.options import Reconstruction
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct
 from dbad.networks.extractors import Extractor
-from dbad.runtime.device import autocast, memory_format
+from dbad.runtime.device import Machine, autocast, memory_format
 
 LossOf = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -37,7 +39,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 
 
 class Pairs(Dataset):
-    """Images with their counterparts, both (N, 3, S, S) in [-1, 1]; asked for as `training.StepBatches` does."""
+    """Images with their counterparts, both (N, 3, S, S) in [-1, 1]; requested as in `training.StepBatches`."""
 
     def __init__(self, images: Tensor, counterparts: Tensor):
         self.images, self.counterparts = images, counterparts
@@ -50,24 +52,24 @@ class Pairs(Dataset):
         return {"image": self.images[index], "counterpart": self.counterparts[index]}
 
 
-def denoise_towards(unet: nn.Module, images: Tensor, abar: Tensor, how: Conditioning, *, noise_kind: str, seed: int,
-                    batch_size: int, device: torch.device, precision: str) -> Tensor:
+def denoise_towards(denoiser: Denoiser, images: Tensor, options: Reconstruction, machine: Machine,
+                    seed: int) -> Tensor:
     """DDAD's x_0 for each image y: a different good image, noised and denoised again under the condition y.
 
-    The arguments are those of `reconstruct_all`; the pull is DDAD's whatever `how.conditioning`. The images are paired
+    The arguments are those of `reconstruct_all`; the pull is DDAD's whatever the conditioning. The images are paired
     in a ring of random order, so that each is y once and noised once; one image alone is its own partner. Order and
     noise follow from `seed` and the images.
     """
     ring = torch.randperm(len(images), generator=stream(seed, "extractor pairs"))
     others = torch.empty_like(images)
     others[ring] = images[ring.roll(1)]
-    unguided = replace(how, conditioning="ddad", weight=0.0)
+    unguided = replace(options, conditioning="ddad", recon_weight=0.0)
     done = []
-    for y, other in zip(images.split(batch_size), others.split(batch_size), strict=True):
+    for y, other in zip(images.split(machine.batch_size), others.split(machine.batch_size), strict=True):
         streams = [image_stream(seed, image) for image in y]
-        y, other = (batch.to(device, memory_format=memory_format(device)) for batch in (y, other))
-        done.append(reconstruct(_Guided(unet, y, abar, how.weight), other, streams, abar, unguided, noise_kind,
-                                precision).cpu())
+        y, other = (batch.to(machine.device, memory_format=memory_format(machine.device)) for batch in (y, other))
+        guided = denoiser._replace(unet=_Guided(denoiser.unet, y, denoiser.abar, options.recon_weight))
+        done.append(reconstruct(guided, other, streams, unguided, machine.precision).cpu())
     return torch.cat(done)
 
 
@@ -105,7 +107,7 @@ class AutoEncoder(nn.Module):
 
 def network_and_loss(objective: str, extractor: Extractor, weight: float, device: torch.device,
                      precision: str) -> tuple[nn.Module, LossOf]:
-    """What `training.fit` is to train, which has or is the extractor, and the loss of a batch of `Pairs` in its terms.
+    """The network for `training.fit`, which has or is the extractor, and the loss of a batch of `Pairs`, by term.
 
     `weight` is lambda of the distillation terms, for ddad. Its pretrained network is a copy of the extractor as it is.
     """

@@ -43,7 +43,7 @@ _LAYER = {
 
 
 def is_ddad(names: Set[str]) -> bool:
-    """Whether a state dict with these names, without DataParallel's `module.`, is that of DDAD's U-Net."""
+    """True if these names, without DataParallel's `module.`, are those of DDAD's U-Net."""
     return {"time_embedding.1.weight", "down.0.0.weight", "middle.1.to_qkv.weight", "up.0.0.in_layers.2.weight",
             "out.2.weight"} <= names
 

@@ -1,4 +1,4 @@
-"""What the KL-f8 auto-encoder learns from: reconstruction, a perceptual distance, KL and a patch discriminator.
+"""The loss of the KL-f8 auto-encoder: reconstruction, a perceptual distance, KL and a patch discriminator.
 
 The loss of latent diffusion's first stage (arXiv:2112.10752, appendix G) and of DiAD (arXiv:2312.06607): sums over the
 values of an image, means over the batch, so that the weights of the terms are the published ones.
@@ -40,7 +40,7 @@ class Terms:
 # ------------------------------------------------------------------------------------------------ the terms
 
 def reconstruction_terms(x: Tensor, y: Tensor, perceptual: Distance | None, weight: float) -> dict[str, Tensor]:
-    """How far the reconstruction y is from x, both (N, 3, S, S), ImageNet-normalised.
+    """The distance of the reconstruction y from x, both (N, 3, S, S), ImageNet-normalised.
 
         l1               mean of |x - y|
         perceptual       mean distance of the images; 0 without a network for it
@@ -100,7 +100,7 @@ def build_perceptual(kind: str, extractor: str, resolution: int) -> Distance | N
                    the network
         features   the same formula on the pretrained `extractor`, without learned linear weights:
                    squared differences of the channel-normalised features, summed over channels and layers, mean over
-                   places. Nobody's judgement of similarity is in it, and its values are larger than those of LPIPS
+                   places. No human judgement of similarity is in it, and its values are larger than those of LPIPS
     """
     if kind == "none":
         return None
@@ -108,7 +108,7 @@ def build_perceptual(kind: str, extractor: str, resolution: int) -> Distance | N
     network = network.eval().requires_grad_(False)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        network.to(x.device)            # which device it is, accelerate decides when the training begins
+        network.to(x.device)            # accelerate chooses the device when the training begins
         return network(x, y).float().mean() if kind == "lpips" else feature_distance(network(x), network(y))
 
     return distance
@@ -191,9 +191,9 @@ class AdversarialAutoencoder(nn.Module):
 @torch.no_grad()
 def held_out_losses(autoencoder: AutoencoderKL, categories: Mapping[str, Sequence[Tensor]], perceptual: Distance | None,
                     weight: float, batch_size: int, precision: str) -> dict[str, dict[str, float]]:
-    """What `reconstruction_terms` gives for the uint8 (3, S, S) images of every category, in the mean over them.
+    """The means of `reconstruction_terms` over the uint8 (3, S, S) images of each category.
 
-    Images are encoded to the mean of the posterior, so that it is the same every time. Beside the terms stands
+    Images are encoded to the mean of the posterior, so that the result is the same every time. A further term is
     mean_abs_error, the mean difference of pixels in [0, 1].
     """
     device, found = next(autoencoder.parameters()).device, {}

@@ -1,4 +1,4 @@
-"""The JSON files of a model of the diad family: what builds its networks, and what it was assembled from."""
+"""The JSON files of a model of the diad family: its networks, and the options it was assembled with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from dbad.checkpoints.blueprints import planned
+from dbad.declared import Types, check_declared
 from dbad.errors import UserError
+from dbad.fields import LEVELS
 from dbad.files.atomic import read_json
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG
-from dbad.options.checks import LEVELS
-from dbad.options.declared import Types, check_declared
 
 FAMILY = "diad"
 _CONFIG: Types = {"family": str, "resolution": int, "hint_channels": tuple[int, ...], "autoencoder": dict[str, Any],

@@ -3,49 +3,30 @@
     image -> auto-encoder -> latents, noised -> U-Net, ten steps -> latents -> auto-encoder -> reconstruction
         \\-> semantic-guided (SG) network, beside every step -> deepest skips and middle of the U-Net
 
-The U-Net is Stable Diffusion's, asked with the embedding of the empty prompt. The SG network is a trainable copy of its
-encoder that sees the image itself: a ControlNet, and the spatial-aware feature fusion (SFF) block on its outputs. Its
+The U-Net is Stable Diffusion's, with the embedding of the empty prompt. The SG network is a trainable copy of its
+encoder that sees the image itself: a ControlNet, and the spatial-aware feature fusion (SFF) block on its outputs. These
 outputs begin at zero, so that the guided U-Net begins as the plain one.
-
-A run folder holds a model as
-
-    model_config.json                                                 what builds its networks
-    build_arg_config.json                                             what it was assembled from
-    autoencoder.safetensors   unet.safetensors   guide.safetensors    state dicts
-    prompt.safetensors                                                the embedding of the empty prompt
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dbad import maps as diffmaps
-from dbad.checkpoints.blueprints import first_line
-from dbad.checkpoints.weights import model_config
-from dbad.diffusion import noise
-from dbad.diffusion.ddim import conditioned_step, visited_timesteps
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import build_autoencoder, from_imagenet, to_imagenet
-from dbad.families.diad.files import FAMILY, read_diad_config
-from dbad.files.atomic import write_json
-from dbad.files.checksums import read_tensors, write_tensors
-from dbad.files.names import MODEL_CONFIG, NETWORKS
-from dbad.networks.extractors import Extractor
-from dbad.runtime.device import autocast
 
 TRAIN_STEPS, PROMPT_TOKENS, HEADS = 1000, 77, 8         # Stable Diffusion's
 FIRST_FUSED, FIRST_INJECTED = 6, 9      # of the 12 skips: 6 to 8 are fused into 9 to 11, which alone are used
 
 
 class Size(NamedTuple):
-    """What a new model is made with. Everything else is as in Stable Diffusion 1.5.
+    """The size of a new model. Everything else is as in Stable Diffusion 1.5.
 
         resolution            side of the images, in px
         channels              of the four levels of U-Net and SG network, the latents' own resolution first
@@ -76,8 +57,8 @@ class SpatialFusion(nn.Module):
     D_jk is a 3x3 convolution of stride 2 without bias, instance norm, SiLU. `down` holds the convolutions, j by j.
 
     The published code sets the convolutions to zero at first, and so does `zero`. But o[j] itself comes from a
-    convolution that begins at zero and is used nowhere else: of two zeros in a row neither ever gets a gradient, and
-    the block stays what it was. Random convolutions change the first output just as little, and they learn.
+    convolution that begins at zero and is used nowhere else. With two zero convolutions in a row, neither gets a
+    gradient, and the block never learns. Random convolutions change the first output just as little, and they do learn.
     """
 
     def __init__(self, fused: Sequence[int], injected: Sequence[int], zero: bool = False):
@@ -114,7 +95,7 @@ class SemanticGuide(nn.Module):
         self.fusion = SpatialFusion((c1, c2, c2), (c2, c3, c3), zero_fusion)
 
     def forward(self, z_t: Tensor, t: int | Tensor, prompt: Tensor, hint: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What is added to the three deepest skips, (N, C_k, h / 8, w / 8) each, and to the middle; see `Diad`."""
+        """The guidance to add to the three deepest skips, (N, C_k, h / 8, w / 8) each, and to the middle."""
         outputs, middle = self.controlnet(z_t, t, prompt, hint, return_dict=False)
         return self.fusion(outputs), middle
 
@@ -160,11 +141,11 @@ class Diad(nn.Module):
         return from_imagenet(self.autoencoder.decode(z).sample.float()).clamp(-1, 1)
 
     def hint(self, images: Tensor) -> Tensor:
-        """What the SG network sees of images (N, 3, H, W) in [-1, 1]: (N, C_0, h, w), for all steps."""
+        """The hint of images (N, 3, H, W) in [-1, 1] for the SG network: (N, C_0, h, w), the same at all steps."""
         return self.guide.embedding(to_imagenet(images).to(self.unet.dtype))
 
     def predict_noise(self, z_t: Tensor, t: int | Tensor, hint: Tensor) -> Tensor:
-        """eps_theta: noisy latents (N, 4, h, w), timestep or (N,) timesteps, `hint` -> (N, 4, h, w) float32."""
+        """eps_theta: noisy latents (N, 4, h, w), a timestep or (N,) timesteps, `hint` -> (N, 4, h, w) float32."""
         z_t = z_t.to(self.unet.dtype)
         prompt = self.prompt.to(z_t.dtype).expand(len(z_t), -1, -1)
         deepest, middle = self.guide(z_t, t, prompt, hint)
@@ -179,17 +160,17 @@ class Diad(nn.Module):
     def set_trainable(self, whole_unet: bool = False) -> None:
         """Freeze all but the SG network and the U-Net's decoder, as published.
 
-        Nothing before the decoder then needs a gradient, so that its activations are not kept. A U-Net that was not
+        Nothing before the decoder needs a gradient then, and its activations are not kept. A U-Net that was not
         pretrained has to learn as a whole (`whole_unet`).
         """
         self.requires_grad_(False)
         decoder = [self.unet] if whole_unet else [self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out]
         for module in (self.guide, *decoder):
             module.requires_grad_(True)
-        self.guide.controlnet.controlnet_down_blocks[:FIRST_FUSED].requires_grad_(False)    # lead nowhere
+        self.guide.controlnet.controlnet_down_blocks[:FIRST_FUSED].requires_grad_(False)    # their outputs are not used
 
     def checkpoint_gradients(self) -> None:
-        """Compute activations again in the backward pass: half the memory, a third more time."""
+        """Compute activations again in the backward pass; this takes half the memory and a third more time."""
         self.unet.enable_gradient_checkpointing()
         self.guide.controlnet.enable_gradient_checkpointing()
 
@@ -202,67 +183,13 @@ def _check_parts(resolution: int, autoencoder: AutoencoderKL, unet: UNet2DCondit
         raise UserError(f"hint_channels of {hint_levels} levels: expected {levels}, as the auto-encoder has")
     expected = (1, PROMPT_TOKENS, unet.config.cross_attention_dim)
     if tuple(prompt.shape) != expected:
-        raise UserError(f"embedding of the prompt, {_shown(prompt.shape)}: expected {_shown(expected)} for this U-Net")
+        raise UserError(f"embedding of the prompt, {shown_shape(prompt.shape)}: expected {shown_shape(expected)} for "
+                        "this U-Net")
     cell = 2 ** (levels - 1 + len(unet.config.block_out_channels) - 1)
     if resolution % cell or resolution < 2 * cell:
         raise UserError(f"resolution {resolution}: expected a multiple of {cell} px, which are one cell of the U-Net's "
                         "deepest level, and at least two of them")
 
-
-# ------------------------------------------------------------------------------------------------- inspection
-
-@torch.no_grad()
-def reconstruct(model: Diad, images: Tensor, streams: Sequence[Generator], start: int = TRAIN_STEPS,
-                num_steps: int = 10, paper_exact: bool = False, precision: str = "fp32") -> Tensor:
-    """The defect-free version of each image: its latents noised at timestep start - 1, and denoised by DDIM, eta 0.
-
-        images    (N, 3, H, W) in [-1, 1], on the model's device
-        streams   one random stream per image
-    The published code guides with scale 9 between two predictions that are the same; one of them is enough. It also
-    visits 901, 801, ..., 1 for latents noised at 999, and ends at abar_0 instead of 1; `paper_exact` does so too.
-    Returns (N, 3, H, W) float32 in [-1, 1].
-    """
-    if paper_exact:
-        visited = list(range(0, start, start // num_steps))[:num_steps]
-        visited = [t + 1 for t in reversed(visited)]
-    else:
-        visited = visited_timesteps(start, num_steps)
-    alphas = [*(float(model.abar[t]) for t in visited), float(model.abar[0]) if paper_exact else 1.0]
-    with autocast(images.device, precision):
-        z_0, hint = model.encode(images), model.hint(images)
-    abar = float(model.abar[start - 1])
-    z = abar ** 0.5 * z_0 + (1 - abar) ** 0.5 * noise.draw("gaussian", z_0.shape[1:], streams).to(z_0.device)
-    for i, t in enumerate(visited):
-        with autocast(images.device, precision):
-            eps = model.predict_noise(z, t, hint)
-        z, _ = conditioned_step(z, eps, z_0, alphas[i], alphas[i + 1])
-    with autocast(images.device, precision):
-        return model.decode(z)
-
-
-@torch.no_grad()
-def anomaly_map(extractor: Extractor, images: Tensor, reconstructions: Tensor, sigma: float = 5.0,
-                precision: str = "fp32") -> Tensor:
-    """Sum over the extractor's layers of 1 - cosine, blurred; (N, 3, S, S) in [-1, 1] twice -> (N, 1, S, S) >= 0.
-
-    The published ones are stages 1 to 3 of a ResNet-50. `sigma` is in px of a 256 px image, and scales with it.
-    """
-    size = tuple(images.shape[-2:])
-    with autocast(images.device, precision):
-        features, others = extractor(images), extractor(reconstructions)
-    layers = diffmaps.feature_maps(features, others, size, kernel=1)
-    return diffmaps.blur(layers.sum(dim=1, keepdim=True), sigma * size[0] / 256)
-
-
-def image_score(maps: Tensor) -> Tensor:
-    """Maximum of (N, 1, S, S) after eight mean poolings of stride 1, 8x8 at 256 px, in proportion at others: (N,)."""
-    kernel = max(1, round(8 * maps.shape[-1] / 256))
-    for _ in range(8):
-        maps = F.avg_pool2d(maps, kernel, stride=1)
-    return maps.flatten(1).amax(dim=1)
-
-
-# ------------------------------------------------------------------------------------------------ build, save, load
 
 def build_unet(channels: Sequence[int], cross_attention_dim: int, heads: int = HEADS) -> UNet2DConditionModel:
     """Stable Diffusion 1.5's U-Net with other widths, and random weights; see `Size`."""
@@ -276,10 +203,10 @@ def compose(autoencoder: AutoencoderKL, unet: UNet2DConditionModel, hint_channel
             prompt: Tensor | None = None, dtype: torch.dtype = torch.float32, zero_fusion: bool = False) -> Diad:
     """A model with a new SG network: encoder and middle of the U-Net copied, the rest random, its outputs zero.
 
-    Without a `prompt` its embedding is random too. The parts become `dtype` one after the other.
+    Without a `prompt`, its embedding is random too. The parts are cast to `dtype` one after the other.
     """
     def cast(module):
-        return nn.Module.to(module, dtype)      # past diffusers' own `to`, which warns of every cast
+        return nn.Module.to(module, dtype)      # not diffusers' own `to`, which warns of every cast
     autoencoder, unet = cast(autoencoder), cast(unet)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(hint_channels))
     guide = cast(SemanticGuide(controlnet, zero_fusion))
@@ -295,66 +222,6 @@ def random_diad(size: Size, dtype: torch.dtype = torch.float32) -> Diad:
                    size.resolution, dtype=dtype)
 
 
-def diad_config(model: Diad) -> dict[str, Any]:
-    """The contents of model_config.json, as plain values."""
-    return {"family": FAMILY, "resolution": model.resolution, "hint_channels": list(model.guide.hint_channels),
-            "autoencoder": model_config(model.autoencoder), "unet": model_config(model.unet)}
-
-
-def diad_of(config: Mapping[str, Any]) -> Diad:
-    """The model, with random weights, that the contents of model_config.json describe."""
-    return compose(AutoencoderKL(**config["autoencoder"]), UNet2DConditionModel(**config["unet"]),
-                   config["hint_channels"], config["resolution"])
-
-
-def save_diad(model: Diad, folder: Path) -> None:
-    """Write the model into its run folder; each file whole or not at all, model_config.json last."""
-    for name in NETWORKS:
-        write_tensors(getattr(model, name).state_dict(), folder / f"{name}.safetensors")
-    write_tensors({"prompt": model.prompt}, folder / "prompt.safetensors")
-    write_json(folder / MODEL_CONFIG, diad_config(model))
-
-
-def load_diad(folder: Path, dtype: torch.dtype | None = None) -> Diad:
-    """The model of a run folder, in eval mode; `dtype` None keeps that of the files.
-
-    The networks are made without memory, and take the tensors as they are read.
-    """
-    path, config = folder / MODEL_CONFIG, read_diad_config(folder)
-    try:
-        with torch.device("meta"):
-            model = diad_of(config)
-    except Exception as error:      # diffusers has as many ways to fail as there are wrong values
-        raise UserError(f"{path}: does not describe a model of the {FAMILY} family ({first_line(error)})") from None
-    for name in NETWORKS:
-        file = folder / f"{name}.safetensors"
-        assign(getattr(model, name), load_part(file, dtype), file, path)
-    prompt = load_part(folder / "prompt.safetensors", dtype).get("prompt")
-    if prompt is None or prompt.shape != model.prompt.shape:
-        raise UserError(f"{folder / 'prompt.safetensors'}: expected a tensor prompt, {_shown(model.prompt.shape)}")
-    model.prompt = prompt
-    return model
-
-
-def load_part(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The state dict in a safetensors file; a missing or broken one is a `UserError` that names it."""
-    return {key: value.to(dtype or value.dtype) for key, value in read_tensors(path)[0].items()}
-
-
-def assign(model: nn.Module, state: Mapping[str, Tensor], path: Path, description: Path | None = None) -> None:
-    """Give `model` the tensors themselves, without a copy; other names or shapes than its own are a `UserError`.
-
-    `path` is where the tensors come from, `description` the file that says what the model is like.
-    """
-    own, given = ({key: value.shape for key, value in tensors.items()} for tensors in (model.state_dict(), state))
-    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
-    if wrong:
-        than = f" than {description} describes" if description else ""
-        raise UserError(f"{path}: weights of another architecture{than} ({len(own.keys() - given.keys())} missing, "
-                        f"{len(given.keys() - own.keys())} unknown, such as {wrong[0]}: "
-                        f"{_shown(given.get(wrong[0]))} instead of {_shown(own.get(wrong[0]))})")
-    model.load_state_dict(state, assign=True)
-
-
-def _shown(shape: Sequence[int] | None) -> str:
+def shown_shape(shape: Sequence[int] | None) -> str:
+    """A shape in a message: 1x77x768."""
     return "none" if shape is None else "x".join(map(str, shape))

@@ -1,7 +1,7 @@
 """A memory bank of good patches: chosen as a core-set within a budget of bytes, searched exactly.
 
-PatchCore (CVPR 2022) scores a patch by its distance to the nearest one of the bank; LafitE (arXiv:2307.08059) replaces
-it by a weighted mean of the nearest ones before it is denoised ("feature editing").
+PatchCore (CVPR 2022) scores a patch by its distance to the nearest one of the bank. LafitE (arXiv:2307.08059) replaces
+a patch by a weighted mean of the nearest ones before it is denoised ("feature editing").
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dbad.diffusion.noise import stream
 from dbad.errors import UserError
 from dbad.networks.features import Standardisation, to_patches
 
-_CANDIDATES = 2048                  # of the core-set, looked at between two passes over all vectors
-_QUERIES, _VECTORS = 512, 8192      # block of distances that is in memory at once: 16 MB
-_SEARCHED = {"cpu": (256, 1024)}    # queries and vectors of one product; on a CPU it is to stay in the cache of a core
-_GROUP = 16                         # vectors of which the nearest is looked for first
+_CANDIDATES = 2048                  # for the core-set, examined between two passes over all vectors
+_QUERIES, _VECTORS = 512, 8192      # sides of the block of distances in memory at once: 16 MB
+_SEARCHED = {"cpu": (256, 1024)}    # queries and vectors of one product; on a CPU it must fit a core's cache
+_GROUP = 16                         # vectors in a group; the nearest of each group is found first
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Bank:
     """Standardised patch features of good images.
 
         vectors    (K, C) float16 or float32, category after category
-        counts     how many of them each category has
-        features   what they were made of (`PatchExtractor.description`), as plain values
-        pixels     the piece of image that each of them describes (K, 3, P, P) uint8; None where nobody looks at them
+        counts     number of vectors by category
+        features   description of the extractor (`PatchExtractor.description`), as plain values
+        pixels     the piece of image that each vector describes (K, 3, P, P) uint8; None where they are not kept
     """
 
     vectors: Tensor
@@ -45,25 +45,25 @@ class Bank:
     pixels: Tensor | None = None
 
     def to(self, device: torch.device) -> Bank:
-        """The same on another device, itself where it is there already; pixels stay where they are."""
+        """The bank on another device, or itself if it is there already; the pixels stay where they are."""
         vectors = self.vectors.to(device)
         return self if vectors is self.vectors else replace(self, vectors=vectors)
 
     @cached_property
     def _prepared(self) -> tuple[Tensor, Tensor]:
-        """The vectors in float32 and their squared norms, which every product needs."""
+        """The vectors in float32 and their squared norms; every product needs both."""
         vectors = self.vectors.float()
         return vectors, vectors.square().sum(dim=1)
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest vectors of every query, nearest first, lower index first where equally near.
+        """The k nearest vectors of every query, nearest first; of equally near ones the lower index first.
 
             queries   (Q, C), on the bank's device
-        Returns Euclidean distances (Q, k) float32 and indices (Q, k) int64. The search is exhaustive: distances are
-        those of float32, and a neighbour can be missed only for one that is as near within its rounding errors.
+        Returns Euclidean distances (Q, k) float32 and indices (Q, k) int64. The search is exhaustive, in
+        float32: a neighbour can only be missed for another one that is as near within rounding errors.
         """
         self._check(queries, k)
-        # Room for all at first: small results between large blocks would keep the allocator from using theirs again.
+        # Room for all results first: small results between large blocks keep the allocator from reusing the blocks.
         distances = queries.new_empty(len(queries), k, dtype=torch.float32)
         indices = queries.new_empty(len(queries), k, dtype=torch.int64)
         rows, columns = _SEARCHED.get(queries.device.type, (1024, _VECTORS))
@@ -79,14 +79,14 @@ class Bank:
         """Feature editing: every query becomes the mean of its k nearest vectors, weighted by softmax(-d^2 / tau).
 
             queries   (Q, C), on the bank's device
-            tau       > 0, in units of a squared distance, see `temperature`; the smaller, the more the nearest counts
+            tau       > 0, in units of a squared distance, see `temperature`; smaller: the nearest counts more
         Returns (Q, C) float32.
         """
         self._check(queries, k)
         return torch.cat([self.weighted(*self.nearest(part, k), tau) for part in queries.split(_QUERIES)])
 
     def weighted(self, distances: Tensor, indices: Tensor, tau: float) -> Tensor:
-        """`edit` of queries whose nearest vectors are known, as `nearest` gives them; (Q, C) float32."""
+        """The result of `edit`, (Q, C) float32, from what `nearest` has returned for the queries."""
         if not tau > 0:
             raise ValueError(f"tau {tau}: expected a positive number")
         weights = torch.softmax(-distances.square() / tau, dim=1)
@@ -99,7 +99,7 @@ class Bank:
     def temperature(self, queries: Tensor) -> float:
         """The median squared distance of `queries`, held-out good patches (Q, C), to their nearest vector; > 0.
 
-        It is squared, as in the softmax it goes into, so that the edit does not depend on the scale of the features.
+        The softmax takes squared distances too, so the edit does not depend on the scale of the features.
         """
         distances, _ = self.nearest(queries, 1)
         return max(float(distances.square().median()), torch.finfo(torch.float32).tiny)
@@ -115,8 +115,8 @@ class Bank:
     def _nearest(self, queries: Tensor, k: int, proximity: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         """`nearest` of (q, C) float32, `columns` vectors at a time.
 
-        `proximity` is a workspace of at least q rows, infinite beyond the vectors. Its columns are in G groups, every
-        G-th in one; the k nearest vectors lie in the k groups whose nearest members are the nearest.
+        `proximity` is a workspace of at least q rows, infinite beyond the vectors. Its columns form G groups, every
+        G-th column in one group. The k nearest vectors lie in the k groups with the nearest members.
         """
         proximity, (vectors, norms) = proximity[:len(queries)], self._prepared
         for first in range(0, len(vectors), columns):
@@ -128,7 +128,7 @@ class Bank:
         members = members.flatten(1)
         order = proximity.gather(1, members).topk(k, dim=1, largest=False).indices
         indices = members.gather(1, order).sort(dim=1).values
-        # Again from the differences: where a distance is small beside the norms, the product has rounded it off.
+        # Computed again from the differences: the product is inexact where a distance is small beside the norms.
         distances = (queries.unsqueeze(1) - vectors[indices]).square().sum(dim=2).sqrt()
         distances, order = distances.sort(dim=1, stable=True)
         return distances, indices.gather(1, order)
@@ -157,13 +157,13 @@ def load_bank(path: Path, features: Mapping[str, Any]) -> Bank:
 def build_bank(features: Mapping[str, np.ndarray], standardisation: Standardisation, bank_mb: float, seed: int,
                made_of: Mapping[str, Any], device: torch.device, show_progress: bool = True,
                images: Mapping[str, Sequence[Tensor]] | None = None) -> Bank:
-    """The core-sets of several categories, each its equal share of `bank_mb` (10^6 bytes), as float16 on `device`.
+    """The bank of several categories' core-sets, float16 on `device`, with equal shares of `bank_mb` (10^6 bytes).
 
         features   good training features by category, each (N, C, G, G), as `extract_features` gives them
-        made_of    `PatchExtractor.description` of what extracted them
-        images     what the features are of, uint8 (3, S, S) each, for the bank's `pixels`, which the budget leaves out
-    A category that has fewer patches than its share keeps all of them, and the others share what it leaves. One
-    category is in memory at a time.
+        made_of    `PatchExtractor.description` of their extractor
+        images     their images, uint8 (3, S, S) each, for the bank's `pixels`, which are not part of the budget
+    A category with fewer patches than its share keeps all of them, and the others share the rest. One category is in
+    memory at a time.
     """
     channels = next(iter(features.values())).shape[1]
     capacity = round(bank_mb * 1e6) // (2 * channels)
@@ -185,9 +185,9 @@ def build_bank(features: Mapping[str, np.ndarray], standardisation: Standardisat
 
 
 def pieces(images: Sequence[Tensor], patches: Tensor, grid: int) -> Tensor:
-    """The squares of `images`, uint8 (3, S, S) each, that `patches` stand for, numbered as `to_patches` does.
+    """The squares of `images`, uint8 (3, S, S) each, at the indices `patches`, numbered as `to_patches` does.
 
-    (K, 3, P, P) uint8 with P = S // grid, at least 1.
+    Returns (K, 3, P, P) uint8 with P = S // grid, at least 1.
     """
     side = images[0].shape[-1]
     piece = max(1, side // grid)
@@ -198,14 +198,14 @@ def pieces(images: Sequence[Tensor], patches: Tensor, grid: int) -> Tensor:
 
 
 def standardised_patches(features: np.ndarray, standardisation: Standardisation, device: torch.device) -> Tensor:
-    """(N, C, G, G) float16 on the disk -> (N * G * G, C) float16 on `device`, standardised."""
+    """Standardised patches: (N, C, G, G) float16 on the disk -> (N * G * G, C) float16 on `device`."""
     return torch.cat([to_patches(batch).half() for batch in standardisation.to(device).batches(features)])
 
 
 def shares(available: Mapping[str, int], capacity: int) -> dict[str, int]:
-    """Part `capacity` equally over categories that have `available` patches each; the first ones get what is left.
+    """The equal shares of `capacity` by category, for the numbers of `available` patches; the first get the remainder.
 
-    No category gets more than it has, and nothing is left as long as one has more to give.
+    No category gets more than it has. The whole capacity is used as long as there are patches.
     """
     counts, left = {}, capacity
     for rank, name in enumerate(sorted(available, key=available.__getitem__)):       # stable; the smallest first
@@ -220,16 +220,17 @@ def coreset(features: Tensor, count: int, seed: int, projected_dim: int = 128, p
     """Choose `count` of M vectors that cover the others: greedy k-centre (Gonzalez, 1985; PatchCore, section 3.2).
 
         features        (M, C)
-        projected_dim   distances are those of a Gaussian random projection to so many dimensions; of the vectors
-                        themselves where C is no larger
+        projected_dim   dimensions of a Gaussian random projection in which distances are measured; where C is no
+                        larger, they are measured between the vectors themselves
         progress        title of a progress bar; None for none
-    Returns indices (count,) int64 in the order chosen. The first follows from the seed; each further one is the vector
-    farthest from those before it, the lowest index of equals. The covering radius is at most twice the best possible.
+    Returns indices (count,) int64 in the order chosen. The first follows from the seed. Each further one is the vector
+    farthest from those before it, of equally far ones the lowest index. The covering radius is at most twice the best
+    possible.
 
-    The farthest vectors are candidates: what one of them is away from those just chosen is known from the distances
-    among candidates alone, and as long as the farthest candidate is farther than every other vector was at the last
-    pass over all (they only come nearer), it is the one that a pass would find. So many choices share one pass, a
-    product of matrices, and are still those of the plain algorithm.
+    Many choices share one pass over all vectors, a product of matrices, and are the same as in the plain algorithm.
+    After a pass the farthest vectors are candidates, and their distances to new choices follow from the distances among
+    candidates. Distances to the chosen set only shrink. So the farthest candidate is the farthest of all vectors while
+    it is farther than every other vector was at the last pass.
     """
     if not 0 < count <= len(features):
         raise ValueError(f"count {count}: expected 1 to {len(features)}, the number of vectors")
@@ -250,7 +251,9 @@ def coreset(features: Tensor, count: int, seed: int, projected_dim: int = 128, p
 
 
 def _projected(features: Tensor, dim: int, random: torch.Generator) -> Tensor:
-    """(M, C) -> (M, min(C, dim)) float32, distances kept in expectation (Johnson and Lindenstrauss, 1984)."""
+    """A random projection, (M, C) -> (M, min(C, dim)) float32.
+
+    It keeps distances in expectation (Johnson and Lindenstrauss, 1984)."""
     channels = features.shape[1]
     if channels <= dim:
         return features.to(torch.float32, copy=True)
@@ -259,7 +262,7 @@ def _projected(features: Tensor, dim: int, random: torch.Generator) -> Tensor:
 
 
 def _approach(nearest: Tensor, points: Tensor, norms: Tensor, new: list[int]) -> None:
-    """Take the newly chosen points into account in `nearest` (M,)."""
+    """Update `nearest` (M,) with the newly chosen points."""
     centres = points[new]
     size = max(256, _QUERIES * _VECTORS // len(new))
     for first in range(0, len(points), size):
@@ -270,11 +273,11 @@ def _approach(nearest: Tensor, points: Tensor, norms: Tensor, new: list[int]) ->
 
 
 def _farthest(nearest: Tensor, points: Tensor, norms: Tensor, limit: int) -> list[int]:
-    """The next choices, at least one and at most `limit`, as far as they are certain without another pass."""
+    """The next choices that are certain without another pass, at least one and at most `limit`."""
     values, candidates = nearest.topk(min(_CANDIDATES, len(nearest)))
     others = float(values[-1]) if len(candidates) < len(nearest) else -1.0      # no other point is farther than this
     if values[0] == others:
-        return [int(nearest.argmax())]          # more equals than candidates: the first of them all
+        return [int(nearest.argmax())]          # more equally far points than candidates: the first of all
     candidates = candidates.sort().values
     between = _proximity(points[candidates], points[candidates], norms[candidates]) + norms[candidates, None]
     between, away = between.clamp_min_(0).cpu().numpy(), nearest[candidates].cpu().numpy()
@@ -287,9 +290,10 @@ def _farthest(nearest: Tensor, points: Tensor, norms: Tensor, limit: int) -> lis
 
 
 def _proximity(a: Tensor, b: Tensor, norms: Tensor, out: Tensor | None = None) -> Tensor:
-    """(N, C), (K, C), |b|^2 (K,) float32 -> (N, K), |b|^2 - 2 a b: squared distances less |a|^2, in each row's order.
+    """|b|^2 - 2 a b, squared distances less |a|^2: (N, C), (K, C), |b|^2 (K,) float32 -> (N, K).
 
-    Rounding errors are about 1e-6 of the squared norms; autocast would make them 1e-2.
+    Every row has the order of the distances. Rounding errors are about 1e-6 of the squared norms; with autocast they
+    would be 1e-2.
     """
     with torch.autocast(a.device.type, enabled=False):
         return torch.addmm(norms, a, b.T, alpha=-2, out=out)

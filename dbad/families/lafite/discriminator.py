@@ -1,9 +1,9 @@
 """A small network that judges a patch by all its distances, learnt from pseudo-anomalies on good images.
 
-Each distance alone has its blind side: the nearest good patch, the layers of the backbone that a defect shows in, how
-much the surroundings leave open (`lafite.surroundings`). How they are best weighed is learnt, as DRAEM
-(arXiv:2108.07610) learns to tell an image from its reconstruction, but from a few numbers per patch and not from
-pixels: they say so little of how pseudo-anomalies look that what is learnt holds for real defects.
+Each distance alone misses some defects: the distance to the nearest good patch, the distances in the layers of the
+backbone, the distance relative to what the surroundings allow (`lafite.surroundings`). The network learns how to weigh
+them, as DRAEM (arXiv:2108.07610) learns to tell an image from its reconstruction. Its input is a few numbers per patch
+instead of pixels. They tell so little of the look of pseudo-anomalies that what is learnt holds for real defects.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch.nn import functional as F
 
 from dbad.families.lafite.model import HIDDEN, Context
 
-NEIGHBOURS = 3              # of which the edited patch is a mean, see `Bank.edit`
-REACH = (1, 3)              # side of the patches that a branch sees, in each of its convolutions
+NEIGHBOURS = 3              # number that the edited patch is a mean of, see `Bank.edit`
+REACH = (1, 3)              # side of the convolutions of each branch, in patches
 WIDTH, DEPTH = 32, 2
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 600, 3e-3, 0.01
-DAMAGED, INTACT = 16, 4     # images of a batch
-LEAST = 1e-3                # of a squared distance
+DAMAGED, INTACT = 16, 4     # number of images in a batch
+LEAST = 1e-3                # lower bound of a squared distance
 USUAL = 0.99                # share of good patches that count as usual
 
 
 def evidence(features: Tensor, edited: Tensor, nearest: Tensor, context: Sequence[Tensor],
              channels: Sequence[int]) -> Tensor:
-    """Logarithms of what is known of each patch.
+    """The logarithms of the distances and errors of each patch.
 
-        features, edited   (N, C, G, G), see `Bank.edit`: distances of all channels, and of those of each layer
+        features, edited   (N, C, G, G), see `Bank.edit`; compared over all channels, and over those of each layer
         nearest            (N, 1, G, G), squared distance to the nearest good patch
-        context            (N, B, G, G) each: squared errors, as they are, see `lafite.Context`
-        channels           of each layer; C is their sum
+        context            (N, B, G, G) each: squared errors, without logarithm, see `lafite.Context`
+        channels           number of channels of each layer; C is their sum
     Returns (N, 2 + layers + B * len(context), G, G) float32.
     """
     squares = (edited - features).square()
@@ -43,22 +43,22 @@ def evidence(features: Tensor, edited: Tensor, nearest: Tensor, context: Sequenc
 
 
 def num_planes(layers: int) -> int:
-    """How many numbers `evidence` gives for every patch, with a backbone of so many layers."""
+    """The number of values that `evidence` gives for every patch, with a backbone of so many layers."""
     return 2 + layers + len(HIDDEN) * len(Context._fields)
 
 
 class Discriminator(nn.Module):
     """Evidence (N, P, G, G), see `evidence` -> logits (N, branches, G, G) that a patch is anomalous.
 
-    A branch that sees the patch alone cannot learn the shapes of pseudo-anomalies, one that sees its neighbours tells
-    single outliers from defects; their mean is better than either.
+    One branch sees the patch alone and cannot learn the shapes of pseudo-anomalies. The other sees the neighbours too
+    and tells single outliers from defects. Their mean is better than either.
     """
 
     def __init__(self, planes: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(planes))
         self.register_buffer("std", torch.ones(planes))
-        self.register_buffer("usual", torch.zeros(()))      # the logit that so many good patches stay below
+        self.register_buffer("usual", torch.zeros(()))      # the logit that a share USUAL of good patches stays below
         self.branches = nn.ModuleList(_branch(planes, reach) for reach in REACH)
 
     def forward(self, evidence: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ class Discriminator(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
     def surprise(self, evidence: Tensor) -> Tensor:
-        """By how much the log-odds of being anomalous exceed the usual ones of good patches, (N, 1, G, G) > 0.
+        """The excess of the log-odds of being anomalous over the usual ones of good patches, (N, 1, G, G) > 0.
 
-        The softplus of the difference, so that usual patches remain in order near 0. (Where the probability itself is
-        near 1, all defects would look alike.)
+        It is the softplus of the difference, so that usual patches keep their order near 0. Probabilities would be
+        near 1 for all defects, which then would look alike.
         """
         return F.softplus(self.log_odds(evidence) - self.usual)
 
@@ -86,11 +86,12 @@ def _branch(planes: int, reach: int) -> nn.Sequential:
 
 
 def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int, steps: int = STEPS) -> Discriminator:
-    """Learn to tell damaged patches from good ones; a minute on a CPU, the same wherever it runs.
+    """Train a discriminator of damaged and good patches; a minute on a CPU, with the same result on any machine.
 
         good, damaged   evidence of images, (N, P, G, G) and (M, P, G, G)
-        masks           (M, 1, H, W), shares of the pixels that are damaged, 0 to 1
-    Evidence is standardised by the mean of good images and the deviation of all. Returned in eval mode, on the CPU.
+        masks           (M, 1, H, W), share of damaged pixels, 0 to 1
+    Evidence is standardised by the mean of good images and the deviation of all. The network is returned in eval mode,
+    on the CPU.
     """
     good, damaged = good.cpu(), damaged.cpu()
     stream = torch.Generator().manual_seed(seed)
@@ -99,7 +100,7 @@ def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int,
         net = Discriminator(good.shape[1])
     net.mean.copy_(good.mean(dim=(0, 2, 3)))
     net.std.copy_(torch.cat([good, damaged]).std(dim=(0, 2, 3)).clamp_min(1e-6))
-    side = min(masks.shape[-1], 2 * good.shape[-1])             # finer than a patch, as a defect's border is
+    side = min(masks.shape[-1], 2 * good.shape[-1])             # finer than a patch: a defect's border is
     shares = F.adaptive_avg_pool2d(masks.cpu().float(), side)
     optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / 20) * (
@@ -118,7 +119,7 @@ def train_discriminator(good: Tensor, damaged: Tensor, masks: Tensor, seed: int,
 
 
 def _batch(good: Tensor, damaged: Tensor, shares: Tensor, stream: Generator) -> tuple[Tensor, Tensor]:
-    """Evidence of random images and the shares that are damaged, the whole batch mirrored at random."""
+    """The evidence of random images and their shares of damaged pixels, the whole batch mirrored at random."""
     which, intact = (torch.randint(len(part), (count,), generator=stream) for part, count in (
         (damaged, DAMAGED), (good, INTACT)))
     x = torch.cat([damaged[which], good[intact]])

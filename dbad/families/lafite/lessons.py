@@ -1,8 +1,8 @@
-"""What pseudo-anomalies teach a detector of the LafitE family: its discriminators, and its settings.
+"""Lessons: pseudo-anomalies that LafitE's discriminators learn from and that its settings are chosen by.
 
-They are drawn on training images that are set aside, and looked at with a memory bank that has none of these: patches
-that a bank holds are at no distance, as no new one ever is. Settings are chosen with what discriminators say of images
-that they have not been taught by: there are two of them, each taught by one half of the images, for that alone.
+They are drawn on training images that are set aside. These are compared with a memory bank without them, since a patch
+in the bank has distance 0 to it, which no new patch has. The settings are chosen by maps of two further discriminators,
+each trained on one half of the images and applied to the other half.
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dbad.data.images import Sample, some_of, to_float
-from dbad.families.ddim.search import PseudoValidation, pseudo_validation
-from dbad.families.lafite.bank import Bank, build_bank
-from dbad.families.lafite.detector import FeatureDetector, FeatureSettings
+from dbad.data.images import to_float
+from dbad.data.splits import some_of
+from dbad.families.lafite.bank import build_bank
+from dbad.families.lafite.detector import FeatureDetector
 from dbad.families.lafite.discriminator import Discriminator, train_discriminator
-from dbad.families.lafite.search import FeatureSearch, best_on_average, changes, write_feature_trials
+from dbad.families.lafite.options import FeatureMapOptions, FeatureSettings
+from dbad.families.lafite.search import FeatureSearch, best_on_average
+from dbad.families.search import (
+    NUM_PSEUDO,
+    PseudoValidation,
+    changes,
+    outcome,
+    pseudo_validation,
+    write_trials,
+)
 from dbad.files.names import CATEGORY_DISCRIMINATOR, CATEGORY_TUNING, DISCRIMINATOR, TUNING
+from dbad.records import Sample
 from dbad.report.results import listed
 
-NUM_ASIDE = 40      # good images that are damaged, at most a third of a category's; shared by several categories, with
-LEAST_ASIDE = 20    # so many at least for each
-NUM_TAUGHT = 640    # pseudo-anomalies on them that a discriminator learns from, likewise; settings are chosen by fewer
+NUM_ASIDE = 40      # good images to damage, over all categories; at most a third of a category's images
+LEAST_ASIDE = 20    # lower bound for each category
+NUM_TAUGHT = 640    # pseudo-anomalies to train a discriminator with, over all categories; the search uses fewer
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,13 @@ class Good:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is known of pseudo-anomalies on good images of a category, image by image.
+    """Pseudo-anomalies on good images of a category, in the order of the images.
 
-        shown      the good images, and of each the first of its pseudo-anomalies, to choose settings by
-        places     of these among all pseudo-anomalies
-        shares     of the pixels that are damaged, around every patch, (M, 1, 2G, 2G)
-        evidence   of good images (N, P, G, G) and of all damaged ones (M, P, G, G), see `discriminator`; None
-                   where there is no discriminator
+        shown      the good images and the first pseudo-anomalies of each, by which settings are chosen
+        places     indices of the shown pseudo-anomalies among all
+        shares     share of damaged pixels around every patch, (M, 1, 2G, 2G)
+        evidence   of the good images (N, P, G, G) and of all damaged ones (M, P, G, G), see `discriminator`; None
+                   without a discriminator
     """
 
     shown: PseudoValidation
@@ -70,71 +80,70 @@ class Lesson:
         return len(self.shares) // len(self.shown.good)
 
     def taught(self, images: Tensor, seed: int) -> Discriminator:
-        """A discriminator that knows the images where `images` (N,) is true."""
+        """A discriminator trained on the images where `images` (N,) is true."""
         good, damaged = self.evidence
         rows = images.repeat_interleave(self.per_image)
         return train_discriminator(good[images], damaged[rows], self.shares[rows], seed)
 
     def surprises(self, seed: int) -> dict[str, Tensor]:
-        """What is said of the images that are shown, good and damaged, by who knows the other half of them."""
+        """Anomaly maps of the shown images, from the discriminator trained on the other half of the images."""
         half = torch.arange(len(self.shown.good)) % 2 == 0
         rows = half.repeat_interleave(self.per_image)
         maps = tuple(torch.empty_like(known[:, :1]) for known in self.evidence)
         for asked, damaged in ((half, rows), (~half, ~rows)):
             if asked.any():
-                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image alone is known to it
+                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image is trained on and judged
                 maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
                     self.evidence, (asked, damaged), strict=True))
         return {"good": maps[0], "pseudo": maps[1][self.places]}
 
 
 def first_of_each(images: int, per_image: int, count: int) -> Tensor:
-    """Places of the first pseudo-anomalies of every image, about `count` in all."""
+    """Indices of the first pseudo-anomalies of every image, about `count` in all."""
     each = min(per_image, math.ceil(count / images))
     return (torch.arange(images * per_image) % per_image < each).nonzero()[:, 0]
 
 
 def set_aside(count: int, share: float) -> list[int]:
-    """Numbers of the training images, of `count`, that are damaged; `share` is that of a category in `NUM_ASIDE`."""
+    """The indices of the training images, out of `count`, to damage; `share` is the category's part of `NUM_ASIDE`."""
     return list(some_of(range(count), min(math.ceil(share * NUM_ASIDE), max(1, count // 3))))
 
 
-def bank_without(aside: Mapping[str, list[int]], good: Mapping[str, Good], detector: FeatureDetector, bank_mb: float,
-                 seed: int) -> Bank:
-    """A memory bank like the detector's, of the training images that are not set aside; of all where none is left."""
-    others = {}
+def without(detector: FeatureDetector, aside: Mapping[str, list[int]], good: Mapping[str, Good],
+            bank_mb: float) -> FeatureDetector:
+    """The detector with a memory bank of the training images that are not set aside, or of all if none is left."""
+    others, space, settings = {}, detector.space, detector.settings
     for name, part in good.items():
         rest = np.delete(np.arange(len(part.train)), aside[name])
         others[name] = part.train_features[rest] if len(rest) else part.train_features
-    return build_bank(others, detector.standardisation, bank_mb, seed, detector.patches.description(),
-                      detector.device)
+    bank = build_bank(others, space.standardisation, bank_mb, settings.seed, space.patches.description(),
+                      detector.machine.device)
+    return replace(detector, bank=bank)
 
 
 def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
-                    taught: int, shown: int, seed: int) -> dict[str, Lesson]:
-    """For each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
+                    taught: int, shown: int) -> dict[str, Lesson]:
+    """The lesson of each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
 
-    `taught` is 0 where there is no discriminator.
+    `taught` is 0 without a discriminator.
     """
     lessons = {}
     for name, part in good.items():
         images, names = part.images(aside[name])
-        drawn = pseudo_validation(images, names, images[:0], seed, taught or shown)
+        drawn = pseudo_validation(images, names, images[:0], detector.settings.seed, taught or shown)
         evidence = (evidence_of(detector, images), evidence_of(detector, drawn.pseudo)) if taught else None
         places = first_of_each(len(images), len(drawn.pseudo) // len(images), shown)
-        shares = F.adaptive_avg_pool2d(drawn.masks, min(drawn.masks.shape[-1], 2 * detector.patches.grid))
+        shares = F.adaptive_avg_pool2d(drawn.masks, min(drawn.masks.shape[-1], 2 * detector.space.patches.grid))
         kept = replace(drawn, pseudo=drawn.pseudo[places], masks=drawn.masks[places])
         lessons[name] = Lesson(kept, places, shares, evidence)
     return lessons
 
 
 def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
-    """What the detector's discriminator judges images (N, 3, S, S) by, (N, P, G, G) on the CPU."""
+    """The evidence of images (N, 3, S, S) for the detector's discriminator, (N, P, G, G) on the CPU."""
     found = []
-    for batch in tqdm(images.split(detector.batch_size), desc="comparing", unit="batch"):
-        features = detector.features(batch)
-        context = detector.context(batch, features, judged=True)
-        found.append(detector.evidence(features, *detector.nearest(features, judged=True), context).cpu())
+    for batch in tqdm(images.split(detector.machine.batch_size), desc="comparing", unit="batch"):
+        found.append(detector.evidence(detector.look_up(batch, judged=True)).cpu())
     return torch.cat(found)
 
 
@@ -155,35 +164,78 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
 
 
 def judge_file(name: str | None) -> str:
-    """Where the discriminator of a category is kept, None for that of all together."""
+    """The file of a category's discriminator; None stands for all categories together."""
     return DISCRIMINATOR if name is None else CATEGORY_DISCRIMINATOR.format(name)
 
 
 # ------------------------------------------------------------------------------------------ settings
 
-def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], seed: int, minutes: float,
+def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], minutes: float,
            folder: Path) -> dict[str | None, FeatureSettings]:
-    """The settings that are best for each category but for the `fixed` ones, and those that are best on average.
+    """The best settings for each category, and those that are best on average; the `fixed` ones keep their values.
 
-    What was tried is written to `folder`. `minutes` are for all categories. The lessons are used up: what a search
-    keeps of its category takes the memory that their evidence leaves.
+    Every search begins with the settings of the detector. All trials are written to `folder`. `minutes` is the time
+    for all categories together. The lessons are emptied on the way: a search needs the memory of their evidence.
     """
-    begun, searches, names = detector.settings, {}, list(lessons)
+    searches, names, seed = {}, list(lessons), detector.settings.seed
     deadline = time.monotonic() + 60 * minutes
     for name in names:
         lesson = lessons.pop(name)
-        detector.settings = begun       # not what was found for the category before
         left = (deadline - time.monotonic()) / 60 / (len(names) - len(searches))
         judged = lesson.surprises(seed) if lesson.evidence else None
         search = searches[name] = FeatureSearch(detector, lesson.shown, fixed, left, judged)
         best, first = search.run(), search.trials[0]
-        write_feature_trials(folder / trials_file(name, names), search.trials, best)
-        print(f"{name}, tuned on pseudo-anomalies: AUPRO {first.aupro:.3f} -> {best.aupro:.3f}, image AUROC "
-              f"{first.auroc:.3f} -> {best.auroc:.3f}; changed: {listed(changes(first, best))}")
+        write_trials(folder / trials_file(name, names), search.trials, best, (FeatureMapOptions,))
+        print(f"{name}, tuned on pseudo-anomalies: {outcome(first, best)}; changed: {listed(changes(first, best))}")
     return {name: search.best.settings for name, search in searches.items()} | {
         None: best_on_average(list(searches.values()))}
 
 
 def trials_file(name: str, items: Sequence[str]) -> str:
-    """Where it is written what was tried for a category of a model for `items`."""
+    """The name of the file with the trials for a category of a model for `items`."""
     return TUNING if len(items) == 1 else CATEGORY_TUNING.format(name)
+
+
+# ------------------------------------------------------------------------------------------ both
+
+@dataclass(frozen=True)
+class Learnt:
+    """The results of learning from damage, by category; None stands for all categories together."""
+
+    settings: dict[str | None, FeatureSettings]
+    judges: dict[str | None, Discriminator]
+
+    def detector(self, detector: FeatureDetector, name: str | None) -> FeatureDetector:
+        """The detector with the settings of a category, and with its discriminator if that has a weight."""
+        judge = self.judges.get(name)
+        file = judge_file(name) if judge is not None else ""
+        return replace(detector, settings=replace(self.settings[name], discriminator=file), judge=judge)
+
+    def files(self) -> dict[str, Discriminator]:
+        """The discriminators by file name."""
+        return {judge_file(name): judge for name, judge in self.judges.items()}
+
+
+def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], fixed: Collection[str], judged: bool,
+                      tune_minutes: float | None, bank_mb: float, folder: Path) -> Learnt:
+    """Train the discriminators, and choose the settings that are not `fixed`, by pseudo-anomalies.
+
+        judged         train discriminators
+        tune_minutes   time for the search; None to keep the settings
+        bank_mb        size of the bank
+        folder         where the trials are written
+    """
+    chosen: dict[str | None, FeatureSettings] = dict.fromkeys([*good, None], detector.settings)
+    if tune_minutes is None and not judged:
+        return Learnt(chosen, {})
+    share = max(1.0, LEAST_ASIDE * len(good) / NUM_ASIDE) / len(good)
+    aside = {name: set_aside(len(part.train), share) for name, part in good.items()}
+    other = without(detector, aside, good, bank_mb)
+    taught, shown = (math.ceil(share * number) for number in (NUM_TAUGHT, NUM_PSEUDO))
+    lessons = prepare_lessons(other, good, aside, taught if judged else 0, shown)
+    judges = teach(lessons, detector.settings.seed) if judged else {}
+    if tune_minutes is not None:
+        chosen = choose(other, lessons, fixed, tune_minutes, folder)
+    names = [*good, None] if len(good) > 1 else [None]
+    return Learnt(chosen, {name: judges[name] for name in names
+                           if name in judges and chosen[name].discriminator_contrib})

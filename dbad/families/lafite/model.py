@@ -1,14 +1,15 @@
 """Diffusion in feature space (LafitE, arXiv:2307.08059): features of good images are learnt, edited and denoised.
 
 An image becomes standardised features on a grid of patches. Each patch is replaced by a mean of its nearest good ones
-("feature editing"), the whole is noised and denoised again, and what comes back is compared with what was there. Beside
-it stand the distance to the nearest good patch (PatchCore, CVPR 2022), to the edited one, and how unlikely the noise is
-that the features lead to when the diffusion is run forwards ("inversion", InvAD, arXiv:2504.05662).
+("feature editing"). All are noised and denoised again, and the result is compared with the features. Three further maps
+are the distance to the nearest good patch (PatchCore, CVPR 2022), the distance to the edited patch, and the
+unlikelihood of the noise that the features lead to when the diffusion is run forwards ("inversion", InvAD,
+arXiv:2504.05662).
 
-The network has one channel more than the paper's: which patches are noised, the others being left as they are, and how
-large its squared error is expected to be at each. So it can be asked what a patch may look like given its surroundings,
-and how surely that is known (`surroundings`): a distance means more where the surroundings leave little room. This is
-ours.
+The network has one input and one output channel more than the paper's. The input tells which patches are noised; the
+others are left as they are. The output is the expected squared error at each patch. So the network can predict a
+patch from its surroundings, and how certain the prediction is (`surroundings`): a distance means more where the
+surroundings leave little room. This is ours.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from dbad.runtime.device import autocast
 
 INVERSION_STEPS = (333, 666, 999)
 MIN_SNR = 5.0           # gamma of min-SNR weighting (arXiv:2303.09556)
-WHOLE_SHARE = 0.1       # of the images is noised everywhere; in the rest
-BLOCKS, NOISED_SHARES = (2, 4, 8), (0.25, 0.5)      # blocks of such sides, in patches, and shares of their number
-ERROR_WEIGHT = 0.1      # of the expected error in the loss
-LARGEST_ERROR = 100.0   # that is expected at all: of components whose mean square is 1
-HIDDEN = (2, 8)         # sides of the blocks, in patches, that are hidden when surroundings are asked
+WHOLE_SHARE = 0.1       # share of the images that is noised everywhere; in the rest, blocks
+BLOCKS, NOISED_SHARES = (2, 4, 8), (0.25, 0.5)      # sides of the blocks, in patches, and shares of their number
+ERROR_WEIGHT = 0.1      # weight of the expected error in the loss
+LARGEST_ERROR = 100.0   # upper bound of the expected error; the components have a mean square of 1
+HIDDEN = (2, 8)         # sides of the blocks, in patches, that `surroundings` hides
 
 
 def feature_schedule() -> Tensor:
@@ -48,7 +49,7 @@ def feature_schedule() -> Tensor:
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of standardised features: what the diffusion model works on.
+    """Principal components of standardised features; the diffusion model works on them.
 
         basis   (C, D) float32, orthonormal columns, the direction of the largest variance first
         scale   root mean square of the D components in training; they are divided by it
@@ -61,22 +62,22 @@ class Components:
 
     @classmethod
     def fit(cls, features: Mapping[str, np.ndarray], standardisation: Standardisation, count: int) -> Components:
-        """The first `count` of training features, one (N, C, G, G) per category; all categories count alike."""
+        """The first `count` components of training features, one (N, C, G, G) per category, all of equal weight."""
         covariance = 0.0
         for part in features.values():
             total = sum(map(_second_moment, standardisation.batches(part)))
             covariance = covariance + total / (part.size / part.shape[1]) / len(features)
         values, vectors = torch.linalg.eigh(covariance)         # in ascending order
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-        vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)      # a sign of its own for every one
+        vectors = vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)      # fixes the sign of every vector
         return cls(vectors.float().contiguous(), float(values.mean().sqrt()), float(values.sum() / covariance.trace()))
 
     def project(self, features: Tensor) -> Tensor:
-        """(N, C, G, G) -> (N, D, G, G)."""
+        """The components of features: (N, C, G, G) -> (N, D, G, G)."""
         return torch.einsum("nchw,cd->ndhw", features, self.basis.to(features.device)) / self.scale
 
     def state(self) -> dict[str, Any]:
-        """Plain values and a tensor, for a file that opens with `weights_only=True`."""
+        """The contents as plain values and a tensor, for a file that opens with `weights_only=True`."""
         return {"basis": self.basis.cpu(), "scale": self.scale, "kept": self.kept}
 
 
@@ -90,8 +91,8 @@ def _second_moment(features: Tensor) -> Tensor:
 class FeatureImages(Dataset):
     """Components of good images with the noise and the timestep that a training step gives them.
 
-    Items are asked for as lists of (step, slot, index), see `training.StepBatches`; all randomness follows from the
-    seed, the purpose, the step and the slot. Every category is asked for equally often, whatever its number of images.
+    Items are requested as lists of (step, slot, index), see `training.StepBatches`. All randomness follows from the
+    seed, the purpose, the step and the slot. Every category comes equally often, whatever its number of images.
     A batch is {"features": (N, D, G, G) float32, "noise": likewise, "timestep": (N,) int64, "noised": (N, 1, G, G)
     float32, 1 where a patch is noised: everywhere in a share of the images, in random blocks in the rest}.
 
@@ -119,7 +120,7 @@ class FeatureImages(Dataset):
 
 
 def noised_patches(grid: int, stream: Generator) -> Tensor:
-    """Which patches of an image are noised, (1, grid, grid) of 0 and 1: all, or blocks of random side and place."""
+    """The mask of an image's noised patches, (1, grid, grid) of 0 and 1: all, or blocks of random side and place."""
     if torch.rand((), generator=stream) < WHOLE_SHARE:
         return torch.ones(1, grid, grid)
 
@@ -133,7 +134,7 @@ def noised_patches(grid: int, stream: Generator) -> Tensor:
 
 
 class Estimate(NamedTuple):
-    """What the network says: clean features (N, D, G, G), and log of their expected mean squared error (N, 1, G, G)."""
+    """The network's clean features (N, D, G, G) and the log of their expected mean squared error (N, 1, G, G)."""
 
     clean: Tensor
     log_error: Tensor
@@ -143,7 +144,7 @@ def estimate(net: nn.Module, z_t: Tensor, t: Tensor, abar: Tensor, prediction: s
              noised: Tensor | None = None) -> Estimate:
     """The network's estimate of the clean features x_0, from z_t (N, D, G, G) at the timesteps t (N,).
 
-        prediction   what the network gives: "x0"; "v" = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512);
+        prediction   kind of the network's output: "x0"; "v" = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512);
                      "epsilon", the noise
         noised       (N, 1, G, G), 1 where z_t is noised and 0 where it is clean; None for noised everywhere
     """
@@ -159,20 +160,19 @@ def estimate(net: nn.Module, z_t: Tensor, t: Tensor, abar: Tensor, prediction: s
 
 
 def _level(abar: Tensor, t: Tensor, noised: Tensor) -> Tensor:
-    """abar of every patch, (N, 1, G, G): 1 where it is not noised."""
+    """The abar of every patch, (N, 1, G, G); 1 where it is not noised."""
     level = abar.to(noised.device, torch.float32)[t].view(-1, 1, 1, 1)
     return torch.where(noised.bool(), level, 1.0)
 
 
 def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, prediction: str,
                  precision: str) -> dict[str, Tensor]:
-    """What is learnt of the noised patches, means over them, and the sum, "loss".
+    """The terms of the loss, as means over the noised patches, and their sum, "loss".
 
         squared_error   of the estimated x_0, weighted by the signal-to-noise ratio, at most `MIN_SNR`. With "epsilon"
-                        that is the error of the noise under min-SNR weighting; "x0" has the weight 1, "v" its own,
-                        1 + SNR
-        error_nll       negative log-likelihood e / E + log E of a patch's mean squared error e, where E is expected;
-                        e is taken as given, so that a larger error is never worth its while
+                        this is the error of the noise with min-SNR weighting; "x0" has the weight 1, "v" has 1 + SNR
+        error_nll       negative log-likelihood e / E + log E of a patch's mean squared error e, where E is the expected
+                        one; e has no gradient here, so that a larger error never pays
     """
     x, z, t, noised = batch["features"], batch["noise"], batch["timestep"], batch["noised"]
     level = _level(abar, t, noised)
@@ -191,7 +191,7 @@ def feature_loss(net: nn.Module, batch: dict[str, Tensor], abar: Tensor, predict
 @torch.no_grad()
 def denoise(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, start: int, num_steps: int,
             prediction: str, precision: str) -> Tensor:
-    """Noise features (N, D, G, G) up to timestep `start`, 1 to 1000, and denoise them in `num_steps` of DDIM.
+    """Noise features (N, D, G, G) up to timestep `start`, 1 to 1000, and denoise them in `num_steps` steps of DDIM.
 
     `streams` has one random stream per image. Returns (N, D, G, G) float32.
     """
@@ -209,7 +209,7 @@ def denoise(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tenso
 def invert(net: nn.Module, x: Tensor, abar: Tensor, prediction: str, precision: str) -> Tensor:
     """Run DDIM forwards from features (N, D, G, G) to the noise that they would come from, (N, D, G, G) float32.
 
-    Three steps, to `INVERSION_STEPS`; as there is no noise at 0, each takes the estimate at its beginning.
+    It takes three steps, to `INVERSION_STEPS`. Each uses the estimate at its beginning, as there is no noise at 0.
     """
     z, begin = x, 0
     for end in INVERSION_STEPS:
@@ -221,9 +221,9 @@ def invert(net: nn.Module, x: Tensor, abar: Tensor, prediction: str, precision: 
 
 
 class Context(NamedTuple):
-    """How well the network knows a patch by its surroundings: mean squared errors, expected and found.
+    """Mean squared errors, expected and found, of patches that are predicted from their surroundings.
 
-    (N, B, G, G) each, for blocks of B sides, the smallest first.
+    (N, B, G, G) each, for B sides of blocks, the smallest first.
     """
 
     expected: Tensor
@@ -233,10 +233,11 @@ class Context(NamedTuple):
 @torch.no_grad()
 def surroundings(net: nn.Module, x: Tensor, streams: Sequence[Generator], abar: Tensor, prediction: str,
                  precision: str, sides: Sequence[int] = HIDDEN) -> Context:
-    """What the network makes of the patches of x (N, D, G, G) without seeing them.
+    """The errors of the network where it predicts the patches of x (N, D, G, G) without seeing them.
 
-    Square blocks of patches are replaced by noise, every other one at a time as on a chessboard. In small blocks a
-    patch is known by those next to it, which a large defect holds as well; in large ones by what is farther away.
+    Square blocks of patches are replaced by noise, every other block at a time as on a chessboard. In a small block a
+    patch is predicted from its neighbours, which may lie in the same large defect; in a large block, from patches
+    farther away.
 
         streams   one random stream per image
         sides     of the blocks, in patches; at most half the grid's
@@ -263,10 +264,10 @@ def unlikelihood(z: Tensor) -> Tensor:
 
 
 def patch_differences(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances of patches, (N, C, G, G) twice -> (N, 1, G, G)."""
+    """The squared distances of patches, (N, C, G, G) twice -> (N, 1, G, G)."""
     return (a - b).square().sum(dim=1, keepdim=True)
 
 
 def upsampled(maps: Tensor, side: int) -> Tensor:
-    """(N, 1, G, G) -> (N, 1, side, side), bilinearly."""
+    """The maps at another size, bilinearly: (N, 1, G, G) -> (N, 1, side, side)."""
     return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)

@@ -1,8 +1,7 @@
-"""Values from a JSON file, checked against the types and ranges that are declared for them in the code.
+"""Values from a JSON file, checked against the types and ranges that the code declares for them.
 
-People edit these files by hand, and disks damage them. What a field of an options' dataclass may hold is known from its
-annotation and from `checks`; a file that says something else is told by its name, the field, what was found and
-what was expected.
+People edit these files by hand, and disks damage them. The declaration of a dataclass field (`dbad.fields`) says which
+values are allowed. The error for another value names the file, the field, the value found and what was expected.
 """
 
 from __future__ import annotations
@@ -15,44 +14,47 @@ import typing
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dbad.errors import UserError
-from dbad.options.checks import check
+from dbad.fields import check_value
 
 Types = Mapping[str, Any]       # names of fields -> annotations
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a text",
           dict: "an object", type(None): "null"}
-_SHOWN = 40                     # characters of what was found that a message shows
+_SHOWN = 40                     # characters of a wrong value that a message shows
 
 
 @lru_cache
 def types_of(*classes: type) -> Types:
-    """The annotations of the fields of dataclasses, as types."""
+    """The types of the fields of dataclasses by name, each annotated with the metadata of its field."""
     hints: dict[str, Any] = {}
     for cls in classes:
         found = typing.get_type_hints(cls)
-        hints |= {field.name: found[field.name] for field in dataclasses.fields(cls)}
+        hints |= {field.name: Annotated[found[field.name], field.metadata]      # ty: ignore[invalid-type-form]
+                  for field in dataclasses.fields(cls)}
     return hints
 
 
 def check_declared(values: Mapping[str, Any], declared: Types, where: object, required: Collection[str] = ()) -> None:
-    """Raise `UserError` for options out of a file that are of other types than declared, or out of their ranges.
+    """Raise `UserError` for options from a file that have another type than declared, or lie outside their ranges.
 
-        where      the file, as the message begins; "" for a message that is to be put into another one
-        required   names that have to be there
-    Names that are not declared are not looked at.
+        where      start of the message: the file; "" for a message that becomes part of another one
+        required   names that must be present
+    Names that are not declared are ignored.
     """
     check_types(values, declared, where, required)
-    try:
-        check({name: values[name] for name in declared if name in values})
-    except UserError as error:
-        raise UserError(_begun(where) + str(error).removeprefix("--")) from None
+    for name, hint in declared.items():
+        if name in values and typing.get_origin(hint) is Annotated:
+            try:
+                check_value(name, values[name], hint.__metadata__[0])
+            except UserError as error:
+                raise UserError(_begun(where) + str(error).removeprefix("--")) from None
 
 
 def check_types(values: Mapping[str, Any], declared: Types, where: object, required: Collection[str] = ()) -> None:
-    """`check_declared` for values that are no options, without ranges."""
+    """Raise `UserError` for values of the wrong type, as `check_declared` does, but without checking ranges."""
     for name in required:
         if name not in values:
             raise UserError(f"{_begun(where)}lacks {name}; expected {described(declared[name])}")
@@ -66,11 +68,13 @@ def _begun(where: object) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value that JSON gives is of an annotated type; numbers have to be finite.
+    """True if a value from JSON has an annotated type; numbers must be finite.
 
-    Lists stand for tuples of one type, texts for paths, objects for dictionaries with texts as keys.
+    A JSON list stands for a tuple of one type, a text for a path, an object for a dictionary with texts as keys.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return fits(value, arguments[0])
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
@@ -90,14 +94,16 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a file could be called so, as far as its characters go; lone surrogates of JSON are none of them."""
+    """True if a file name may have all these characters: no null character and no lone surrogate of JSON."""
     return "\0" not in value and not any("\ud800" <= character < "\udc80" or "\udcff" < character <= "\udfff"
                                          for character in value)
 
 
 def described(hint: Any) -> str:
-    """An annotation in words, for what was expected."""
+    """An annotation in words, for the end of a message: "expected ..."."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return described(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(described, arguments))
     if origin is Literal:
@@ -108,6 +114,6 @@ def described(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of JSON as it was found, shortened."""
+    """A value as JSON text, cut after `_SHOWN` characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -1,0 +1,102 @@
+"""The training of the diffusion model: its network, its length, and the pictures it shows on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from torch import Tensor
+
+from dbad.checkpoints.weights import save_weights
+from dbad.data.categories import split_category
+from dbad.data.images import fingerprint, read_images, to_pixels
+from dbad.data.intensity import Intensity
+from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.noise import image_stream
+from dbad.errors import UserError
+from dbad.families.ddim.options import DiffusionOptions, Reconstruction
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct
+from dbad.files.atomic import atomic_write
+from dbad.files.names import SAMPLES, epoch_file, epoch_of
+from dbad.networks.unet import build_unet
+from dbad.options.resolve import plain, run_folder
+from dbad.options.shared import RunOptions
+from dbad.records import Category
+from dbad.runtime.device import Machine
+from dbad.training.plan import IMAGES, Plan
+
+# The options that shape the result, so that a training resumes only under equal ones.
+SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
+           "attention_levels", "epochs_diffusion", "steps_diffusion", "learning_rate", "adam_betas", "warmup_steps",
+           "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate", "color_jitter")
+
+
+class TrainedOptions(RunOptions, DiffusionOptions, Reconstruction):
+    """The options of a run and of its training."""
+
+
+def new_network(options: DiffusionOptions) -> UNet2DModel:
+    """The U-Net that the options describe, with random weights."""
+    return build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
+
+
+def good_images(options: TrainedOptions, category: Category, intensity: Intensity
+                ) -> tuple[NoisedImages, NoisedImages]:
+    """The good images of a category to train on, varied as the options say, and those held out."""
+    size, crop_px = (None, options.resolution) if options.patching else (options.resolution, None)
+    train, held_out = (read_images(part, size, options.num_workers, intensity)
+                       for part in split_category(category, options.holdout))
+    shared = {"seed": options.seed, "batch_size": options.batch_size, "noise_kind": options.noise_kind,
+              "num_timesteps": options.reachable, "crop_px": crop_px}
+    return (NoisedImages(train, purpose="train", flip=options.flip, rotate=options.rotate,
+                         color_jitter=options.color_jitter, **shared),
+            NoisedImages(held_out, purpose="validation", **shared))
+
+
+def check_epoch(name: str, last: int) -> None:
+    """Raise `UserError` if the final weights have the file name of an epoch before the last."""
+    epoch = epoch_of(name)
+    if epoch is not None and epoch < last:
+        raise UserError(f"--diffusion_checkpoint_name {name}: the weights after epoch {epoch} of {last} are called so; "
+                        "expected another name, such as final.pt")
+
+
+def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: TrainedOptions,
+                 machine: Machine) -> dict[str, float]:
+    """Write the weights and the sample pictures of an epoch; the loss on the held-out images, if it is asked for."""
+    folder = run_folder(options)
+    save_weights(denoiser.unet.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
+    write_samples(folder / SAMPLES / f"epoch_{epoch}.png", denoiser, validation, options, machine, options.seed)
+    if not options.calc_val_loss:
+        return {}
+    return {"val_loss": validation_loss(validation, lambda batch: denoising_loss(
+        denoiser.unet, batch, denoiser.abar, machine.precision), machine.device)}
+
+
+def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine,
+                  seed: int) -> None:
+    """Four held-out good images above their reconstructions, as one picture."""
+    images = data.__getitems__([(0, slot, slot) for slot in range(min(4, len(data)))])["image"]
+    y = images.to(machine.device)
+    x = reconstruct(denoiser, y, [image_stream(seed, image) for image in images], options, machine.precision)
+    rows = [torch.cat(list(row.cpu()), dim=2) for row in (y, x)]
+    with atomic_write(path) as temporary:
+        Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
+
+
+def plan_of(options: TrainedOptions, images: Sequence[Tensor]) -> Plan:
+    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
+    num_images = len(images)
+    steps_per_epoch = -(-num_images // options.batch_size)
+    num_steps = options.steps_diffusion
+    if num_steps is None:
+        num_steps = -(-options.epochs_diffusion * num_images // options.batch_size)
+    if num_steps == 0:
+        raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train to go on with a trained model")
+    settings = {name: value for name, value in plain(options).items() if name in SHAPING} | {
+        IMAGES: fingerprint(images)}
+    return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
+                options.seed, settings, betas=tuple(options.adam_betas))

@@ -1,0 +1,82 @@
+"""The settings of conditioned denoising, chosen by pseudo-anomalies on good images and kept for later."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dbad.data.augment import random_crops
+from dbad.data.images import read_images, to_float
+from dbad.data.splits import some_of
+from dbad.declared import check_declared, check_types, types_of
+from dbad.diffusion.noise import stream
+from dbad.families.ddim import DDIM
+from dbad.families.ddim.detector import DdimDetector
+from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
+from dbad.families.ddim.search import DdimSearch, plot_trials
+from dbad.families.digests import digests
+from dbad.families.search import changes, outcome, pseudo_validation, write_trials
+from dbad.files.atomic import read_json, write_json
+from dbad.files.names import TUNED, TUNING, TUNING_PLOT
+from dbad.records import Sample
+from dbad.report.results import listed
+
+
+def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str], minutes: float,
+         folder: Path) -> DdimSettings:
+    """The best settings, found by pseudo-anomalies on good images; those that were `given` stay.
+
+    The images are those of the training. Settings chosen on the held-out images would suit these better than new ones,
+    and the promised false-alarm rate would not hold.
+    """
+    good, reference = some_of(train[::2]), some_of(train[1::2])
+    images = pseudo_validation(network_images(detector, good), [sample.path.name for sample in good],
+                               network_images(detector, reference), detector.settings.seed)
+    search = DdimSearch(detector, images, given, minutes)
+    best, first = search.run(), search.trials[0]
+    write_trials(folder / TUNING, search.trials, best, (Reconstruction, MapOptions))
+    plot_trials(folder / TUNING_PLOT, search.trials, best)
+    print(f"tuned on {len(images.pseudo)} pseudo-anomalies{' until --tune_minutes' * search.stopped}: "
+          f"{outcome(first, best)} with {listed(changes(first, best))}")
+    return best.settings
+
+
+def network_images(detector: DdimDetector, samples: Sequence[Sample]) -> Tensor:
+    """The images at the network's size, (N, 3, S, S) in [-1, 1]; where it works in tiles, a random crop of each."""
+    pixels = read_images(samples, None if detector.patching else detector.size, intensity=detector.intensity)
+    if not detector.patching:
+        return to_float(torch.stack(pixels))
+    return to_float(random_crops(pixels, detector.size, [stream(0, "tuning", s.path.name) for s in samples]))
+
+
+def _weights(folder: Path, settings: DdimSettings) -> dict[str, str]:
+    """The fingerprints of the weights that settings are chosen for; the normalisation follows from them."""
+    return digests(folder, DDIM, replace(settings, map_norm="none"))
+
+
+def save_tuned(folder: Path, settings: DdimSettings) -> None:
+    """Write the chosen settings, and fingerprints of the weights that they are for."""
+    write_json(folder / TUNED, {"settings": settings.record(), "digests": _weights(folder, settings)})
+
+
+def tuned_before(folder: Path, settings: DdimSettings, given: Collection[str]) -> DdimSettings:
+    """The settings with those that --tune has chosen for these weights, except the given ones; else unchanged."""
+    path = folder / TUNED
+    if not path.is_file():
+        return settings
+    known = read_json(path)
+    check_types(known, {"settings": dict[str, Any], "digests": dict[str, str]}, path, ("settings", "digests"))
+    check_declared(known["settings"], types_of(DdimSettings), path)
+    now = _weights(folder, settings)
+    if not known["digests"] or {**now, **known["digests"]} != now:      # older ones have fewer
+        print(f"{path} belongs to other weights; the preset's settings are taken")
+        return settings
+    print(f"settings as chosen before ({path}); --tune chooses again, --no_tune takes the preset's")
+    chosen = types_of(Reconstruction, MapOptions).keys() - set(given)
+    return replace(settings, **{name: tuple(value) if isinstance(value, list) else value
+                                for name, value in known["settings"].items() if name in chosen})

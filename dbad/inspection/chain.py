@@ -1,0 +1,74 @@
+"""The chain of a method's phases, each a script, for any number of categories and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from dbad.data.categories import chosen_items, named_items
+from dbad.families.family import Family
+from dbad.files.locks import writing_run
+from dbad.inspection.run import check_inspected
+from dbad.inspection.several import Job
+from dbad.options.resolve import run_folder, run_name, subset
+
+
+def expand(options: Any, family: Family, scripts: Sequence[ModuleType]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Yield the options of every model, with a run folder of its own, and the categories of that model."""
+    for script in scripts:
+        options = script.in_chain(options) if hasattr(script, "in_chain") else options
+    options = replace(options, method=family.name)
+    # All names are read now, so that an unknown category fails before hours of training.
+    groups = [chosen_items(options)] if family.together else [(name,) for name in named_items(options)]
+    for items in groups:
+        for seed in dict.fromkeys(options.seeds or (options.seed,)):
+            if family.together:
+                run_id = run_name(options, family.name)
+            else:
+                run_id = items[0] if options.run_id is None else options.run_id + f"-{items[0]}" * (len(groups) > 1)
+            run_id += f"-seed{seed}" * bool(options.seeds)
+            item = options.item if family.together else items[0]
+            yield replace(options, item=item, seed=seed, run_id=run_id), items
+
+
+def job_of(options: Any, items: Sequence[str], family: Family, scripts: Sequence[ModuleType]) -> Job:
+    """The phases of one model as a job of the driver; the last phase inspects, the others make the model.
+
+    A script of a phase has `Options` and `run`, and may have
+
+        in_chain       options -> options with the defaults of the whole chain
+        check_phase    options, training options that it will find, whether it is skipped -> those that the next finds
+        chain          options -> options for the phases after it; called instead of `run`
+        begun          options -> the intensity of a training that is resumed
+    """
+    *training, last = scripts
+    *skipped, inspects = [(script, getattr(options, skip)) for script, skip in zip(
+        scripts, family.phases.values(), strict=True)]
+
+    def check(inspected: Any) -> None:
+        trained: dict[str, Any] = {}
+        for script, skip in skipped if not family.together else ():
+            trained = script.check_phase(inspected, trained, skip)
+        if not inspects[1]:
+            if hasattr(last, "check_phase"):
+                last.check_phase(inspected, trained, False)
+            begun = next(script.begun for script in training if hasattr(script, "begun"))
+            check_inspected(inspected, None if options.skip_train else begun, family.name)
+
+    def train() -> None:
+        chained = options
+        with nullcontext() if options.dry_run else writing_run(run_folder(options)):
+            for script, skip in skipped:
+                if not skip and hasattr(script, "chain"):
+                    chained = script.chain(chained)
+                elif not skip:
+                    script.run(subset(script.Options, chained))
+
+    return Job(options={item: replace(options, item=item) for item in items},
+               folders={item: options.img_dir / (options.run_id + f"-{item}" * (len(items) > 1)) for item in items},
+               check=check, train=None if all(skip for _, skip in skipped) else train,
+               inspect=None if inspects[1] else lambda inspected: last.run(subset(last.Options, inspected)),
+               resume=options.resume)

@@ -1,0 +1,152 @@
+"""From the options that were given to all of them: as the run was trained, else as the preset says."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dbad.errors import UserError, printable
+from dbad.fields import EACH_PRESET, check, default_of, shown
+from dbad.files.names import check_names
+from dbad.options.shared import RunOptions
+
+T = TypeVar("T")
+
+LONGEST_NAME = 120      # bytes; results are called after run and category together, and file systems take 255
+_LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
+_BINDING = ("item", "holdout", "patching", "resolution", "intensity")  # what later scripts cannot change
+_NOT_SAID = ("item", "preset", "dry_run", "run_id", "dataset_path", "images")      # of what differs from the preset
+
+
+def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
+    """Fill in every option that was not given.
+
+    `trained` are the options of a training that later scripts build on, None for a training. The preset is the given
+    one, else that of the training, else `default_preset`. Raises `UserError` for values out of range and for those that
+    contradict the training.
+    """
+    training, trained = trained, trained or {}
+    preset = options.preset or trained.get("preset") or default_preset(options.dataset_path, options.device)
+    length_given = any(getattr(options, name, None) is not None for name in _LENGTHS)
+    changes: dict[str, Any] = {"preset": preset, "run_id": options.run_id or options.item}
+    check_bound(options, trained)
+    for field in dataclasses.fields(options):
+        given = getattr(options, field.name) is not None or (length_given and field.name in _LENGTHS)
+        if EACH_PRESET in field.metadata and not given:
+            value = trained.get(field.name, default_of(field, preset))
+            changes[field.name] = tuple(value) if isinstance(value, list) else value
+    resolved = dataclasses.replace(options, **changes)
+    check_options(resolved)
+    check_names(resolved, training)
+    return resolved
+
+
+def check_options(options: Any) -> None:
+    """Raise `UserError` for values out of range, and for names that no file can have."""
+    check(options)
+    check_plain_names({field.name: getattr(options, field.name) for field in dataclasses.fields(options)})
+
+
+def check_plain_names(values: Mapping[str, Any]) -> None:
+    """Raise `UserError` where an option of `values` that files are called after is no plain name."""
+    for name in ("item", "run_id", "diffusion_checkpoint_name"):
+        for text in [values[name]] if isinstance(values.get(name), str) else values.get(name) or ():
+            if len(os.fsencode(text)) > LONGEST_NAME:
+                raise UserError(f"--{name} {text[:20]}...: expected a name of at most {LONGEST_NAME} bytes")
+            if Path(text).name != text or text in ("", "..") or text != printable(text):
+                raise UserError(f"--{name} {text!r}: expected a plain name, without folders or line breaks")
+    folder = str(values.get("log_dir") or "")
+    if folder.encode("utf-8", "replace") != os.fsencode(folder):
+        raise UserError(f"--log_dir {folder}: expected a name in UTF-8, as TensorBoard does")
+
+
+def check_bound(options: Any, trained: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options that later scripts cannot change and that were given otherwise than in training."""
+    for name in _BINDING:
+        value = getattr(options, name, None)
+        if value is not None and value != trained.get(name, value):
+            raise UserError(f"--{name} {value}: the run {run_folder(options)} was trained with {trained[name]}")
+
+
+def default_preset(dataset_path: Path | None, device: str, on_gpu: str = "base") -> str:
+    """The preset where none is given and none was trained with: demo for the demo data, else as the machine is.
+
+    Real data take small on a CPU, where a step of base takes minutes, and `on_gpu` on CUDA. `device` is what --device
+    says.
+    """
+    from dbad.runtime.device import pick_device  # it loads torch, which reading a command line does without
+    if dataset_path is None:
+        return "demo"
+    return on_gpu if pick_device(device).type == "cuda" else "small"
+
+
+def run_folder(options: Any) -> Path:
+    """The folder in which the run keeps its weights and calibration."""
+    return options.diffusion_checkpoint_dir / (options.run_id or options.item)
+
+
+def run_name(options: Any, method: str) -> str:
+    """The name of a run of any number of categories: the given one, else one of the categories and the method."""
+    names = (options.item,) if isinstance(options.item, str) else options.item
+    return options.run_id or ("-".join(names) if len(names) < 4 else f"{len(names)}-categories") + f"-{method}"
+
+
+def announce(options: RunOptions, *writes: Path | str) -> bool:
+    """Say which preset is in force and what differs from it; on `--dry_run` also all options and what would be written.
+
+    Returns whether the script is to go on.
+    """
+    different = ", ".join(f"{name} {shown(value)}" for name, value in changed(options).items() if name not in _NOT_SAID)
+    print(printable(f"{shown(options.item)} from {data_of(options)}; preset {options.preset}{_why_small(options)}"
+                    + f" with {different}" * bool(different)))
+    if options.dry_run:
+        say_all(options, *writes)
+    return not options.dry_run
+
+
+def say_all(options: Any, *writes: Path | str) -> None:
+    """Print every option, and what would be written."""
+    flags = {field.name for field in dataclasses.fields(options) if field.metadata["flag"]}
+    print("\n".join(f"  {name} = {shown(value)}" for name, value in plain(options).items() if name in flags))
+    print("would write:", *writes, sep="\n  ")
+
+
+def _why_small(options: RunOptions) -> str:
+    """Why the preset is not the largest one, which a GPU would get."""
+    if options.dataset_path is None or options.preset != "small":
+        return ""
+    on_cpu = default_preset(options.dataset_path, options.device) == "small"
+    return " (the default for real data without a CUDA GPU)" * on_cpu
+
+
+def data_of(options: Any) -> str:
+    """The source of the images, in words."""
+    if getattr(options, "images", None):
+        return " ".join(options.images)
+    return str(options.dataset_path or "built-in demo data (drawn, not photographed)")
+
+
+def subset(cls: type[T], options: Any) -> T:
+    """The options of `cls` out of a larger set that has them all."""
+    return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """The options as JSON values: paths as strings, tuples as lists."""
+    return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def changed(options: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, as JSON values; presets count as defaults."""
+    values, preset = plain(options), getattr(options, "preset", None)
+    return {field.name: values[field.name] for field in dataclasses.fields(options)
+            if field.metadata["flag"] and values[field.name] != _json_value(default_of(field, preset))}

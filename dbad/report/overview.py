@@ -1,0 +1,160 @@
+"""One picture of the images worth looking at first, chosen while they go by: no image is kept but as small pictures."""
+
+from __future__ import annotations
+
+import io
+from bisect import insort
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dbad.files.atomic import atomic_write
+from dbad.metrics.verdicts import Thresholds, kinds
+from dbad.records import Origin, Pictures, ScoreRow
+from dbad.report.colours import overlay
+from dbad.report.drawing import EMPTY, INK, MUTED, PAPER, font, shorten, tile
+from dbad.report.panels import verdict
+
+ROWS = 12           # of the overview
+SIDE = 176          # px, of its pictures
+AROUND = 16         # on either side of the middle of a defect kind, so many images may become its typical one
+
+
+class Overview:
+    """Chooses telling images out of many that go by, see `telling`, and keeps the pictures of few candidates.
+
+    An image is offered with its row; where the answer is yes, its pictures are wanted. Candidates are the `ROWS`
+    images at the ends of the scores that are shown, and for every defect kind the 32 in the middle of what has come so
+    far: of kinds with more, the typical image is that of the candidates which is nearest to the middle at the end.
+    """
+
+    def __init__(self, origins: Sequence[Origin], thresholds: Thresholds):
+        """`origins` are those of all images that will come, in their order."""
+        self.thresholds, self.kinds = thresholds, kinds(origins)
+        self.rows: dict[int, ScoreRow] = {}
+        self.candidates: dict[int, dict[str, bytes]] = {}
+        self._ends = {0: _Ranking(lambda count: slice(0, ROWS)), None: _Ranking(lambda count: slice(0, ROWS)),
+                      1: _Ranking(lambda count: slice(max(0, count - ROWS), count))}
+        defects = {kind for kind, origin in zip(self.kinds, origins, strict=True) if origin.label == 1}
+        self._middles = {kind: _Ranking(lambda count: slice(max(0, count // 2 - AROUND), count // 2 + AROUND))
+                         for kind in sorted(defects)[:ROWS]}
+
+    def offer(self, number: int, row: ScoreRow) -> bool:
+        """Take in the row of the image of this number; whether its pictures are wanted."""
+        self.rows[number] = row
+        rankings = [self._ends[row.label]]
+        if row.label == 1 and self.kinds[number] in self._middles:
+            rankings.append(self._middles[self.kinds[number]])
+        for ranking in rankings:
+            ranking.add((-row.score, row.path, number))
+        wanted = set().union(*(ranking.candidates() for ranking in (*self._ends.values(), *self._middles.values())))
+        self.candidates = {known: files for known, files in self.candidates.items() if known in wanted}
+        if number in wanted:
+            self.candidates[number] = {}
+        return number in wanted
+
+    def put(self, number: int, files: dict[str, bytes]) -> None:
+        """Take in what `small_pictures` made of an image that was wanted; it may not be any more."""
+        if number in self.candidates:
+            self.candidates[number] = files
+
+    def write(self, path: Path, counterpart: str = "reconstruction") -> None:
+        """Write the picture: input, reconstruction, overlay and ground truth of each, by rows."""
+        chosen = telling(self.rows, self.kinds, self.candidates)
+        titles = ["input", "reconstruction", "anomaly map", "ground truth"]
+        if not any("reconstruction" in self.candidates[number] for _, number in chosen):
+            titles.remove("reconstruction")
+
+        margin, caption, header = 8, 230, 24
+        sheet = Image.new("RGB", (caption + len(titles) * (SIDE + margin), header + len(chosen) * (SIDE + margin)),
+                          PAPER)
+        draw = ImageDraw.Draw(sheet)
+        for column, title in enumerate(titles):
+            shown = counterpart if title == "reconstruction" else title
+            draw.text((caption + column * (SIDE + margin), 6), shown, MUTED, font(12))
+        for line, (reason, number) in enumerate(chosen):
+            top = header + line * (SIDE + margin)
+            self._write_caption(draw, reason, self.rows[number], (margin, top), caption - 2 * margin)
+            for column, title in enumerate(titles):
+                file = self.candidates[number].get(title)
+                picture = Image.new("RGB", (SIDE, SIDE), EMPTY) if file is None else Image.open(io.BytesIO(file))
+                sheet.paste(picture, (caption + column * (SIDE + margin), top))
+        with atomic_write(path) as temporary:
+            sheet.save(temporary, "PNG")
+
+    def _write_caption(self, draw: ImageDraw.ImageDraw, reason: str, row: ScoreRow, place: tuple[int, int],
+                       width: int) -> None:
+        words, colour = verdict(row, self.thresholds.image)
+        lines = [(reason, INK, font(13, True)), (row.path, MUTED, font(12)), (f"score {row.score:.4g}", INK, font(13)),
+                 (words, colour, font(13))]
+        for number, (text, ink, face) in enumerate(lines):
+            draw.text((place[0], place[1] + 20 * number), shorten(text, face, width), ink, face)
+
+
+class _Ranking:
+    """Keys (-score, path, number) in their order, and which of so many are candidates."""
+
+    def __init__(self, window: Callable[[int], slice]):
+        self.keys: list[tuple[float, str, int]] = []
+        self.window = window
+
+    def add(self, key: tuple[float, str, int]) -> None:
+        insort(self.keys, key)
+
+    def candidates(self) -> set[int]:
+        return {number for _, _, number in self.keys[self.window(len(self.keys))]}
+
+
+def small_pictures(pictures: Pictures, scale: float) -> dict[str, bytes]:
+    """The pictures of an image in the overview by their titles, each a PNG file; those that there are none of left out.
+
+    `scale` is that of the anomaly map, see `map_scales`.
+    """
+    arrays = {"input": pictures.image, "reconstruction": pictures.reconstruction,
+              "anomaly map": overlay(pictures.image, pictures.anomaly_map, scale), "ground truth": pictures.mask}
+    files = {}
+    for title, pixels in arrays.items():
+        if pixels is not None:
+            buffer = io.BytesIO()
+            tile(pixels, SIDE).save(buffer, "PNG", compress_level=1)
+            files[title] = buffer.getvalue()
+    return files
+
+
+def telling(rows: Mapping[int, ScoreRow], names: Sequence[str], candidates: Collection[int], most: int = ROWS
+            ) -> list[tuple[str, int]]:
+    """At most so many images worth looking at first, each as the reason and its number.
+
+    A quarter are the good images with the highest scores, a quarter the defective ones with the lowest; the rest are
+    the middle of every defect kind, by score. Images without ground truth are taken from the highest score down.
+
+        rows          of all images, by their numbers
+        names         the kind of every image, by its number
+        candidates    the numbers among which to choose
+    """
+    ranked = sorted(rows, key=lambda number: (-rows[number].score, rows[number].path))
+    good = [("highest-scoring good", n) for n in ranked if rows[n].label == 0]
+    bad = [("lowest-scoring defective", n) for n in reversed(ranked) if rows[n].label == 1]
+    unknown = [("high score, no ground truth", n) for n in ranked if rows[n].label is None]
+    groups: dict[str, list[int]] = {}
+    for number in ranked:
+        if rows[number].label == 1:
+            groups.setdefault(names[number], []).append(number)
+    typical = [(f"typical {kind}", number) for kind in sorted(groups) for number in _middle(groups[kind], candidates)]
+
+    quarter = max(1, most // 4)
+    more = [entry for pair in zip_longest(good[quarter:], bad[quarter:]) for entry in pair if entry]
+    wanted = good[:quarter] + bad[:quarter] + typical + unknown + more
+    chosen: dict[int, str] = {}
+    for reason, number in wanted:
+        if number in candidates:
+            chosen.setdefault(number, reason)       # an image is shown once, under its first reason
+    return [(reason, number) for number, reason in chosen.items()][:most]
+
+
+def _middle(ranked: Sequence[int], candidates: Collection[int]) -> list[int]:
+    """The candidate nearest to the middle of a ranking, if there is one."""
+    places = sorted(range(len(ranked)), key=lambda place: (abs(place - len(ranked) // 2), place))
+    return [ranked[place] for place in places if ranked[place] in candidates][:1]

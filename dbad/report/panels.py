@@ -1,0 +1,147 @@
+"""The picture of every image: all that is known of it side by side, or its map over it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.ndimage import maximum_filter
+
+from dbad.files.atomic import atomic_write
+from dbad.metrics.verdicts import Thresholds, decide, outcome
+from dbad.records import Origin, Pictures, ScoreRow
+from dbad.report.colours import heat, maps_of, overlay
+from dbad.report.drawing import DEFECTIVE, INK, MUTED, OUTLINE, PAPER, font, outlined, shorten, tile
+
+
+def verdict(row: ScoreRow, image_threshold: float | None) -> tuple[str, tuple[int, int, int]]:
+    """What was decided and whether that was right, in words, and a colour that makes wrong decisions easy to find."""
+    decision = decide(row, image_threshold)
+    if decision is None:
+        return "not calibrated", MUTED
+    words = "called defective" if decision else "called good"
+    result = outcome(row.label, decision)
+    if result is None:
+        return words, DEFECTIVE if decision else INK
+    return f"{words}, {result}", INK if result == "correct" else DEFECTIVE
+
+
+def panel(row: ScoreRow, pictures: Pictures, thresholds: Thresholds, scales: dict[str, float] | None = None,
+          side: int = 256) -> Image.Image:
+    """Everything known about one image, side by side: input, reconstruction, maps, decision, ground truth.
+
+    `scales` comes from `map_scales`; a map that has none there is shown on the scale of its own maximum. A column that
+    the detector or the data cannot fill is left out. `side` is the longer side of a tile in pixels.
+    """
+    shown, scales = tile(pictures.image, side), scales or {}
+    columns = {"input": shown}
+    if pictures.reconstruction is not None:
+        columns[pictures.counterpart] = tile(pictures.reconstruction, side)
+    for title, values in maps_of(pictures).items():
+        columns[title] = tile(heat(values, scales[title] if title in scales else float(values.max())), side)
+    if thresholds.pixel is not None:
+        columns["decision"] = outlined(shown, pictures.anomaly_map >= thresholds.pixel)
+    if pictures.mask is not None:
+        columns["ground truth"] = tile(pictures.mask, side)
+
+    margin, header, titles = 8, 26, 20
+    width, height = shown.size
+    sheet = Image.new("RGB", (margin + len(columns) * (width + margin), header + titles + height + margin), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _write_header(draw, row, thresholds.image, sheet.width - 2 * margin, margin)
+    for number, (title, picture) in enumerate(columns.items()):
+        left = margin + number * (width + margin)
+        draw.text((left, header + 2), shorten(title, font(12), width), MUTED, font(12))
+        sheet.paste(picture, (left, header + titles))
+    return sheet
+
+
+def _write_header(draw: ImageDraw.ImageDraw, row: ScoreRow, image_threshold: float | None, width: int,
+                  margin: int) -> None:
+    """The line above a panel: path on the left; defect, score and verdict on the right."""
+    limit = "" if image_threshold is None else f" (threshold {image_threshold:.4g})"
+    words, colour = verdict(row, image_threshold)
+    facts = [row.defect or "no ground truth", f"score {row.score:.4g}{limit}", words]
+    line = shorten("   ".join(facts), font(13, True), width * 0.7)
+    used = font(13, True).getlength(line)
+    draw.text((margin + width - used, 7), line, colour, font(13, True))
+    draw.text((margin, 7), shorten(row.path, font(13), width - used - 20), INK, font(13))
+
+
+def write_panel(path: Path, row: ScoreRow, pictures: Pictures, thresholds: Thresholds,
+                scales: dict[str, float] | None = None) -> None:
+    """Write the `panel` of an image."""
+    with atomic_write(path) as temporary:
+        panel(row, pictures, thresholds, scales).save(temporary, "PNG", compress_level=1)
+
+
+def panel_names(origins: Iterable[Origin | ScoreRow]) -> list[str]:
+    """A file name for every image, `<defect>_<stem>.png`: safe on every system and unique, also where case is ignored.
+
+    Characters other than letters, digits, dot, hyphen and underscore become an underscore; a name that occurs again
+    gets a number. With several categories the category comes first.
+    """
+    origins = list(origins)
+    several = len({origin.category for origin in origins}) > 1
+    names, taken = [], set()
+    for o in origins:
+        words = ([o.category] if several else []) + [o.defect or "unknown", re.split(r"[\\/]", o.path)[-1]]
+        words[-1] = words[-1].rpartition(".")[0] or words[-1]
+        base = "_".join(re.sub(r"[^\w.-]", "_", word)[:60] for word in words).lstrip(".-")
+        name, count = base, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name.casefold())
+        names.append(f"{name}.png")
+    return names
+
+
+def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pixel_threshold: float) -> None:
+    """Write the image at its own size, covered by the colours of its map (H, W), anomalous pixels outlined.
+
+    The highest colour stands for twice the pixel threshold, so that colours mean the same in every image and every run.
+    """
+    values = np.asarray(Image.fromarray(anomaly_map).resize(original.size, Image.Resampling.BILINEAR))
+    pixels = np.array(original)
+    for top in range(0, len(pixels), 256):      # in strips, since colours take 30 times the memory of the image
+        rows = slice(top, top + 256)
+        pixels[rows] = overlay(pixels[rows], values[rows], 2 * pixel_threshold)
+    inside = values >= pixel_threshold
+    if inside.any():
+        width = max(1, round(max(original.size) / 300))
+        for reach, colour in ((width + width // 2, (0, 0, 0)), (width, OUTLINE)):
+            near = maximum_filter(inside.view(np.uint8), 2 * reach + 1).view(bool)
+            pixels[near & ~inside] = colour     # outside, so that small defects stay visible
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
+
+
+def show(paths: Iterable[Path | str], seconds_each: float = 0.5) -> bool:
+    """Show the pictures one after the other in one window, waiting for nobody; without a screen, say so in one line.
+
+    Closing the window ends the show. Returns whether there was a screen.
+    """
+    try:
+        from matplotlib import pyplot
+
+        figure, axis = pyplot.subplots(figsize=(14, 3), layout="constrained")
+        if figure.canvas.required_interactive_framework is None:  # matplotlib found no toolkit or no display
+            pyplot.close(figure)
+            raise RuntimeError("matplotlib can open no window here")
+        for path in paths:
+            if not pyplot.fignum_exists(figure.number):
+                break
+            axis.clear()
+            axis.set_axis_off()
+            axis.imshow(Image.open(path))
+            figure.canvas.manager.set_window_title(str(path))
+            pyplot.pause(seconds_each)
+        pyplot.close(figure)
+    except Exception as error:  # each toolkit fails in its own way, and a window is never worth a failed run
+        print(f"No screen to show the pictures on: {' '.join(str(error).split())}")
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""What a training is told: how long and how fast, where it writes, and what is called along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dbad.files.names import last_file
+from dbad.training.early_stopping import Best
+
+IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train, by AdamW.
+
+        num_steps          optimiser steps
+        steps_per_epoch    steps after which the mean loss is logged
+        report_every       epochs between calls of `on_report` (validation, samples, checkpoints)
+        settings           what shapes the result, as plain values: a run resumes only under equal settings
+        accumulate         batches whose mean gradient makes a step; each counts as a step of `StepBatches`
+        schedule           of the learning rate: "cosine" falls to 0 after warm-up, "constant" has neither
+        fused              AdamW in one kernel: faster, less memory, other last bits
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    report_every: int
+    learning_rate: float
+    warmup_steps: int
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.95, 0.999)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    accumulate: int = 1
+    schedule: str = "cosine"
+    fused: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training writes, and whether it goes on from what it finds there.
+
+        folder     run folder, made if it is missing: one line per epoch in log.jsonl, and the last state
+        log_dir    folder of TensorBoard's events, one sub-folder per phase
+        phase      what is trained, as logs and bars call it
+        resume     go on from the last state, if there is one
+    """
+
+    folder: Path
+    log_dir: Path
+    phase: str
+    resume: bool = True
+
+    @property
+    def last(self) -> Path:
+        """The file of the last state: last.pt of the phase "diffusion", <phase>_last.pt of any other."""
+        return self.folder / last_file(self.phase)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a training calls along the way; only the main process does.
+
+        on_begin     called once the run is known to be able to start or go on
+        on_report    called with the EMA model and the epoch; what it returns is logged
+        best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
+    """
+
+    on_begin: Callable[[], None] | None = None
+    on_report: Callable[[nn.Module, int], dict[str, float]] | None = None
+    best: Best | None = None

@@ -1,0 +1,225 @@
+"""What every family owes the rest of the project, whatever its method; tiny runs, each made once by its own command."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, _draw_category, _inside, _run_script
+from helpers import json_of, one_line, rows_of
+
+import train_tune_eval
+from benchmarks.hostile_cases import FINISH
+from dbad import load_detector
+from dbad.declared import types_of
+from dbad.errors import UserError
+from dbad.families.registry import FAMILIES
+from dbad.families.runs import load_calibration
+from dbad.files.names import CALIBRATION
+
+each_family = pytest.mark.parametrize("name", FAMILIES)
+SUFFIX = {"ddim": ""}       # of the run's name, behind that of the category
+BEFORE = ("intensity", "intensity_bits", "patching")     # settings that the first calibrations lacked
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder in which every family has a finished run on ./data; only to be read."""
+    folder = tmp_path_factory.mktemp("contract")
+    _draw_category(folder / "data", width=32, height=32)
+    with _inside(folder):
+        for name in FAMILIES:
+            _run_script(*FINISH[name])
+    return folder
+
+
+@pytest.fixture
+def work(runs, tmp_path, monkeypatch) -> Path:
+    """A copy of `runs` to change, entered."""
+    for name in ("data", "checkpoints", "results"):
+        shutil.copytree(runs / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_id(name: str) -> str:
+    return "hazelnut" + SUFFIX.get(name, f"-{name}")
+
+
+def opened(folder: Path, name: str, batch_size: int = 8):
+    return load_detector(folder / "checkpoints" / run_id(name), device="cpu", precision="fp32", batch_size=batch_size)
+
+
+def test_images(folder: Path) -> list[Path]:
+    return sorted((folder / "data" / "hazelnut" / "test").rglob("*.png"))
+
+
+test_images.__test__ = False
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
+
+
+@each_family
+def test_a_prediction_depends_on_neither_batch_nor_order(name, runs):
+    images = test_images(runs)[:3]
+    together, backwards = opened(runs, name)(images), opened(runs, name)(images[::-1])
+    alone = [opened(runs, name, batch_size=1)(image) for image in images]
+    for number, one in enumerate(alone):
+        assert_same(one, together.of(number))
+        assert_same(one, backwards.of(len(images) - 1 - number))
+
+
+@each_family
+def test_a_detector_is_replaced_and_never_changed(name, runs):
+    detector = opened(runs, name)
+    before = detector(test_images(runs)[0])
+    other = replace(detector, settings=replace(detector.settings, seed=1), calibration=None)
+    with pytest.raises(UserError, match=f"not calibrated; run {FAMILIES[name].scripts.calibration}"):
+        other(test_images(runs)[0])
+    assert_same(detector(test_images(runs)[0]), before)
+
+
+@each_family
+def test_a_calibration_is_read_as_it_was_written(name, runs, tmp_path):
+    path = runs / "checkpoints" / run_id(name) / CALIBRATION
+    calibration = load_calibration(path)
+    assert calibration.method == name and json_of(path)["format"] == 1
+    assert FAMILIES[name].settings.read(calibration.settings).record() == calibration.settings
+    assert calibration.settings.keys() == types_of(FAMILIES[name].settings).keys()
+    calibration.save(tmp_path / CALIBRATION)
+    assert (tmp_path / CALIBRATION).read_bytes() == path.read_bytes()
+
+
+@each_family
+def test_an_older_calibration_stays_usable(name, work):
+    """One without a format has its method among the settings, or none for ddim, and fewer settings."""
+    image, path = test_images(work)[0], work / "checkpoints" / run_id(name) / CALIBRATION
+    expected = opened(work, name)(image)
+    values = json_of(path)
+    del values["format"], values["method"]
+    for setting in BEFORE:
+        values["settings"].pop(setting, None)
+    if name != "ddim":
+        values["settings"]["method"] = name
+    path.write_text(json.dumps(values))
+    assert_same(opened(work, name)(image), expected)
+
+
+@each_family
+@pytest.mark.parametrize("damage, message", [
+    (lambda v: v.update(method="nosuch"), "method 'nosuch'; expected one of ddim, lafite, knn, diad"),
+    (lambda v: v.update(format=2), "format 2: expected 1"),
+    (lambda v: v["settings"].update(sharpness=1.0), "sharpness: no setting of this method"),
+    (lambda v: v["settings"].update(seed=-1), "seed -1: expected at least 0")])
+def test_a_calibration_that_is_none_is_refused_in_one_line(name, damage, message, work):
+    path = work / "checkpoints" / run_id(name) / CALIBRATION
+    values = json_of(path)
+    damage(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        opened(work, name)
+    assert str(path) in one_line(error)
+
+
+@each_family
+def test_new_images_have_the_scores_of_test_images(name, work, script):
+    words = ["--item", "hazelnut", "--dataset_path", "data", "--device", "cpu", "--precision", "fp32",
+             "--num_workers", "0"]
+    script(FAMILIES[name].scripts.inspection, *words, "--run_id", run_id(name), "--images", "data/hazelnut/test",
+           "--recursive")
+    found = {Path(row["path"]).parts[-2:]: row["score"] for row in rows_of(f"results/{run_id(name)}-images")}
+    expected = {Path(row["path"]).parts[-2:]: row["score"] for row in rows_of(f"results/{run_id(name)}")}
+    assert found == expected and len(found) == 7
+
+
+@each_family
+def test_the_report_says_by_what_the_images_were_inspected(name, runs):
+    folder = runs / "results" / run_id(name)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert FAMILIES[name].about in page and "held-out" in page
+    assert {"scores.csv", "metrics.json", "metrics.csv", "options.json", "images", "overview.png", "curves.png"} <= {
+        path.name for path in folder.iterdir()}
+    scores = np.array([float(row["score"]) for row in rows_of(folder)])
+    assert np.isfinite(scores).all() and len(scores) == 7
+
+
+@each_family
+def test_every_run_records_its_method(name, runs):
+    assert json_of(runs / "checkpoints" / run_id(name) / "train_arg_config.json")["method"] == name
+
+
+@each_family
+def test_a_category_that_nobody_has_learnt_is_said(name, runs, script, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    with pytest.raises(UserError, match="has no thresholds of bolt; expected one of hazelnut"):
+        load_detector(f"checkpoints/{run_id(name)}", device="cpu", category="bolt")
+    with pytest.raises(SystemExit):
+        script(FAMILIES[name].scripts.inspection, "--item", "bolt", "--dataset_path", "data", "--device", "cpu",
+               "--run_id", run_id(name))
+    assert "bolt" in capsys.readouterr().err
+
+
+@each_family
+def test_a_category_that_fails_spares_the_others(name, tmp_path, monkeypatch, script, capsys):
+    """Whatever the method: a test image of one is broken, the others are finished, and the summary is written."""
+    monkeypatch.chdir(tmp_path)
+    for item in ("hazelnut", "bolt"):
+        _draw_category(tmp_path / "data", item, 32, 32)
+    broken = tmp_path / "data" / "bolt" / "test" / "good" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    words = FINISH[name]
+    place = words.index("hazelnut") + 1
+    command = [*words[:place], "bolt", *words[place:]]
+    with pytest.raises(SystemExit) as stop:
+        script(*command)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "1 of 2 runs failed" in said and str(broken.relative_to(tmp_path)) in said
+    summary = Path("results/summary.csv").read_text()
+    assert "hazelnut" in summary and "bolt" in summary and len(list(Path("results").glob("*/metrics.json"))) == 1
+
+    _draw_category(tmp_path / "data", "bolt", 32, 32)       # mended: the one that is finished is skipped
+    script(*command)
+    assert "hazelnut: finished before" in capsys.readouterr().out
+    assert len(list(Path("results").glob("*/metrics.json"))) == 2
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_help_of_every_script_has_true_headings(name, script, capsys):
+    words = ["--method", "ddim"] if name == "train_tune_eval.py" else []
+    with pytest.raises(SystemExit) as stop:
+        script(name, *words, "--help")
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: {name} {'--out PATH' if name == 'build_diad.py' else '--item NAME'} [options]")
+    page = page[page.index("show this help"):]
+    headings = re.findall(r"^([A-Z][^:\n]*(?:: [^:\n]*)?):$", page, flags=re.MULTILINE)
+    assert stop.value.code == 0 and len(set(headings)) == len(headings)
+    if name != "build_diad.py":
+        assert "--item" in page.split("\n\n")[1] and headings[0] == "First of all"
+        assert headings[-1] in ("The machine", "The run")
+
+
+@each_family
+def test_every_method_has_the_help_of_its_own_options_only(name, capsys):
+    with pytest.raises(SystemExit):
+        train_tune_eval.main(["--method", name, "--help"])
+    page = capsys.readouterr().out
+    own = {"ddim": "--recon_weight", "lafite": "--bank_mb", "knn": "--bank_mb", "diad": "--latent_start"}
+    assert own[name] in page
+    assert not any(flag in page for flag in set(own.values()) - {own[name]})
+
+
+def test_without_a_method_the_help_is_one_screen_that_names_them_all(capsys):
+    with pytest.raises(SystemExit):
+        train_tune_eval.main(["--help"])
+    page = capsys.readouterr().out
+    assert page.count("\n") < 50
+    for name, family in FAMILIES.items():
+        assert family.about in page and f"--method {name} --help" in page
