@@ -78,7 +78,8 @@ def test_from_python_the_run_takes_its_images_and_no_others(deep):
     assert detector.intensity == Intensity("auto", 12)
     scores = {row["path"]: float(row["score"]) for row in rows_of("results/hazelnut")}
     path = "hazelnut/test/crack/000.png"
-    assert float(detector(Path("data", path)).score[0]) == pytest.approx(scores[path], rel=1e-4)
+    close = 1e-4 if detector.machine.precision == "fp32" else 1e-2      # bf16 rounds otherwise in another batch size
+    assert float(detector(Path("data", path)).score[0]) == pytest.approx(scores[path], rel=close)
     with pytest.raises(UserError, match="largest value 4096"):
         detector(np.full((16, 16), 4096, np.uint16))
 

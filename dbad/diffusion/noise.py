@@ -52,15 +52,14 @@ def simplex(shape: Sequence[int], streams: Sequence[Generator]) -> Tensor:
     """Multi-octave simplex noise in three dimensions (channel, height, width); (N, C, H, W) float32.
 
     Simplex noise (Perlin, 2001) is linear in the random gradients of its lattice points, and the grid of pixels is
-    always the same; so the geometry is one sparse matrix, made once per shape, and a batch of noise is its product with
-    a batch of random gradients. Its rows are scaled so that the variance of every pixel is exactly 1 (gradients are
-    Perlin's twelve, brought to unit length, so that their components are uncorrelated, each of variance 1/3).
+    always the same; so the geometry is one sparse matrix, made once per shape, and the noise of an image is its product
+    with random gradients. A product for several images at once would add in another order for another number of images.
+    The rows are scaled so that the variance of every pixel is exactly 1 (gradients are Perlin's twelve, brought to unit
+    length, so that their components are uncorrelated, each of variance 1/3).
     """
     matrix, num_points = _simplex_matrix(*shape)
     picks = [torch.randint(0, 12, (num_points,), generator=s, dtype=torch.uint8) for s in streams]
-    gradients = _GRADIENTS[:, torch.stack(picks, dim=1).int()]                          # (3, P, N)
-    values = torch.sparse.mm(matrix, gradients.flatten(0, 1))                           # (C * H * W, N)
-    return values.T.reshape(len(streams), *shape).contiguous()
+    return torch.stack([(matrix @ _GRADIENTS.index_select(1, pick.int()).flatten()).view(*shape) for pick in picks])
 
 
 # The midpoints of a cube's edges, (3, 12), at unit length.
