@@ -9,7 +9,7 @@ latents of the training images are measured, and 1 / their standard deviation is
 diffusion model sees unit variance; what began with the published weights keeps the published scale.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     """Train the auto-encoder of a run, which begins as `start`, and save its best weights."""
     import torch
 
-    from dbad.data.categories import open_category
+    from dbad.data.categories import category_of
     from dbad.data.depth import run_intensity
     from dbad.families.diad import adversarial
     from dbad.families.diad import encoder_training as training
@@ -58,7 +58,7 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     device, precision, _ = Machine.of(options.device, options.precision, options.batch_size)
 
     # Read the good images; a share of each category is never trained on.
-    categories = {name: open_category(replace(options, item=name)) for name in options.item}
+    categories = {name: category_of(options, name) for name in options.item}
     intensity = run_intensity(options, training.begun(options), [s for each in categories.values() for s in each.good])
     good, held_out = training.read_categories(categories, options, intensity)
     data = BalancedImages(list(good.values()), options.batch_size, options.accumulate, options.seed)

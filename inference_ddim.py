@@ -25,18 +25,16 @@ from dbad.families.ddim.options import (
     Reconstruction,
 )
 from dbad.files.names import CALIBRATION, EXTRACTOR
-from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.inspection.options import InspectionRun
 from dbad.options.command_line import main
 from dbad.options.resolve import resolve, run_folder, subset
-from dbad.options.shared import RunOptions
 
 if TYPE_CHECKING:
     from dbad.calibration.thresholds import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, NewImageOptions, InspectionOptions, AdaptedExtractor, GivenThresholds, Reconstruction,
-              MapOptions):
+class Options(InspectionRun, AdaptedExtractor, GivenThresholds, Reconstruction, MapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
 
 
@@ -50,7 +48,7 @@ def run(options: Options) -> Path:
     return inspect_run(calibration, options, results_of(options))
 
 
-def given_thresholds(options: Any) -> dict[str, float]:
+def given_thresholds(options: Options) -> dict[str, float]:
     """The thresholds that are given by hand, both or none."""
     given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
     missing = [name for name, value in given.items() if value is None]

@@ -21,17 +21,22 @@ from typing import TYPE_CHECKING
 from dbad.errors import UserError
 from dbad.families.diad.options import DiadMapOptions, ResumeOptions, check_foreign
 from dbad.files.names import LOG_IMAGE
-from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.options.command_line import main
-from dbad.options.resolve import run_name
-from dbad.options.shared import RunOptions, SeveralItems
+from dbad.options.resolve import run_name, subset
+from dbad.options.shared import SeveralItems
 
 if TYPE_CHECKING:
     from dbad.report.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SeveralItems, RunOptions, ResumeOptions, NewImageOptions, InspectionOptions, DiadMapOptions):
+class Options(SeveralItems, ResumeOptions, AnyInspectionRun, DiadMapOptions):
+    """What shapes the inspections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCategory(InspectionRun, Options):
     """What shapes an inspection; saved as options.json beside its results."""
 
 
@@ -42,7 +47,7 @@ def run(options: Options) -> Path:
     from dbad.inspection.several import Job, run_jobs, write_set_summary
     options = of_run(options)
     check_new_images(options)
-    each = {name: replace(options, item=name) for name in chosen_items(options)}
+    each = {name: subset(OneCategory, replace(options, item=name)) for name in chosen_items(options)}
     if options.images and len(each) > 1:
         raise UserError(f"--images: expected one --item with it, found {len(each)}")
     if len(each) == 1:
@@ -55,7 +60,7 @@ def run(options: Options) -> Path:
     return options.img_dir
 
 
-def inspect(options: Options) -> Path:
+def inspect(options: OneCategory) -> Path:
     """Inspect the test images of a category, or new images; returns the folder of the results."""
     from dbad.inspection.calibrated import resolve_calibrated
     from dbad.inspection.run import inspect_run, results_of

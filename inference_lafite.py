@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dbad.families.lafite.options import FeatureMapOptions
-from dbad.inspection.options import InspectionOptions, NewImageOptions
+from dbad.inspection.options import InspectionRun
 from dbad.options.command_line import main
 from dbad.options.resolve import run_name
-from dbad.options.shared import RunOptions
 
 METHODS = ("lafite", "knn")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, NewImageOptions, InspectionOptions, FeatureMapOptions):
+class Options(InspectionRun, FeatureMapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
 
 

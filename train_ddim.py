@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dbad.families.ddim.options import DiffusionOptions, Reconstruction
+from dbad.families.ddim.options import DdimTraining
 from dbad.files.names import LAST, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, plain, resolve, run_folder, subset
-from dbad.options.shared import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, DiffusionOptions, Reconstruction):
+class Options(DdimTraining):
     """What shapes a training run; saved as train_arg_config.json in its run folder."""
 
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from dbad.errors import UserError
-from dbad.families.diad.options import DiadMapOptions, DiadSettings, LatentOptions, check_foreign
+from dbad.families.diad.options import DiadSettings, DiadTraining, check_foreign
 from dbad.files.names import BUILD_OPTIONS, CALIBRATION, DIAD_FILES, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, plain, resolve, run_folder, run_name
-from dbad.options.shared import RunOptions, SeveralItems
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SeveralItems, RunOptions, LatentOptions, DiadMapOptions):
+class Options(DiadTraining):
     """What shapes a run; saved as train_arg_config.json in its run folder, once it is finished."""
 
 
@@ -76,7 +75,7 @@ def train(options: Options, folder: Path) -> None:
     """Train and calibrate a run, unless that is done."""
     import torch
 
-    from dbad.data.categories import open_category
+    from dbad.data.categories import category_of
     from dbad.data.depth import run_intensity
     from dbad.families.diad import DIAD, training
     from dbad.families.diad.detector import DiadDetector, extractor_settings
@@ -88,7 +87,7 @@ def train(options: Options, folder: Path) -> None:
     from dbad.report.results import listing_digest
     from dbad.runtime.device import Machine
 
-    categories = {name: open_category(replace(options, item=name)) for name in options.item}
+    categories = {name: category_of(options, name) for name in options.item}
     names = (*DIAD_FILES, MODEL_CONFIG)
     good = [sample for category in categories.values() for sample in category.good]
     files = [options.model / name for name in names] + [sample.path for sample in good]

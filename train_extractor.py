@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dbad.errors import UserError
-from dbad.families.ddim.options import ExtractorOptions, Reconstruction
+from dbad.families.ddim.options import DdimAdaptation
 from dbad.files.names import EXTRACTOR, check_written
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, resolve, run_folder, subset
-from dbad.options.shared import RunOptions
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, ExtractorOptions, Reconstruction):
+class Options(DdimAdaptation):
     """What shapes the adaptation of the extractor."""
 
 
@@ -104,7 +103,7 @@ def adapt(options: Options, length_given: bool) -> None:
     save_extractor(extractor, path)
 
 
-def extractor_path(options: Any) -> Path:
+def extractor_path(options: Options) -> Path:
     """The file of the run's adapted extractor."""
     return options.extractor_path or run_folder(options) / EXTRACTOR
 

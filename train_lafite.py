@@ -16,8 +16,8 @@ from typing import Any
 from dbad.errors import UserError
 from dbad.families.lafite.options import (
     FeatureMapOptions,
-    FeatureOptions,
     FeatureSettings,
+    LafiteOptions,
     fixed_settings,
     has_denoiser,
     may_judge,
@@ -26,13 +26,12 @@ from dbad.families.lafite.options import (
 from dbad.files.names import BANK, CALIBRATION, SPACE, TRAIN_OPTIONS
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, default_preset, plain, resolve, run_folder, run_name
-from dbad.options.shared import RunOptions, SeveralItems
 
 METHODS = ("lafite", "knn")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SeveralItems, RunOptions, FeatureOptions, FeatureMapOptions):
+class Options(LafiteOptions):
     """What shapes a run; saved as train_arg_config.json in its run folder, once it is finished."""
 
 
@@ -85,7 +84,7 @@ def begun(options: Options) -> dict[str, Any]:
 
 def train(options: Options, given: Sequence[str], folder: Path) -> None:
     """Train, tune and calibrate a run, unless that is done; `given` are the settings that the search leaves alone."""
-    from dbad.data.categories import open_category
+    from dbad.data.categories import category_of
     from dbad.data.depth import run_intensity
     from dbad.families.lafite import model as lafite
     from dbad.families.lafite.lessons import learn_from_damage
@@ -96,7 +95,7 @@ def train(options: Options, given: Sequence[str], folder: Path) -> None:
     from dbad.report.results import listing_digest
     from dbad.runtime.device import Machine
 
-    samples = [sample for name in options.item for sample in open_category(replace(options, item=name)).good]
+    samples = [sample for name in options.item for sample in category_of(options, name).good]
     record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples),
                                "hidden_blocks": list(lafite.HIDDEN)}    # discriminators by others are taught again
     if options.resume and is_whole(folder, record, (SPACE, BANK), PLACED | {"feature_cache"}):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
 
 from dbad.errors import UserError
 
@@ -20,6 +20,12 @@ PRESETS = ("demo", "small", "base")
 MOST, SEEDS = 10 ** 9, 2 ** 63      # larger numbers would exceed the memory of any machine, or overflow
 LEVELS = 10             # largest number of levels of a network
 EACH_PRESET = "presets"
+
+
+class Declared(Protocol):
+    """An object of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 class About(TypedDict, total=False):
@@ -67,7 +73,7 @@ def _presets(about: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"demo": about["demo"], "small": about.get("small", about["demo"]), "base": about["base"]}
 
 
-def fields_of(*classes: type) -> dict[str, dataclasses.Field]:
+def fields_of(*classes: type[Declared]) -> dict[str, dataclasses.Field]:
     """The fields of dataclasses by name."""
     return {field.name: field for cls in classes for field in dataclasses.fields(cls)}
 
@@ -88,7 +94,7 @@ class Given:
         return self._values.get(name)
 
 
-def check(options: Any) -> None:
+def check(options: Declared) -> None:
     """Raise `UserError` for a value of a dataclass outside its range, and for values that contradict each other.
 
     None counts as not given. The static methods `contradictions` of the classes find the contradictions: each takes

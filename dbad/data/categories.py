@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dbad.data.demo import draw
 from dbad.data.layouts.registry import open_dataset
@@ -16,16 +15,12 @@ from dbad.records import Category, Sample
 from dbad.runtime.failures import say_once
 
 
-class Chosen(Protocol):
-    """The options that name a category; every script's options have them.
+class Source(Protocol):
+    """The options that name a data set; every script's options have them.
 
-        item            name of the category
         dataset_path    folder of the data set; None for the built-in demo data
         layout          name of the data set's layout on disk, see `dbad.data.layouts.registry`
     """
-
-    @property
-    def item(self) -> str: ...
 
     @property
     def dataset_path(self) -> Path | None: ...
@@ -34,45 +29,64 @@ class Chosen(Protocol):
     def layout(self) -> str: ...
 
 
-def open_category(options: Chosen, states: Sequence[str] = ("all",)) -> Category:
-    """The category that the options name: from `--dataset_path`, or from the built-in demo data, drawn on first use.
+class Chosen(Source, Protocol):
+    """The options that name a category of a data set."""
 
-    Its notes, such as the files that were left out, are printed the first time.
+    @property
+    def item(self) -> str: ...
+
+
+class ChosenItems(Source, Protocol):
+    """The options that name a category of a data set, or several."""
+
+    @property
+    def item(self) -> str | tuple[str, ...]: ...
+
+
+def open_category(options: Chosen, states: Sequence[str] = ("all",)) -> Category:
+    """The category that the options name, see `category_of`."""
+    return category_of(options, options.item, states)
+
+
+def category_of(options: Source, item: str, states: Sequence[str] = ("all",)) -> Category:
+    """A category of the data set that the options name; the built-in demo data is drawn on first use.
+
+    `states` limits the test to some defects. Notes, such as the files that were left out, are printed the first time.
     """
     if options.dataset_path is not None:
-        category = find_category(options.dataset_path, options.item, states, options.layout)
+        category = find_category(options.dataset_path, item, states, options.layout)
         for note in category.notes:
             say_once(f"{category.name}: {note}")
         return category
-    if options.item not in draw.CATEGORIES:
-        near = difflib.get_close_matches(options.item, draw.CATEGORIES, 1)
-        raise UserError(f"--item {options.item}: the built-in demo data has {', '.join(draw.CATEGORIES)}"
+    if item not in draw.CATEGORIES:
+        near = difflib.get_close_matches(item, draw.CATEGORIES, 1)
+        raise UserError(f"--item {item}: the built-in demo data has {', '.join(draw.CATEGORIES)}"
                         + (f"; did you mean {near[0]}?" if near else "; real data need --dataset_path"))
     if options.layout not in ("auto", "mvtec"):
         raise UserError(f"--layout {options.layout}: the built-in demo data has layout mvtec; expected --dataset_path")
-    root = draw.write_demo(draw.demo_root(), (options.item,))
-    return find_category(root, options.item, states, "mvtec")
+    root = draw.write_demo(draw.demo_root(), (item,))
+    return find_category(root, item, states, "mvtec")
 
 
-def category_names(options: Chosen) -> tuple[str, ...]:
+def category_names(options: Source) -> tuple[str, ...]:
     """The names of all categories of `--dataset_path`, or of the built-in demo data."""
     if options.dataset_path is None:
         return tuple(draw.CATEGORIES)
     return open_dataset(options.dataset_path, options.layout).names
 
 
-def named_items(options: Any) -> tuple[str, ...]:
+def named_items(options: ChosenItems) -> tuple[str, ...]:
     """The categories that the option `item` names, each once, in its order: one, several, or all of the data set."""
     names = (options.item,) if isinstance(options.item, str) else options.item
     known = category_names(options)
     if "all" in names:
         return known
     for name in set(names) - set(known):
-        open_category(replace(options, item=name))      # raises the error for a wrong name
+        category_of(options, name)      # raises the error for a wrong name
     return tuple(dict.fromkeys(names))
 
 
-def chosen_items(options: Any) -> tuple[str, ...]:
+def chosen_items(options: ChosenItems) -> tuple[str, ...]:
     """The categories that the option `item` names, sorted: their order does not matter to a model of all."""
     return tuple(sorted(named_items(options)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dbad.calibration.thresholds import FORMAT, Calibration, read_calibration
 from dbad.checkpoints.weights import load_pickle
@@ -16,14 +16,29 @@ from dbad.families.family import Family
 from dbad.families.registry import FAMILIES, family_of, recorded_method, script_of
 from dbad.files.atomic import known_json, read_json
 from dbad.files.names import CALIBRATION, CATEGORY_CALIBRATION, TRAIN_OPTIONS, last_file
-from dbad.options.resolve import check_bound, run_folder
+from dbad.options.resolve import Named, check_bound, run_folder
 
-T = TypeVar("T")
+
+class Read(Named, Protocol):
+    """Options of a run that reads images."""
+
+    @property
+    def intensity(self) -> str | None: ...
+
+
+class Resumable(Named, Protocol):
+    """Options of a training that a later command can go on with."""
+
+    @property
+    def resume(self) -> bool: ...
+
+
+R = TypeVar("R", bound=Read)
 
 _TRAINED: Types = {"item": str | tuple[str, ...], "intensity_bits": Depth | None}       # checked for every reader
 
 
-def trained_options(options: Any, *methods: str) -> dict[str, Any]:
+def trained_options(options: Named, *methods: str) -> dict[str, Any]:
     """The options that the run was trained with, by one of the `methods`; empty if it was not trained yet.
 
     A run of another method is a `UserError`: its files have the same names but another meaning. So is a value
@@ -40,7 +55,7 @@ def trained_options(options: Any, *methods: str) -> dict[str, Any]:
     return trained
 
 
-def begun_with(options: Any, phase: str, *methods: str) -> dict[str, Any]:
+def begun_with(options: Resumable, phase: str, *methods: str) -> dict[str, Any]:
     """The option "intensity" of the run that a training resumes; empty for a new training.
 
     Until train_arg_config.json is written, it is read from the saved state of the `phase`. Runs older than the option
@@ -58,7 +73,7 @@ def begun_with(options: Any, phase: str, *methods: str) -> dict[str, Any]:
     return {"intensity": known["intensity"]} if "intensity" in known else {}
 
 
-def keep_intensity(options: T, begun: Mapping[str, Any]) -> T:
+def keep_intensity(options: R, begun: Mapping[str, Any]) -> R:
     """The options with the intensity of the resumed training; another one is a `UserError`."""
     check_bound(options, begun)
     return replace(options, intensity=options.intensity or begun.get("intensity"))

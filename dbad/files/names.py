@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dbad.errors import UserError
 
@@ -95,7 +95,20 @@ def last_file(phase: str) -> str:
 
 # ------------------------------------------------------------------------------------------ names that a user gives
 
-def check_names(options: Any, trained: Mapping[str, Any] | None = None) -> None:
+class FileNames(Protocol):
+    """The options that files and folders are called after."""
+
+    @property
+    def item(self) -> str | tuple[str, ...]: ...
+
+    @property
+    def run_id(self) -> str | None: ...
+
+    @property
+    def diffusion_checkpoint_name(self) -> str: ...
+
+
+def check_names(options: FileNames, trained: Mapping[str, Any] | None = None) -> None:
     """Raise `UserError` for a file or a run whose name the project uses for another file.
 
     `trained` has the options of the training that a later script builds on, None for a training: the name of the
@@ -106,10 +119,9 @@ def check_names(options: Any, trained: Mapping[str, Any] | None = None) -> None:
     if not free and (is_declared(name) or name.startswith(".")):
         raise UserError(f"--diffusion_checkpoint_name {name}: the run folder has, or may get, another file of this "
                         "name; expected a name such as final.pt")
-    run_id = getattr(options, "run_id", None)
-    if run_id is not None and run_id.casefold() in SUMMARY:
-        raise UserError(f"--run_id {run_id}: the summary of several runs has a file of this name beside the results of "
-                        "each; expected another name")
+    if options.run_id is not None and options.run_id.casefold() in SUMMARY:
+        raise UserError(f"--run_id {options.run_id}: the summary of several runs has a file of this name beside the "
+                        "results of each; expected another name")
     if not isinstance(options.item, str):
         check_categories(options.item)
 

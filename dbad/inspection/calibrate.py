@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dbad.calibration.thresholds import Calibration, calibrate, check_promise
-from dbad.data.categories import open_category, split_category
+from dbad.data.categories import Source, category_of, split_category
 from dbad.data.intensity import with_intensity
 from dbad.declared import check_declared
 from dbad.errors import UserError
@@ -38,9 +38,27 @@ PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_worker
 class CalibrationOptions(Protocol):
     """The options of a calibration."""
 
-    pixel_quantile: float
-    false_alarm_rate: float | None
-    num_workers: int
+    @property
+    def pixel_quantile(self) -> float: ...
+
+    @property
+    def false_alarm_rate(self) -> float | None: ...
+
+    @property
+    def num_workers(self) -> int: ...
+
+
+class PromiseOptions(Source, Protocol):
+    """The options that a promised rate of false alarms depends on."""
+
+    @property
+    def false_alarm_rate(self) -> float | None: ...
+
+    @property
+    def holdout(self) -> float: ...
+
+    @property
+    def dry_run(self) -> bool: ...
 
 
 def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
@@ -111,7 +129,7 @@ def _named_files(record: Mapping[str, Any], path: Path) -> set[str]:
     return {*(name for name in names if "{}" not in name), *(name.format(item) for name in each for item in items)}
 
 
-def check_promises(options: Any, items: Iterable[str]) -> None:
+def check_promises(options: PromiseOptions, items: Iterable[str]) -> None:
     """Raise `UserError` for a false-alarm rate that the held-out images of a category cannot promise.
 
     The images are counted, not read. On --dry_run demo data are not checked, since they would have to be drawn.
@@ -119,7 +137,7 @@ def check_promises(options: Any, items: Iterable[str]) -> None:
     if options.false_alarm_rate is None or (options.dry_run and options.dataset_path is None):
         return
     for name in items:
-        _, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
+        _, held_out = split_category(category_of(options, name), options.holdout)
         check_promise(options.false_alarm_rate, len(held_out), name)
 
 

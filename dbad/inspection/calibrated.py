@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dbad.calibration.thresholds import Calibration
 from dbad.errors import UserError, printable
@@ -15,8 +15,9 @@ from dbad.families.registry import FAMILIES
 from dbad.families.runs import calibration_file, learnt_categories, load_calibration, trained_options
 from dbad.files.names import UNFINISHED
 from dbad.options.resolve import check_bound, resolve, run_folder
+from dbad.options.shared import RunOptions
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RunOptions)
 
 
 def resolve_calibrated(options: T, *methods: str) -> tuple[Calibration | None, T]:
@@ -72,5 +73,5 @@ def _as_calibrated(options: T, calibration: Calibration, path: Path) -> T:
     return options
 
 
-def _same_file(one: Any, other: Path) -> bool:
+def _same_file(one: Path | None, other: Path) -> bool:
     return one is not None and os.path.realpath(one) == os.path.realpath(other)

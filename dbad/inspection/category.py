@@ -29,12 +29,11 @@ from dbad.report.results import mask_words, results_folder, run_summary
 Also = Callable[[Path, str, Pictures], None]
 
 
-def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: Any, folder: Path,
+def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: InspectionRun, folder: Path,
                      also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
     """Inspect the test images and write all results; returns the metrics and the files of the panels.
 
         folder     of the results, see `results_folder`; nothing is touched before the first image has been inspected
-        options    `InspectionOptions` with `RunOptions`
         also       called for every image with the folder, the name of its panel and its arrays, between batches
     Panels and exported maps are written on the way, all else at the end.
     """

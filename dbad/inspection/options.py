@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dbad.fields import opt
+from dbad.options.shared import AnyRunOptions, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +36,13 @@ class NewImageOptions:
     recursive: bool = opt("with --images: also those in sub-folders", False)
     drift_check: bool = opt("with --images: test whether, as a whole, they still look like the good images of the "
                             "calibration; if not, its promise is void", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyInspectionRun(AnyRunOptions, NewImageOptions, InspectionOptions):
+    """The options of a run that inspects, of one category or of several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionRun(RunOptions, AnyInspectionRun):
+    """The options of a run that inspects one category."""

@@ -20,8 +20,9 @@ from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
 from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
+from dbad.inspection.options import InspectionRun
 from dbad.metrics.verdicts import Thresholds, curves
-from dbad.options.resolve import announce, changed, run_folder
+from dbad.options.resolve import announce, changed, name_of, run_folder
 from dbad.report import page
 from dbad.report.colours import map_scales
 from dbad.report.panels import show
@@ -29,14 +30,14 @@ from dbad.report.results import headline, listing_digest, mask_words, results_fo
 from dbad.runtime.device import Machine
 
 
-def results_of(options: Any, *methods: str) -> Path:
+def results_of(options: InspectionRun, *methods: str) -> Path:
     """The folder of the results, named after the run and, for a model of several categories, the category."""
     learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
-    name = options.run_id or options.item
-    return options.img_dir / (name + f"-{options.item}" * (learnt != [options.item]) + "-images" * bool(options.images))
+    name = name_of(options) + f"-{options.item}" * (learnt != [options.item])
+    return options.img_dir / (name + "-images" * bool(options.images))
 
 
-def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *more: str) -> Path:
+def inspect_run(calibration: Calibration | None, options: InspectionRun, folder: Path, *more: str) -> Path:
     """Inspect the images of the options with the run of the options; returns `folder`, which holds the results.
 
     On --dry_run there is no calibration. `more` names further files that the family writes for test images.
@@ -52,7 +53,7 @@ def inspect_run(calibration: Calibration | None, options: Any, folder: Path, *mo
         return inspect_test(detector, calibration, options, folder, also)
 
 
-def about_to_write(options: Any, folder: Path, *more: str) -> bool:
+def about_to_write(options: InspectionRun, folder: Path, *more: str) -> bool:
     """Print what is inspected and, on --dry_run, what would be written; returns True to go on."""
     check_folders(img_dir=options.img_dir)
     if folder.resolve() == run_folder(options).resolve() or any(
@@ -63,7 +64,7 @@ def about_to_write(options: Any, folder: Path, *more: str) -> bool:
     return announce(options, folder / SCORES, *(folder / name for name in written))
 
 
-def open_run(calibration: Calibration, options: Any) -> Detector:
+def open_run(calibration: Calibration, options: InspectionRun) -> Detector:
     """The detector of the run, on the machine of the options; the last one is kept for the next category."""
     machine = Machine.of(options.device, options.precision, options.batch_size)
     key = (run_folder(options).resolve(), machine, calibration.method, calibration.settings, calibration.digests)
@@ -76,7 +77,7 @@ def open_run(calibration: Calibration, options: Any) -> Detector:
 _last_opened: list[Any] = []        # the arguments of the last detector, and the detector
 
 
-def inspect_test(detector: Detector, calibration: Calibration, options: Any, folder: Path,
+def inspect_test(detector: Detector, calibration: Calibration, options: InspectionRun, folder: Path,
                  also: Also | None = None) -> Path:
     """Inspect the test images of the category; write scores, metrics, pictures and the report.
 
@@ -93,7 +94,7 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Any, fol
     return folder
 
 
-def inspect_images(detector: Detector, calibration: Calibration, options: Any, folder: Path) -> Path:
+def inspect_images(detector: Detector, calibration: Calibration, options: InspectionRun, folder: Path) -> Path:
     """Inspect images without ground truth; write scores, overlays and the report."""
     paths = find_images(options.images, options.recursive)
     folder = results_folder(folder, options, listing_digest(paths))
@@ -113,7 +114,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Any, f
     return folder
 
 
-def check_new_images(options: Any) -> None:
+def check_new_images(options: InspectionRun) -> None:
     """Raise `UserError` where options contradict each other, before anything is loaded."""
     if options.images is None:
         for name in ("recursive", "drift_check"):
@@ -128,7 +129,7 @@ def check_new_images(options: Any) -> None:
     find_images(options.images, options.recursive)
 
 
-def check_inspected(options: Any, begun: Callable[[Any], dict[str, Any]] | None, method: str) -> None:
+def check_inspected(options: InspectionRun, begun: Callable[[Any], dict[str, Any]] | None, method: str) -> None:
     """Raise `UserError`, before the long work, for anything that would make the inspection of a category fail.
 
         begun     options -> the intensity of a training that is resumed; None where the training is skipped

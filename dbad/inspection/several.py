@@ -15,6 +15,7 @@ from dbad.data.splits import files_of
 from dbad.errors import UserError, printable
 from dbad.files.atomic import known_json, write_json
 from dbad.files.names import FINISHED
+from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.options.resolve import plain
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
@@ -118,7 +119,7 @@ def _attempt(run: Run, act: Callable[[], Any]) -> tuple[Any, Run]:
         return None, replace(run, status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _record(options: Any) -> dict[str, Any]:
+def _record(options: InspectionRun) -> dict[str, Any]:
     """The options and files that shape an inspection; an equal record shows that it is finished."""
     category = open_category(options, options.item_states)
     files = [path for sample in category.good + category.test for path in files_of(sample)]
@@ -132,7 +133,7 @@ def _given(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"options": {name: value for name, value in options.items() if value is not None}}
 
 
-def write_set_summary(options: Any, runs: Sequence[Run]) -> None:
+def write_set_summary(options: AnyInspectionRun, runs: Sequence[Run]) -> None:
     """Write the summary of several runs, beside published results if it has all categories of a data set."""
     if options.dry_run:
         return

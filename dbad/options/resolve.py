@@ -6,14 +6,15 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dbad.errors import UserError, printable
-from dbad.fields import EACH_PRESET, check, default_of, shown
+from dbad.fields import EACH_PRESET, Declared, check, default_of, shown
 from dbad.files.names import check_names
-from dbad.options.shared import RunOptions
+from dbad.options.shared import AnyRunOptions
 
-T = TypeVar("T")
+R = TypeVar("R", bound=AnyRunOptions)
+D = TypeVar("D", bound=Declared)
 
 LONGEST_NAME = 120      # bytes; results are called after run and category together, and file systems take 255
 _LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
@@ -21,7 +22,20 @@ _BINDING = ("item", "holdout", "patching", "resolution", "intensity")  # what la
 _NOT_SAID = ("item", "preset", "dry_run", "run_id", "dataset_path", "images")      # of what differs from the preset
 
 
-def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
+class Named(Declared, Protocol):
+    """Options that name a run."""
+
+    @property
+    def item(self) -> str | tuple[str, ...]: ...
+
+    @property
+    def run_id(self) -> str | None: ...
+
+    @property
+    def diffusion_checkpoint_dir(self) -> Path: ...
+
+
+def resolve(options: R, trained: Mapping[str, Any] | None = None) -> R:
     """Fill in every option that was not given.
 
     `trained` are the options of a training that later scripts build on, None for a training. The preset is the given
@@ -44,7 +58,7 @@ def resolve(options: T, trained: Mapping[str, Any] | None = None) -> T:
     return resolved
 
 
-def check_options(options: Any) -> None:
+def check_options(options: Declared) -> None:
     """Raise `UserError` for values out of range, and for names that no file can have."""
     check(options)
     check_plain_names({field.name: getattr(options, field.name) for field in dataclasses.fields(options)})
@@ -63,7 +77,7 @@ def check_plain_names(values: Mapping[str, Any]) -> None:
         raise UserError(f"--log_dir {folder}: expected a name in UTF-8, as TensorBoard does")
 
 
-def check_bound(options: Any, trained: Mapping[str, Any]) -> None:
+def check_bound(options: Named, trained: Mapping[str, Any]) -> None:
     """Raise `UserError` for options that later scripts cannot change and that were given otherwise than in training."""
     for name in _BINDING:
         value = getattr(options, name, None)
@@ -83,18 +97,25 @@ def default_preset(dataset_path: Path | None, device: str, on_gpu: str = "base")
     return on_gpu if pick_device(device).type == "cuda" else "small"
 
 
-def run_folder(options: Any) -> Path:
+def run_folder(options: Named) -> Path:
     """The folder in which the run keeps its weights and calibration."""
-    return options.diffusion_checkpoint_dir / (options.run_id or options.item)
+    return options.diffusion_checkpoint_dir / name_of(options)
 
 
-def run_name(options: Any, method: str) -> str:
+def name_of(options: Named) -> str:
+    """The name of the run: the given one, else that of its only category."""
+    if options.run_id is None and not isinstance(options.item, str):
+        raise ValueError(f"a run of {options.item}: expected a name")
+    return options.run_id or str(options.item)
+
+
+def run_name(options: Named, method: str) -> str:
     """The name of a run of any number of categories: the given one, else one of the categories and the method."""
     names = (options.item,) if isinstance(options.item, str) else options.item
     return options.run_id or ("-".join(names) if len(names) < 4 else f"{len(names)}-categories") + f"-{method}"
 
 
-def announce(options: RunOptions, *writes: Path | str) -> bool:
+def announce(options: AnyRunOptions, *writes: Path | str) -> bool:
     """Say which preset is in force and what differs from it; on `--dry_run` also all options and what would be written.
 
     Returns whether the script is to go on.
@@ -107,14 +128,14 @@ def announce(options: RunOptions, *writes: Path | str) -> bool:
     return not options.dry_run
 
 
-def say_all(options: Any, *writes: Path | str) -> None:
+def say_all(options: Declared, *writes: Path | str) -> None:
     """Print every option, and what would be written."""
     flags = {field.name for field in dataclasses.fields(options) if field.metadata["flag"]}
     print("\n".join(f"  {name} = {shown(value)}" for name, value in plain(options).items() if name in flags))
     print("would write:", *writes, sep="\n  ")
 
 
-def _why_small(options: RunOptions) -> str:
+def _why_small(options: AnyRunOptions) -> str:
     """Why the preset is not the largest one, which a GPU would get."""
     if options.dataset_path is None or options.preset != "small":
         return ""
@@ -122,19 +143,19 @@ def _why_small(options: RunOptions) -> str:
     return " (the default for real data without a CUDA GPU)" * on_cpu
 
 
-def data_of(options: Any) -> str:
+def data_of(options: AnyRunOptions) -> str:
     """The source of the images, in words."""
-    if getattr(options, "images", None):
-        return " ".join(options.images)
+    if images := getattr(options, "images", None):
+        return " ".join(images)
     return str(options.dataset_path or "built-in demo data (drawn, not photographed)")
 
 
-def subset(cls: type[T], options: Any) -> T:
+def subset(cls: type[D], options: Declared) -> D:
     """The options of `cls` out of a larger set that has them all."""
     return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
 
 
-def plain(options: Any) -> dict[str, Any]:
+def plain(options: Declared) -> dict[str, Any]:
     """The options as JSON values: paths as strings, tuples as lists."""
     return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
@@ -145,7 +166,7 @@ def _json_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def changed(options: Any) -> dict[str, Any]:
+def changed(options: Declared) -> dict[str, Any]:
     """The options that differ from their defaults, as JSON values; presets count as defaults."""
     values, preset = plain(options), getattr(options, "preset", None)
     return {field.name: values[field.name] for field in dataclasses.fields(options)

@@ -128,12 +128,12 @@ class FolderOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
-    """The run."""
+class AnyRunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
+    """The run, of one category or of several."""
 
     heading: ClassVar[str] = "The run"
 
-    item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
+    item: str | tuple[str, ...] = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
     run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
                              "-diad where the method is another than ddim)", None, aliases=["--run_name"], first=3)
     preset: Literal["demo", "small", "base"] | None = opt(
@@ -141,6 +141,15 @@ class RunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
         "demo with the demo data; with real data small on a CPU and for lafite and knn, as the model is for diad, else "
         "base", None, first=4)
     batch_size: int = opt("images per batch, over all processes", demo=4, base=8, least=1, most=65536)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(AnyRunOptions):
+    """The run of one category."""
+
+    heading: ClassVar[str] = "The run"
+
+    item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
 
 
 @dataclass(frozen=True, kw_only=True)

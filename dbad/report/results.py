@@ -18,7 +18,7 @@ from dbad.data.finding import counted
 from dbad.files.atomic import ensure_folders, known_json, write_json
 from dbad.files.names import OPTIONS
 from dbad.options.resolve import changed, data_of, plain
-from dbad.options.shared import RunOptions
+from dbad.options.shared import AnyRunOptions, RunOptions
 
 
 def results_folder(folder: Path, options: RunOptions, inputs: str | None = None) -> Path:
@@ -130,7 +130,7 @@ def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty"
             for kind, n in number.items() if n]
 
 
-def set_summary(options: Any, runs: Sequence[Any]) -> dict[str, str]:
+def set_summary(options: AnyRunOptions, runs: Sequence[Any]) -> dict[str, str]:
     """What the summary of several runs, `summary.Run` each, says of how they came about, as `run_summary` for one."""
     known = [known_json(run.folder / OPTIONS).get("options") for run in runs]
     presets = [str(each["preset"]) for each in known if isinstance(each, dict) and "preset" in each]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -107,8 +107,19 @@ def _cpu_has(*features: str) -> bool:
     return any(capabilities.get(feature) for feature in features)
 
 
+class MemoryOptions(Protocol):
+    """The options that a training's use of memory depends on, beside those whose names `memory_advice` gets."""
+
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
+    @property
+    def precision(self) -> str: ...
+
+
 @contextlib.contextmanager
-def memory_advice(options: Any, batch_size: str, accumulate: str, *others: str, otherwise: str) -> Iterator[None]:
+def memory_advice(options: MemoryOptions, batch_size: str, accumulate: str, *others: str, otherwise: str
+                  ) -> Iterator[None]:
     """Turn an out-of-memory error into a line that says what to change; the first changes hardly affect the result.
 
         batch_size, accumulate, others   names of the options that determine the memory needed

@@ -16,18 +16,13 @@ from dbad.data.intensity import Intensity
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.detector import open_denoiser
 from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards
-from dbad.families.ddim.options import ExtractorOptions, Reconstruction
+from dbad.families.ddim.options import DdimAdaptation, ExtractorOptions, Reconstruction
 from dbad.families.ddim.reconstruct import reconstruct_all
 from dbad.options.resolve import plain, run_folder, subset
-from dbad.options.shared import RunOptions
 from dbad.records import Category
 from dbad.runtime.device import Machine, memory_format
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Plan
-
-
-class AdaptingOptions(RunOptions, ExtractorOptions, Reconstruction):
-    """The options of a run and of the adaptation of its extractor."""
 
 
 def chosen_objective(options: ExtractorOptions) -> str:
@@ -35,7 +30,7 @@ def chosen_objective(options: ExtractorOptions) -> str:
     return options.objective or ("reconstruction" if options.extractor_use_diff else "autoencoder")
 
 
-def images_of(pixels: list[Tensor], purpose: str, options: AdaptingOptions, crops_per_image: int = 4) -> Tensor:
+def images_of(pixels: list[Tensor], purpose: str, options: DdimAdaptation, crops_per_image: int = 4) -> Tensor:
     """Images as (N, 3, S, S) in [-1, 1]; with --patching some random crops of each."""
     if not options.patching:
         return to_float(torch.stack(pixels))
@@ -43,7 +38,7 @@ def images_of(pixels: list[Tensor], purpose: str, options: AdaptingOptions, crop
     return to_float(torch.cat([random_crops(pixels, options.resolution, streams) for _ in range(crops_per_image)]))
 
 
-def good_images(category: Category, options: AdaptingOptions, intensity: Intensity) -> Iterator[Tensor]:
+def good_images(category: Category, options: DdimAdaptation, intensity: Intensity) -> Iterator[Tensor]:
     """Yield the good images of a category to train on, then those held out, each (N, 3, S, S) in [-1, 1]."""
     size = None if options.patching else options.resolution
     for part, purpose in zip(split_category(category, options.holdout),
@@ -51,7 +46,7 @@ def good_images(category: Category, options: AdaptingOptions, intensity: Intensi
         yield images_of(read_images(part, size, options.num_workers, intensity), purpose, options)
 
 
-def pairing(objective: str, options: AdaptingOptions, machine: Machine) -> Callable[[Tensor], Tensor]:
+def pairing(objective: str, options: DdimAdaptation, machine: Machine) -> Callable[[Tensor], Tensor]:
     """A function from good images (N, 3, S, S) in [-1, 1] to their counterparts, likewise.
 
     The counterpart is the image itself (autoencoder), its reconstruction by the trained diffusion model
@@ -69,7 +64,7 @@ def pairing(objective: str, options: AdaptingOptions, machine: Machine) -> Calla
     return partial(reconstruct_all, denoiser, options=how, machine=machine, seed=options.seed)
 
 
-def plan_of(objective: str, options: AdaptingOptions, data: Pairs, validation: Pairs) -> Plan:
+def plan_of(objective: str, options: DdimAdaptation, data: Pairs, validation: Pairs) -> Plan:
     """The length and speed of the training, and the settings that a resumed run must share."""
     steps_per_epoch = -(-len(data) // options.batch_size)
     shaping = ("item", "holdout", "batch_size", "seed", "extractor", "extractor_layers", "feature_resolution",

@@ -10,7 +10,14 @@ from typing import ClassVar, Literal
 from dbad.errors import UserError
 from dbad.families.settings import Settings
 from dbad.fields import Given, opt
-from dbad.options.shared import BackboneOptions, ScoreOptions, TrainingOptions, one_for_each_level, two_betas
+from dbad.options.shared import (
+    BackboneOptions,
+    RunOptions,
+    ScoreOptions,
+    TrainingOptions,
+    one_for_each_level,
+    two_betas,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,3 +209,13 @@ class ExtractorOptions(BackboneOptions, AdaptedExtractor, ImageSize, TrainingOpt
         if self.extractor_use_diff and self.objective not in (None, "reconstruction"):
             raise UserError(f"--extractor_use_diff: the same as --objective reconstruction, but --objective "
                             f"{self.objective} is given; expected one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdimTraining(RunOptions, DiffusionOptions, Reconstruction):
+    """The options of a run and of its training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdimAdaptation(RunOptions, ExtractorOptions, Reconstruction):
+    """The options of a run and of the adaptation of its extractor."""

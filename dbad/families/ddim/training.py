@@ -17,13 +17,12 @@ from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
-from dbad.families.ddim.options import DiffusionOptions, Reconstruction
+from dbad.families.ddim.options import DdimTraining, DiffusionOptions, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
 from dbad.files.atomic import atomic_write
 from dbad.files.names import SAMPLES, epoch_file, epoch_of
 from dbad.networks.unet import build_unet
 from dbad.options.resolve import plain, run_folder
-from dbad.options.shared import RunOptions
 from dbad.records import Category
 from dbad.runtime.device import Machine
 from dbad.training.plan import IMAGES, Plan
@@ -34,16 +33,12 @@ SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "c
            "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate", "color_jitter")
 
 
-class TrainedOptions(RunOptions, DiffusionOptions, Reconstruction):
-    """The options of a run and of its training."""
-
-
 def new_network(options: DiffusionOptions) -> UNet2DModel:
     """The U-Net that the options describe, with random weights."""
     return build_unet(options.resolution, options.channels, options.layers_per_block, options.attention_levels)
 
 
-def good_images(options: TrainedOptions, category: Category, intensity: Intensity
+def good_images(options: DdimTraining, category: Category, intensity: Intensity
                 ) -> tuple[NoisedImages, NoisedImages]:
     """The good images of a category to train on, varied as the options say, and those held out."""
     size, crop_px = (None, options.resolution) if options.patching else (options.resolution, None)
@@ -64,7 +59,7 @@ def check_epoch(name: str, last: int) -> None:
                         "expected another name, such as final.pt")
 
 
-def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: TrainedOptions,
+def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: DdimTraining,
                  machine: Machine) -> dict[str, float]:
     """Write the weights and the sample pictures of an epoch; the loss on the held-out images, if it is asked for."""
     folder = run_folder(options)
@@ -87,7 +82,7 @@ def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: R
         Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
 
 
-def plan_of(options: TrainedOptions, images: Sequence[Tensor]) -> Plan:
+def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
     """The length and speed of the training; options that only say where things are do not bind a resumed run."""
     num_images = len(images)
     steps_per_epoch = -(-num_images // options.batch_size)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers.models import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from diffusers.models import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -11,6 +11,7 @@ from dbad.errors import UserError
 from dbad.families.settings import Settings
 from dbad.fields import About, Given, opt
 from dbad.options.shared import (
+    AnyRunOptions,
     BackboneOption,
     BackboneOptions,
     CropOptions,
@@ -86,6 +87,11 @@ class LatentOptions(BackboneOptions, ThresholdOptions, TrainingOptions, MemoryOp
     latent_max_timestep: int = opt("train on timesteps up to this one of 1000; inspection can visit no others",
                                    demo=200, small=400, base=1000, least=1)
     fused_optimizer: bool = opt("AdamW in one kernel: faster, and less memory for what it works with", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiadTraining(SeveralItems, AnyRunOptions, LatentOptions, DiadMapOptions):
+    """The options of a run and of its training."""
 
 
 @dataclass(frozen=True, kw_only=True)

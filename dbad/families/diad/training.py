@@ -20,14 +20,13 @@ from dbad.families.diad import DIAD
 from dbad.families.diad.files import read_built, read_diad_config
 from dbad.families.diad.latents import Encoded, LatentImages, encode_all, latent_loss
 from dbad.families.diad.model import SIZES, Diad
-from dbad.families.diad.options import DiadMapOptions, LatentOptions, ModelOptions
+from dbad.families.diad.options import DiadTraining, ModelOptions
 from dbad.families.diad.reconstruction import reconstruct
 from dbad.families.digests import digests
 from dbad.fields import PRESETS, default_of, fields_of
 from dbad.files.atomic import read_json
 from dbad.files.names import BUILD_OPTIONS, DIAD_FILES, SAMPLES
 from dbad.options.resolve import plain, run_folder
-from dbad.options.shared import RunOptions
 from dbad.records import Category, Sample
 from dbad.runtime.device import Machine, memory_advice, memory_format
 from dbad.training.loop import fit
@@ -38,10 +37,6 @@ REPORT_EVERY = 2        # epochs
 # The options that shape the model, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "seed", "train_unet", "steps_latent", "latent_batch_size", "latent_accumulate",
            "latent_learning_rate", "latent_schedule", "latent_max_timestep")
-
-
-class DiadTraining(RunOptions, LatentOptions, DiadMapOptions):
-    """The options of a run and of its training."""
 
 
 def model_to_begin_with(model: Path) -> tuple[str, str]:

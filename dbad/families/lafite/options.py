@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
 from dbad.fields import Given, opt
 from dbad.options.shared import (
+    AnyRunOptions,
     BackboneOptions,
     ScoreOptions,
+    SeveralItems,
     ThresholdOptions,
     TrainingOptions,
     TuneOptions,
     one_for_each_level,
 )
-
-T = TypeVar("T")
 
 PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
 DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # the maps that need the denoiser
@@ -102,17 +102,22 @@ class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOpt
     feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LafiteOptions(SeveralItems, AnyRunOptions, FeatureOptions, FeatureMapOptions):
+    """The options of a run and of its training."""
+
+
 # The settings of knn, which has no denoiser.
 _PLAIN = {"discriminator_contrib": 0.0, "knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0,
           "inversion_contrib": 0.0, "context_power": 0.0}
 
 
-def has_denoiser(method: str) -> bool:
+def has_denoiser(method: str | None) -> bool:
     """True for a method whose runs diffuse features: lafite, not knn."""
     return method == "lafite"
 
 
-def of_method(options: T, method: str) -> T:
+def of_method(options: LafiteOptions, method: str) -> LafiteOptions:
     """The options with the values that the method fixes: without a denoiser, only distances to good patches count."""
     if has_denoiser(method):
         return options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from diffusers.models import UNet2DModel
 from torch import Tensor
 
-from dbad.data.categories import open_category, split_category
+from dbad.data.categories import category_of, split_category
 from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import validation_loss
@@ -20,13 +19,12 @@ from dbad.families.lafite import model as lafite
 from dbad.families.lafite.bank import build_bank
 from dbad.families.lafite.detector import FeatureDetector, FeatureSpace
 from dbad.families.lafite.lessons import Good
-from dbad.families.lafite.options import FeatureMapOptions, FeatureOptions, FeatureSettings, has_denoiser
+from dbad.families.lafite.options import FeatureOptions, FeatureSettings, LafiteOptions, has_denoiser
 from dbad.files.atomic import cache_folder
 from dbad.networks.extractors import build_extractor, stages_of, usual_layers
 from dbad.networks.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.networks.unet import build_unet
 from dbad.options.resolve import plain, run_folder
-from dbad.options.shared import RunOptions
 from dbad.runtime.device import Machine
 from dbad.training.loop import fit
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
@@ -34,10 +32,6 @@ from dbad.training.plan import IMAGES, Hooks, Place, Plan
 # The options that shape the denoiser, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "seed", "extractor", "extractor_layers", "feature_resolution", "grid", "components",
            "prediction", "feature_channels", "steps_features", "feature_batch_size", "feature_learning_rate")
-
-
-class LafiteOptions(RunOptions, FeatureOptions, FeatureMapOptions):
-    """The options of a run and of its training."""
 
 
 def new_network(options: FeatureOptions, components: int) -> UNet2DModel:
@@ -78,7 +72,7 @@ def build_detector(options: LafiteOptions, settings: FeatureSettings, machine: M
 def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device: torch.device,
               intensity: Intensity) -> Good:
     """Read the good images of a category, and extract their features unless they are in the cache."""
-    train, held_out = split_category(open_category(replace(options, item=name)), options.holdout)
+    train, held_out = split_category(category_of(options, name), options.holdout)
     cache = options.feature_cache or cache_folder("features")
     pixels = [read_images(part, options.feature_resolution, options.num_workers, intensity)
               for part in (train, held_out)]
