@@ -11,12 +11,11 @@ encoder, its auto-encoder was fine-tuned on the good images.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import finetune_autoencoder
 import train_diad
 from dbad.errors import UserError
-from dbad.families.diad.options import AutoencoderOptions, BuildOptions, ModelOptions
+from dbad.families.diad.options import Assembled, AutoencoderOptions, BuildOptions, ModelOptions
 from dbad.files.names import BUILD_OPTIONS, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.options.command_line import main
 from dbad.options.resolve import plain, run_folder, say_all, subset
@@ -46,7 +45,7 @@ def run(options: BuildOptions) -> Path:
 ChainOptions = ModelOptions
 
 
-def chain(options: Any) -> Any:
+def chain(options: Assembled) -> Assembled:
     """The options with the model that train_diad.py begins with: --model, or one assembled for the images.
 
     Its auto-encoder is trained for it, unless one is given.

@@ -7,12 +7,12 @@ The good images are the held-out share of train/good. The result is calibration.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbad.families.ddim.options import AdaptedExtractor, DdimSettings, MapOptions, Reconstruction
+from dbad.families.ddim.options import AdaptedExtractor, DdimSettings, GivenThresholds, MapOptions, Reconstruction
 from dbad.fields import fields_of
 from dbad.files.names import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
 from dbad.options.command_line import main
@@ -82,25 +82,30 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
     # What good images show everywhere, and then how different they get.
     if detector.settings.map_norm != "none":
         reference = detector.differences(network_images(detector, some_of(train[1::2])))
-        detector = replace(detector, normalisation=normalisation_of(detector.settings, reference))
-        save_normalisation(detector.normalisation, folder / NORMALISATION)
+        if normalisation := normalisation_of(detector.settings, reference):
+            detector = replace(detector, normalisation=normalisation)
+            save_normalisation(normalisation, folder / NORMALISATION)
     calibration = calibrate_all(DDIM, lambda name: detector, {options.item: held_out}, options)[None]
     return replace(calibration, digests=digests(folder, DDIM, detector.settings))
 
 
-def in_chain(options: Any) -> Any:
+class Chained(Options, GivenThresholds):
+    """The options of all phases."""
+
+
+def in_chain(options: Chained, skipped: Set[str]) -> Chained:
     """The options as train_tune_eval.py means them: it tunes if not told otherwise, and calibrates the thresholds."""
-    if not options.skip_threshold and (options.pxl_threshold or options.feature_threshold):
+    if "evaluation" not in skipped and (options.pxl_threshold or options.feature_threshold):
         print("the given thresholds are not used: calibration measures them; --skip_threshold makes them count")
-    if not options.skip_threshold:
+    if "evaluation" not in skipped:
         options = replace(options, pxl_threshold=None, feature_threshold=None)
     return replace(options, tune=options.tune is not False)
 
 
-def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
+def check_phase(options: Options, trained: dict[str, Any], skipped: Set[str]) -> dict[str, Any]:
     """See train_ddim.check_phase."""
     from dbad.families.ddim.detector import check_layer_weights
-    if not skipped:
+    if "evaluation" not in skipped:
         settings = resolve_all(subset(Options, options), trained)
         if trained["num_layers"]:
             path = options.extractor_path or run_folder(options) / EXTRACTOR

@@ -27,7 +27,7 @@ class Options(AutoencoderOptions):
     """What shapes the training of an auto-encoder."""
 
 
-def run(options: Options) -> Path:
+def run(options: AutoencoderOptions) -> Path:
     """Train the auto-encoder, and return its run folder."""
     from dbad.families.diad.encoder_training import resolve_autoencoder  # these load torch
     from dbad.files.locks import writing_run
@@ -39,7 +39,7 @@ def run(options: Options) -> Path:
     return folder
 
 
-def train(options: Options, start: "AutoencoderKL | None") -> None:
+def train(options: AutoencoderOptions, start: "AutoencoderKL | None") -> None:
     """Train the auto-encoder of a run, which begins as `start`, and save its best weights."""
     import torch
 
@@ -91,7 +91,7 @@ def train(options: Options, start: "AutoencoderKL | None") -> None:
     training.finish(autoencoder.eval(), good, options, precision, best, measure)
 
 
-def announce(options: Options, folder: Path) -> bool:
+def announce(options: AutoencoderOptions, folder: Path) -> bool:
     """Say what is trained on; on `--dry_run` also all options and what would be written. Returns True to go on."""
     print(f"{' '.join(options.item)} from {data_of(options)}; size {options.size}")
     if options.dry_run:

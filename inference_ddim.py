@@ -11,6 +11,7 @@ without a calibration: a pixel, and its image, is then defective where the anoma
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,12 @@ def run(options: Options) -> Path:
 def given_thresholds(options: Options) -> dict[str, float]:
     """The thresholds that are given by hand, both or none."""
     given = {"pixel": options.pxl_threshold, "feature": options.feature_threshold}
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == 1:
-        name = {"pixel": "pxl_threshold", "feature": "feature_threshold"}[missing[0]]
+    found = {name: value for name, value in given.items() if value is not None}
+    if len(found) == 1:
+        name = "feature_threshold" if "pixel" in found else "pxl_threshold"
         raise UserError(f"--{name}: missing; expected both thresholds or, to use those of "
                         f"{run_folder(options) / CALIBRATION}, none")
-    return {} if missing else given
+    return found
 
 
 def by_hand(options: Options, given: dict[str, float]) -> tuple[Calibration | None, Options]:
@@ -74,7 +75,7 @@ def by_hand(options: Options, given: dict[str, float]) -> tuple[Calibration | No
     return Calibration(given, pixel_threshold=1.0, image_threshold=1.0, settings=settings.record()), options
 
 
-def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
+def check_phase(options: Options, trained: dict[str, Any], skipped: Set[str]) -> dict[str, Any]:
     """See train_ddim.check_phase."""
     given_thresholds(options)
     resolve(subset(Options, options), trained)

@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SeveralItems, ResumeOptions, AnyInspectionRun, DiadMapOptions):
-    """What shapes the inspections."""
+class DiadInspection(ResumeOptions, AnyInspectionRun, DiadMapOptions):
+    """What shapes an inspection."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCategory(InspectionRun, Options):
+class Options(SeveralItems, DiadInspection):
+    """What shapes the inspections of any number of categories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCategory(InspectionRun, DiadInspection):
     """What shapes an inspection; saved as options.json beside its results."""
 
 

@@ -4,6 +4,7 @@
     python train_ddim.py --item screw --dataset_path data/mvtec --preset small
 """
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from dbad.families.ddim.options import DdimTraining
 from dbad.files.names import LAST, MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.options.command_line import main
-from dbad.options.resolve import announce, plain, resolve, run_folder, subset
+from dbad.options.resolve import announce, name_of, plain, resolve, run_folder, subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +99,18 @@ def train(options: Options, folder: Path) -> None:
         return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, validation, options, machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
-               Place(folder, options.log_dir / options.run_id, "diffusion", options.resume),
+               Place(folder, options.log_dir / name_of(options), "diffusion", options.resume),
                batch_size=options.batch_size, device=machine.device, hooks=Hooks(begin, report))
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
 
 
-def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
+def check_phase(options: Options, trained: dict[str, Any], skipped: Set[str]) -> dict[str, Any]:
     """The training options that later phases of train_tune_eval.py find; options that fail here are a `UserError`."""
     from dbad.checkpoints.weights import check_trained
     from dbad.families.runs import trained_options
-    if not skipped:
+    if "train_ddim" not in skipped:
         return plain(resolve_all(subset(Options, options)))
-    if not (options.skip_threshold and options.skip_evaluation or options.dry_run):
+    if not (skipped >= {"evaluation", "inference_ddim"} or options.dry_run):
         check_trained(run_folder(options))
     return trained_options(options, "ddim")
 

@@ -44,7 +44,7 @@ def resolve_all(options: Options) -> Options:
     from dbad.inspection.calibrate import check_promises
     from dbad.networks.extractors import chosen_layers
     check_foreign(options)
-    model = options.model or options.diffusion_checkpoint_dir / "diad"
+    model = model_folder(options)
     preset, whole = options.preset, options.train_unet
     if (model / MODEL_CONFIG).is_file() or not options.dry_run:     # a dry run may come before the model
         of_model, learning = model_to_begin_with(model)
@@ -63,6 +63,11 @@ def resolve_all(options: Options) -> Options:
         raise UserError(f"--model {model}: is the run folder itself; expected another --run_id, so that the model to "
                         "begin with is kept")
     return options
+
+
+def model_folder(options: Options) -> Path:
+    """The folder of the model that the training begins with."""
+    return options.model or options.diffusion_checkpoint_dir / "diad"
 
 
 def begun(options: Options) -> dict[str, Any]:
@@ -90,18 +95,19 @@ def train(options: Options, folder: Path) -> None:
     categories = {name: category_of(options, name) for name in options.item}
     names = (*DIAD_FILES, MODEL_CONFIG)
     good = [sample for category in categories.values() for sample in category.good]
-    files = [options.model / name for name in names] + [sample.path for sample in good]
+    begin = model_folder(options)
+    files = [begin / name for name in names] + [sample.path for sample in good]
     record = plain(options) | {"method": "diad", "data": listing_digest(files)}
     if options.resume and is_whole(folder, record, names):
         print(f"{folder} is finished; --no_resume makes it anew")
         return
     machine = Machine.of(options.device, options.precision, options.batch_size)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)
-    intensity = run_intensity(options, training.autoencoders(options.model) or begun(options), good)
+    intensity = run_intensity(options, training.autoencoders(begin) or begun(options), good)
     record |= intensity.settings()
 
     # The model, and the good images with their latents; a share of each category is never trained on.
-    model = load_diad(options.model, torch.float32)
+    model = load_diad(begin, torch.float32)
     training.make_trainable(model, options, machine)
     latents, validation, held_out = training.encode_categories(model, categories, options, intensity, machine)
     learning, whole = training.millions(model, True), training.millions(model)
@@ -112,8 +118,8 @@ def train(options: Options, folder: Path) -> None:
     training.train_latents(model, latents, validation, options, intensity, machine)
     begin_files(folder, record, ())
     save_diad(model, folder)
-    if (options.model / BUILD_OPTIONS).is_file():
-        write_json(folder / BUILD_OPTIONS, read_json(options.model / BUILD_OPTIONS))
+    if (begin / BUILD_OPTIONS).is_file():
+        write_json(folder / BUILD_OPTIONS, read_json(begin / BUILD_OPTIONS))
 
     # Thresholds, from held-out images.
     settings = DiadSettings.of(options, **extractor_settings(extractor), **intensity.settings())

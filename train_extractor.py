@@ -8,7 +8,7 @@ after which epoch to stop, and whether it became better at all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dbad.errors import UserError
 from dbad.families.ddim.options import DdimAdaptation
 from dbad.files.names import EXTRACTOR, check_written
 from dbad.options.command_line import main
-from dbad.options.resolve import announce, resolve, run_folder, subset
+from dbad.options.resolve import announce, name_of, resolve, run_folder, subset
 
 MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
 
@@ -97,7 +97,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
         fit(model.to(memory_format=memory_format(machine.device)), data, loss_of,
             plan_of(objective, options, data, validation),
-            Place(run_folder(options), options.log_dir / options.run_id, "extractor", options.resume),
+            Place(run_folder(options), options.log_dir / name_of(options), "extractor", options.resume),
             batch_size=options.batch_size, device=machine.device, hooks=Hooks(on_report=report, best=best))
         print(outcome(objective, best))
     save_extractor(extractor, path)
@@ -108,11 +108,11 @@ def extractor_path(options: Options) -> Path:
     return options.extractor_path or run_folder(options) / EXTRACTOR
 
 
-def check_phase(options: Any, trained: dict[str, Any], skipped: bool) -> dict[str, Any]:
+def check_phase(options: Options, trained: dict[str, Any], skipped: Set[str]) -> dict[str, Any]:
     """See train_ddim.check_phase; adds the number of layers that the extractor has, where that is known."""
     from dbad.networks.extractors import build_extractor, chosen_layers, load_extractor
     path = extractor_path(options)
-    if not skipped:
+    if "train_extractor" not in skipped:
         resolve_all(subset(Options, options), trained)
         layers = chosen_layers(options.extractor, options.extractor_layers)
         if not options.dry_run:

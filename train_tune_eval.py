@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from dbad.errors import UserError
 from dbad.families.family import Family
 from dbad.families.registry import FAMILIES, family_of
 from dbad.fields import opt
+from dbad.inspection.options import AnyInspectionRun, ChainRun
 from dbad.options.command_line import flag_value, flags_of, given_flags, parse, print_end
 from dbad.options.resolve import run_folder
 from dbad.runtime.failures import one_line_failures
@@ -44,13 +45,13 @@ class SetOptions:
                                         least=0)
 
 
-def options_of(family: Family) -> type:
+def options_of(family: Family) -> type[ChainRun]:
     """The options of all phases of a method, each as its script declares it; a skipped phase uses the disk."""
     skips = [(name, bool, opt(SKIPS[name], False)) for name in dict.fromkeys(family.phases.values())]
     scripts = [getattr(script, "ChainOptions", script.Options) for script in modules(family)]
     bases = (SetOptions, *scripts)
-    return make_dataclass("Options", skips, bases=bases, frozen=True, kw_only=True, namespace={
-        "__doc__": "Which phases run.", "heading": SetOptions.heading, "__module__": __name__})
+    return cast("type[ChainRun]", make_dataclass("Options", skips, bases=bases, frozen=True, kw_only=True, namespace={
+        "__doc__": "Which phases run.", "heading": SetOptions.heading, "__module__": __name__}))
 
 
 def modules(family: Family) -> list[ModuleType]:
@@ -61,7 +62,7 @@ def modules(family: Family) -> list[ModuleType]:
 Options = options_of(FAMILIES[DEFAULT])
 
 
-def run(options: Any) -> Path:
+def run(options: ChainRun) -> Path:
     """Run what the options name; returns the folder of the results, for several runs that of all of them."""
     from dbad.inspection.chain import expand, job_of  # these load torch
     from dbad.inspection.several import run_jobs, run_one, write_set_summary
@@ -77,7 +78,7 @@ def run(options: Any) -> Path:
 
     def summarise(runs: Sequence[Any]) -> None:
         if not options.skip_evaluation:
-            write_set_summary(options, runs)
+            write_set_summary(cast(AnyInspectionRun, options), runs)
     runs = run_jobs(jobs, summarise)
     if hasattr(scripts[-1], "table") and not options.dry_run and not options.skip_evaluation:
         print(scripts[-1].table(runs))
@@ -99,7 +100,7 @@ def overview() -> str:
         *(f"  python train_tune_eval.py --method {name} --help" for name in FAMILIES)])
 
 
-def read(words: Sequence[str]) -> Any:
+def read(words: Sequence[str]) -> ChainRun:
     """The options of the method that the words name; a flag of another method is a `UserError`."""
     family = family_of(flag_value(words, "--method") or DEFAULT, "--method")
     chosen = options_of(family)

@@ -51,7 +51,7 @@ def trained_options(options: Named, *methods: str) -> dict[str, Any]:
     if found is not None and found not in methods:
         raise UserError(f"{folder}: no run of {script_of(methods[0])} but one of {script_of(found)}; expected another "
                         "--run_id")
-    check_declared(trained, types_of(type(options)) | _TRAINED, path)
+    check_declared(trained, {**types_of(type(options)), **_TRAINED}, path)
     return trained
 
 

@@ -22,6 +22,7 @@ from dbad.calibration.thresholds import map_quantile
 from dbad.damage.pseudo import make_all
 from dbad.families.detector import Detector
 from dbad.families.settings import Settings
+from dbad.fields import Declared
 from dbad.files.tables import write_table
 from dbad.finite import check_finite, naming
 from dbad.maps import central_window
@@ -31,6 +32,7 @@ JUDGED_SIDE = 128       # px; of larger maps every second or third pixel is enou
 
 Parts = Mapping[str, dict[str, Tensor]]     # of the "good" and the "pseudo" images, (N, 1, S, S) each by name
 S = TypeVar("S", bound=Settings)
+D = TypeVar("D", bound=Detector)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Trial(Generic[S]):
         return (self.aupro + self.auroc + self.pixel_ap) / 3
 
 
-class Search(ABC, Generic[S]):
+class Search(ABC, Generic[S, D]):
     """Coordinate search; `fixed` are names of options that keep their value. The outcome is `best`, all are `trials`.
 
     A gain of merit below `least_gain` counts as chance, and the current setting stays. After `minutes` nothing more is
@@ -82,7 +84,7 @@ class Search(ABC, Generic[S]):
     least_gain: ClassVar[float]
     unit: ClassVar[str] = "map"     # of the progress
 
-    def __init__(self, detector: Detector, images: PseudoValidation, fixed: Collection[str] = (),
+    def __init__(self, detector: D, images: PseudoValidation, fixed: Collection[str] = (),
                  minutes: float = 30.0):
         self.detector, self.images, self.fixed = detector, images, set(fixed)
         self.deadline = time.monotonic() + 60 * minutes
@@ -169,7 +171,7 @@ def outcome(first: Trial[S], best: Trial[S]) -> str:
             f"pixel AP {first.pixel_ap:.3f} -> {best.pixel_ap:.3f}")
 
 
-def write_trials(path: Path, trials: Sequence[Trial[S]], best: Trial[S], groups: Sequence[type]) -> None:
+def write_trials(path: Path, trials: Sequence[Trial[S]], best: Trial[S], groups: Sequence[type[Declared]]) -> None:
     """Write tuning.csv, a row per trial, with the settings of the option `groups` that a search looks at."""
     names = list(dict.fromkeys(field.name for group in groups for field in fields(group)))
     rows = []

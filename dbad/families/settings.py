@@ -56,8 +56,9 @@ class Settings(CropOptions, Shared):
         if unset := next((field.name for field in fields(cls)
                           if EACH_PRESET in field.metadata and values[field.name] is None), None):
             raise UserError(f"{unset} null: expected a value")
-        read = cls(**{name: Path(value) if isinstance(value, str) and _is_path(types[name]) else value
-                      for name, value in values.items()})
+        typed: dict[str, Any] = {name: Path(value) if isinstance(value, str) and _is_path(types[name]) else value
+                                 for name, value in values.items()}
+        read = cls(**typed)
         try:
             check(read)
         except UserError as error:

@@ -13,6 +13,7 @@ from dbad.families.detector import Detector
 from dbad.families.registry import FAMILIES
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
 from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
+from dbad.inspection.options import InspectionRun
 from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
@@ -29,8 +30,8 @@ from dbad.report.results import mask_words, results_folder, run_summary
 Also = Callable[[Path, str, Pictures], None]
 
 
-def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: InspectionRun, folder: Path,
-                     also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
+def inspect_category(detector: Detector, calibration: Calibration, category: Category, options: InspectionRun,
+                     folder: Path, also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
     """Inspect the test images and write all results; returns the metrics and the files of the panels.
 
         folder     of the results, see `results_folder`; nothing is touched before the first image has been inspected

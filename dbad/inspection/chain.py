@@ -6,20 +6,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from dbad.data.categories import chosen_items, named_items
 from dbad.families.family import Family
 from dbad.files.locks import writing_run
+from dbad.inspection.options import ChainRun
 from dbad.inspection.run import check_inspected
 from dbad.inspection.several import Job
-from dbad.options.resolve import run_folder, run_name, subset
+from dbad.options.resolve import name_of, run_folder, run_name, subset
+
+C = TypeVar("C", bound=ChainRun)
 
 
-def expand(options: Any, family: Family, scripts: Sequence[ModuleType]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+def expand(options: C, family: Family, scripts: Sequence[ModuleType]) -> Iterator[tuple[C, tuple[str, ...]]]:
     """Yield the options of every model, with a run folder of its own, and the categories of that model."""
     for script in scripts:
-        options = script.in_chain(options) if hasattr(script, "in_chain") else options
+        options = script.in_chain(options, skipped(options, family)) if hasattr(script, "in_chain") else options
     options = replace(options, method=family.name)
     # All names are read now, so that an unknown category fails before hours of training.
     groups = [chosen_items(options)] if family.together else [(name,) for name in named_items(options)]
@@ -34,41 +37,46 @@ def expand(options: Any, family: Family, scripts: Sequence[ModuleType]) -> Itera
             yield replace(options, item=item, seed=seed, run_id=run_id), items
 
 
-def job_of(options: Any, items: Sequence[str], family: Family, scripts: Sequence[ModuleType]) -> Job:
+def skipped(options: ChainRun, family: Family) -> set[str]:
+    """The names of the phases that are skipped."""
+    return {phase for phase, option in family.phases.items() if getattr(options, option)}
+
+
+def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Sequence[ModuleType]) -> Job:
     """The phases of one model as a job of the driver; the last phase inspects, the others make the model.
 
     A script of a phase has `Options` and `run`, and may have
 
-        in_chain       options -> options with the defaults of the whole chain
-        check_phase    options, training options that it will find, whether it is skipped -> those that the next finds
+        in_chain       options, names of skipped phases -> options with the defaults of the whole chain
+        check_phase    options, training options that it will find, names of skipped phases -> those that the next finds
         chain          options -> options for the phases after it; called instead of `run`
         begun          options -> the intensity of a training that is resumed
     """
     *training, last = scripts
-    *skipped, inspects = [(script, getattr(options, skip)) for script, skip in zip(
-        scripts, family.phases.values(), strict=True)]
+    left_out = skipped(options, family)
+    inspects = last.__name__ not in left_out
 
     def check(inspected: Any) -> None:
         trained: dict[str, Any] = {}
-        for script, skip in skipped if not family.together else ():
-            trained = script.check_phase(inspected, trained, skip)
-        if not inspects[1]:
+        for script in training if not family.together else ():
+            trained = script.check_phase(inspected, trained, left_out)
+        if inspects:
             if hasattr(last, "check_phase"):
-                last.check_phase(inspected, trained, False)
+                last.check_phase(inspected, trained, left_out)
             begun = next(script.begun for script in training if hasattr(script, "begun"))
             check_inspected(inspected, None if options.skip_train else begun, family.name)
 
     def train() -> None:
         chained = options
         with nullcontext() if options.dry_run else writing_run(run_folder(options)):
-            for script, skip in skipped:
-                if not skip and hasattr(script, "chain"):
+            for script in training:
+                if script.__name__ not in left_out and hasattr(script, "chain"):
                     chained = script.chain(chained)
-                elif not skip:
+                elif script.__name__ not in left_out:
                     script.run(subset(script.Options, chained))
 
     return Job(options={item: replace(options, item=item) for item in items},
-               folders={item: options.img_dir / (options.run_id + f"-{item}" * (len(items) > 1)) for item in items},
-               check=check, train=None if all(skip for _, skip in skipped) else train,
-               inspect=None if inspects[1] else lambda inspected: last.run(subset(last.Options, inspected)),
+               folders={item: options.img_dir / (name_of(options) + f"-{item}" * (len(items) > 1)) for item in items},
+               check=check, train=None if all(script.__name__ in left_out for script in training) else train,
+               inspect=(lambda inspected: last.run(subset(last.Options, inspected))) if inspects else None,
                resume=options.resume)

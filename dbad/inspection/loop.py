@@ -27,7 +27,8 @@ from dbad.inspection.reading import Decoded, Unreadable, read_test
 from dbad.records import Origin, Pictures, Prediction, Sample, ScoreRow
 
 T = TypeVar("T")
-Read = Callable[[T, "int | None"], "Decoded | Unreadable"]      # a source, and the size to resize it to
+Found = TypeVar("Found", bound="Decoded | Unreadable")
+Read = Callable[[T, "int | None"], Found]      # a source, and the size to resize it to
 
 
 class Inspected(NamedTuple):
@@ -66,8 +67,8 @@ def walk(detector: Detector, samples: Sequence[Sample], num_workers: int, descri
             bar.update(len(batch))
 
 
-def inspect(detector: Detector, sources: Sequence[T], origins: Sequence[Origin], read: Read[T], pool: Executor
-            ) -> Iterator[Inspected | Unreadable]:
+def inspect(detector: Detector, sources: Sequence[T], origins: Sequence[Origin], read: Read[T, Decoded | Unreadable],
+            pool: Executor) -> Iterator[Inspected | Unreadable]:
     """Yield every image with the prediction of a calibrated detector, in order.
 
         sources    arguments of `read`, which also gets the detector's size (None: images keep theirs)
@@ -97,7 +98,9 @@ def inspect_samples(detector: Detector, samples: Sequence[Sample], root: Path, p
     """
     def read(sample: Sample, size: int | None) -> Decoded:
         return read_test(sample, size, detector.intensity, own_masks)
-    yield from inspect(detector, samples, origins_of(samples, root), read, pool)
+    for found in inspect(detector, samples, origins_of(samples, root), read, pool):
+        assert isinstance(found, Inspected), "a broken test image is an error"
+        yield found
 
 
 def origins_of(samples: Sequence[Sample], root: Path) -> list[Origin]:
@@ -106,8 +109,8 @@ def origins_of(samples: Sequence[Sample], root: Path) -> list[Origin]:
             for sample in samples]
 
 
-def batches(detector: Detector, sources: Iterable[T], read: Read[T], pool: Executor
-            ) -> Iterator[list[Decoded | Unreadable]]:
+def batches(detector: Detector, sources: Iterable[T], read: Read[T, Found], pool: Executor
+            ) -> Iterator[list[Found]]:
     """Yield full batches of readable images; unreadable files are added to the batch at their places.
 
     While the caller works on one batch, the next is decoded.
@@ -168,25 +171,28 @@ class Timed(Generic[T]):
         self.things, self.seconds = things, 0.0
 
     def __iter__(self) -> Iterator[T]:
-        things, done = iter(self.things), object()
+        things = iter(self.things)
         while True:
             begun = time.monotonic()
-            thing = next(things, done)
-            self.seconds += time.monotonic() - begun
-            if thing is done:
+            try:
+                thing = next(things)
+            except StopIteration:
                 return
+            finally:
+                self.seconds += time.monotonic() - begun
             yield thing
 
 
 def _inspected(detector: Detector, decoded: Decoded, origin: Origin, found: Prediction) -> Inspected:
     score = float(found.score)
+    assert found.decision is not None, "a detector that predicts is calibrated"
     row = ScoreRow(*origin, score, None if found.p_value is None else float(found.p_value),
-                   detector.calibration.normalised(score), int(found.decision))
+                   detector.calibrated().normalised(score), int(found.decision))
     return Inspected(decoded, row, found, detector.counterpart)
 
 
 def _reduced(values: Tensor, longest: int | None, pool: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
     """The values (C, H, W) reduced to a longer side of at most `longest`."""
-    shape = tuple(values.shape[-2:])
-    factor = min(1.0, (longest or max(shape)) / max(shape))
-    return values if factor == 1 else pool(values, tuple(max(1, round(length * factor)) for length in shape))
+    height, width = values.shape[-2:]
+    factor = min(1.0, (longest or max(height, width)) / max(height, width))
+    return values if factor == 1 else pool(values, (max(1, round(height * factor)), max(1, round(width * factor))))

@@ -59,7 +59,7 @@ class NewImages:
 
     @property
     def num_defective(self) -> int:
-        return sum(row.decision for row in self.rows)
+        return sum(row.decision == 1 for row in self.rows)
 
 
 # ------------------------------------------------------------------------------------------ finding files
@@ -122,7 +122,7 @@ def inspect_new(detector: Detector, paths: Sequence[Path], folder: Path, num_wor
     _refuse_results(paths, folder)
     overlays = _overlays(paths, folder)
     before = _overlays(_inspected_before(folder), folder)
-    begun, results = time.monotonic(), NewImageResults(overlays, detector.calibration, Gallery(len(paths), keep))
+    begun, results = time.monotonic(), NewImageResults(overlays, detector.calibrated(), Gallery(len(paths), keep))
     origins = [Origin(printable(path.as_posix()), category, None, None) for path in paths]
     try:
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
@@ -173,6 +173,7 @@ class NewImageResults:
 
     def _draw(self, number: int, image: Inspected, for_report: bool) -> tuple[int, Shown | None]:
         decoded = image.decoded
+        assert decoded.original is not None, "new images are kept as they are in their files"
         write_overlay(self.overlays[decoded.path], decoded.original, image.prediction.anomaly_map[0, 0].numpy(),
                       self.pixel_threshold)
         return number, encode(image.pictures(KEPT_SIDE), self.scale, self.gallery.side) if for_report else None

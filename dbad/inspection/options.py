@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+from dbad.data.categories import Source
 from dbad.fields import opt
+from dbad.options.resolve import Named
 from dbad.options.shared import AnyRunOptions, RunOptions
 
 
@@ -46,3 +48,34 @@ class AnyInspectionRun(AnyRunOptions, NewImageOptions, InspectionOptions):
 @dataclass(frozen=True, kw_only=True)
 class InspectionRun(RunOptions, AnyInspectionRun):
     """The options of a run that inspects one category."""
+
+
+class ChainRun(Named, Source, Protocol):
+    """The options of all phases of a method together, as `train_tune_eval.py` makes them of those of its scripts."""
+
+    @property
+    def method(self) -> str | None: ...
+
+    @property
+    def seeds(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def img_dir(self) -> Path: ...
+
+    @property
+    def images(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def resume(self) -> bool: ...
+
+    @property
+    def dry_run(self) -> bool: ...
+
+    @property
+    def skip_train(self) -> bool: ...
+
+    @property
+    def skip_evaluation(self) -> bool: ...

@@ -20,7 +20,7 @@ from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
 from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
-from dbad.inspection.options import InspectionRun
+from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.metrics.verdicts import Thresholds, curves
 from dbad.options.resolve import announce, changed, name_of, run_folder
 from dbad.report import page
@@ -42,14 +42,15 @@ def inspect_run(calibration: Calibration | None, options: InspectionRun, folder:
 
     On --dry_run there is no calibration. `more` names further files that the family writes for test images.
     """
-    if not about_to_write(options, folder, *more):
+    if not about_to_write(options, folder, *more) or calibration is None:
         return folder
     family = FAMILIES[calibration.method]
     with writing_results(folder):
         detector = open_run(calibration, options)
         if options.images:
             return inspect_images(detector, calibration, options, folder)
-        also = family.pictures and family.pictures(detector, map_scales(calibration)["anomaly map"])
+        scale = map_scales(calibration)["anomaly map"]
+        also = family.pictures(detector, scale) if family.pictures else None
         return inspect_test(detector, calibration, options, folder, also)
 
 
@@ -96,7 +97,7 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Inspecti
 
 def inspect_images(detector: Detector, calibration: Calibration, options: InspectionRun, folder: Path) -> Path:
     """Inspect images without ground truth; write scores, overlays and the report."""
-    paths = find_images(options.images, options.recursive)
+    paths = find_images(options.images or (), options.recursive)
     folder = results_folder(folder, options, listing_digest(paths))
     found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
@@ -114,7 +115,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Inspec
     return folder
 
 
-def check_new_images(options: InspectionRun) -> None:
+def check_new_images(options: AnyInspectionRun) -> None:
     """Raise `UserError` where options contradict each other, before anything is loaded."""
     if options.images is None:
         for name in ("recursive", "drift_check"):

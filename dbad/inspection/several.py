@@ -96,8 +96,8 @@ def _run_job(job: Job, number: int, runs: dict[tuple[int, str], Run]) -> None:
             return
     for item, record in left.items():
         key, options = (number, item), job.options[item]
-        if job.inspect:
-            folder, runs[key] = _attempt(runs[key], lambda options=options: job.inspect(options))
+        if inspect := job.inspect:
+            folder, runs[key] = _attempt(runs[key], lambda options=options: inspect(options))
             if runs[key].status == "failed":
                 continue
             runs[key] = replace(runs[key], folder=folder)

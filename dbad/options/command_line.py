@@ -13,14 +13,22 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from dbad.fields import EACH_PRESET, shown
+from dbad.fields import EACH_PRESET, Declared, shown
 from dbad.options.resolve import check_options
 from dbad.runtime import parsing
 from dbad.runtime.failures import one_line_failures
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Declared)
+R = TypeVar("R", bound="Runnable")
+
+
+class Runnable(Declared, Protocol):
+    """Options of a script."""
+
+    @property
+    def dry_run(self) -> bool: ...
 
 FIRST = "First of all"                                  # the heading of the flags that matter first
 LAST = ("The data", "The run", "The machine")           # those of the flags that most scripts share
@@ -46,19 +54,19 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | No
     return cls(**found)
 
 
-def main(cls: type[T], run: Callable[[T], str], description: str, argv: Sequence[str] | None = None) -> None:
+def main(cls: type[R], run: Callable[[R], str], description: str, argv: Sequence[str] | None = None) -> None:
     """Parse, run, print what `run` returns; a user's mistake ends in one line and status 2."""
     with one_line_failures():
         options = parse(cls, argv, description)
         print_end(options, run)
 
 
-def print_end(options: T, run: Callable[[T], str]) -> None:
+def print_end(options: R, run: Callable[[R], str]) -> None:
     """Check the options, run, and print what `run` returns, unless it is a dry run."""
     check_options(options)
-    if not options.dry_run and hasattr(options, "device"):
+    if not options.dry_run and (device := getattr(options, "device", None)):
         from dbad.runtime.device import pick_device  # it loads torch, which reading a command line does without
-        pick_device(options.device)         # one that is not there is found now, and not after the long work
+        pick_device(device)         # one that is not there is found now, and not after the long work
     found = run(options)
     if not options.dry_run:
         print(found)
@@ -95,7 +103,7 @@ class _OnOff(argparse.Action):
     """--flag sets it, --no_flag unsets it."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+        setattr(namespace, self.dest, not str(option_string).startswith("--no_"))
 
 
 _CONVERTERS = {str: parsing.text, Path: parsing.path}
@@ -122,7 +130,7 @@ def _with_underscores(word: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
-def _fields_by_title(cls: type) -> list[tuple[str, dataclasses.Field]]:
+def _fields_by_title(cls: type[Declared]) -> list[tuple[str, dataclasses.Field]]:
     """Fields with the heading that they stand under: those that matter first, then group by group.
 
     A group is what classes of one `heading` declare; a class without has the first line of its docstring. Groups stand
@@ -142,7 +150,7 @@ def _fields_by_title(cls: type) -> list[tuple[str, dataclasses.Field]]:
     return [(heading, field) for _, _, heading, field in sorted(found, key=lambda entry: entry[:2])]
 
 
-def flags_of(cls: type) -> set[str]:
+def flags_of(cls: type[Declared]) -> set[str]:
     """Every spelling of the flags of the dataclass `cls`."""
     hints = typing.get_type_hints(cls)
     found = set()

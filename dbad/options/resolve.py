@@ -143,7 +143,14 @@ def _why_small(options: AnyRunOptions) -> str:
     return " (the default for real data without a CUDA GPU)" * on_cpu
 
 
-def data_of(options: AnyRunOptions) -> str:
+class Source(Protocol):
+    """Options that name the images."""
+
+    @property
+    def dataset_path(self) -> Path | None: ...
+
+
+def data_of(options: Source) -> str:
     """The source of the images, in words."""
     if images := getattr(options, "images", None):
         return " ".join(images)

@@ -57,7 +57,7 @@ class DdimDetector(Detector):
     @property
     def size(self) -> int:
         """See `Detector`."""
-        return int(self.denoiser.unet.config.sample_size)
+        return int(self.denoiser.unet.config["sample_size"])
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """See `Detector.parts`; works through the images in batches, on the CPU in and out."""
@@ -95,7 +95,7 @@ class DdimDetector(Detector):
         x = reconstruct_all(self.denoiser, y, self.settings, self.machine, self.settings.seed, number)
         with autocast(device, precision):
             features, others = self.extractor(y.to(device)), self.extractor(x.to(device))
-        layers = maps.feature_maps(features, others, tuple(y.shape[-2:]), self.settings.feature_smoothing_kernel)
+        layers = maps.feature_maps(features, others, (y.shape[-2], y.shape[-1]), self.settings.feature_smoothing_kernel)
         return torch.cat([x, maps.pixel_map(y, x, self.settings.pixel_difference), layers.cpu()], dim=1)
 
     def _tiled(self, image: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models import UNet2DModel
@@ -25,7 +25,8 @@ BACKBONES = ("wide_resnet101_2", "wide_resnet50_2", "resnet50")
 COMPARED_LAYERS = (2, 3)        # strides 8 and 16, in both projects' maps; DDAD only adapts layer 1 with them
 
 # The part of Diffusion-Based-AD's train_arg_config.json that is read.
-PUBLISHED_OPTIONS: Types = types_of(ProcessOptions) | {
+PUBLISHED_OPTIONS: Types = {
+    **types_of(ProcessOptions),
     "mvtec_item": str, "crop": bool | None, "epochs": int, "flip": bool | None, "rotate": float | None,
     "color_jitter": float | None, "reconstruction_weight": float, "eta": float}
 
@@ -123,7 +124,7 @@ def _diffusion_based_ad(path: Path) -> Network:
         raise UserError(f"{names[1]}: lacks mvtec_item, which {DIFFUSION_BASED_AD} writes (a run of this project needs "
                         "no conversion)")
     check_declared(trained, PUBLISHED_OPTIONS, names[1], ("epochs", "reconstruction_weight", "eta"))
-    unet = load_network(UNet2DModel, path.parent, path.name)
+    unet = cast(UNet2DModel, load_network(UNet2DModel, path.parent, path.name))
     options = _options(unet.config["sample_size"], path) | {
         "item": trained["mvtec_item"], "patching": trained.get("crop") or False,
         "train_steps": trained.get("train_steps", 1000), "beta_schedule": trained.get("beta_schedule", "linear"),

@@ -15,8 +15,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import torch
+from diffusers.models import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -68,7 +70,8 @@ def denoise_towards(denoiser: Denoiser, images: Tensor, options: Reconstruction,
     for y, other in zip(images.split(machine.batch_size), others.split(machine.batch_size), strict=True):
         streams = [image_stream(seed, image) for image in y]
         y, other = (batch.to(machine.device, memory_format=memory_format(machine.device)) for batch in (y, other))
-        guided = denoiser._replace(unet=_Guided(denoiser.unet, y, denoiser.abar, options.recon_weight))
+        network = _Guided(denoiser.unet, y, denoiser.abar, options.recon_weight)
+        guided = denoiser._replace(unet=cast(UNet2DModel, network))      # which is only called
         done.append(reconstruct(guided, other, streams, unguided, machine.precision).cpu())
     return torch.cat(done)
 
@@ -143,8 +146,9 @@ def distillation_loss(phi: Callable[[Tensor], list[Tensor]], pretrained: Callabl
     features = phi(both)
     with torch.no_grad():
         fixed = pretrained(both)
-    similarity = sum(_cosine_distance(*maps.chunk(2)) for maps in features).mean()
-    drift = sum(_cosine_distance(a, b) for a, b in zip(features, fixed, strict=True))
+    none = torch.zeros((), device=both.device)
+    similarity = sum((_cosine_distance(*maps.chunk(2)) for maps in features), none).mean()
+    drift = sum((_cosine_distance(a, b) for a, b in zip(features, fixed, strict=True)), none)
     x_drift, y_drift = (part.mean() for part in drift.chunk(2))
     return {"loss": similarity + weight * (y_drift + x_drift), "similarity": similarity, "image_drift": y_drift,
             "reconstruction_drift": x_drift}

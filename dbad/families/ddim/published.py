@@ -49,7 +49,8 @@ def recognise(path: Path) -> Found:
         raise UserError(f"{path}: a run of this project, which needs no conversion")
     unet = _only(parts["unet"], path, "U-Nets", named.get("checkpoint_name"))
     extractor = _only(parts["extractor"], path, "feature extractors", named.get("extractor_path"))
-    return Found(kinds[unet or extractor][0], unet, extractor)
+    project = next(kind[0] for file, kind in kinds.items() if kind and file in (unet, extractor))
+    return Found(project, unet, extractor)
 
 
 def _may_be_checkpoint(path: Path) -> bool:

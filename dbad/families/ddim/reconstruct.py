@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from diffusers.models import UNet2DModel
 from torch import Generator, Tensor
 
 from dbad.diffusion import noise
@@ -23,7 +24,7 @@ class Denoiser(NamedTuple):
         reachable    the last timestep that the network was trained for
     """
 
-    unet: Callable[..., Any]
+    unet: UNet2DModel
     abar: Tensor
     noise_kind: str = "gaussian"
     reachable: int = 1000

@@ -28,7 +28,7 @@ SEARCH_STEPS = 2                                    # denoising steps while star
 DdimTrial = Trial[DdimSettings]
 
 
-class DdimSearch(Search[DdimSettings]):
+class DdimSearch(Search[DdimSettings, DdimDetector]):
     """Coordinate search over reconstructions, each judged with the best way to make maps of it."""
 
     least_gain = 0.002
@@ -155,7 +155,7 @@ def plot_trials(path: Path, trials: Sequence[DdimTrial], best: DdimTrial) -> Non
     for name, marker in (("aupro", "o"), ("auroc", "s"), ("pixel_ap", "^"), ("merit", "|")):
         axis.plot([getattr(t, name) for t in order], labels, marker, label={
             "aupro": "AUPRO", "auroc": "image AUROC", "pixel_ap": "pixel AP", "merit": "their mean"}[name])
-    axis.axhline(_label(best), color="#1b1f24", linewidth=0.8, linestyle="--")
+    axis.axhline(labels.index(_label(best)), color="#1b1f24", linewidth=0.8, linestyle="--")
     axis.set(title="Pseudo-validation: the best map of every reconstruction; dashed: chosen")
     axis.legend(frameon=False, fontsize=9, loc="lower right")
     with atomic_write(path) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,11 +45,10 @@ def good_images(options: DdimTraining, category: Category, intensity: Intensity
     size, crop_px = (None, options.resolution) if options.patching else (options.resolution, None)
     train, held_out = (read_images(part, size, options.num_workers, intensity)
                        for part in split_category(category, options.holdout))
-    shared = {"seed": options.seed, "batch_size": options.batch_size, "noise_kind": options.noise_kind,
-              "num_timesteps": options.reachable, "crop_px": crop_px}
-    return (NoisedImages(train, purpose="train", flip=options.flip, rotate=options.rotate,
-                         color_jitter=options.color_jitter, **shared),
-            NoisedImages(held_out, purpose="validation", **shared))
+    noised = partial(NoisedImages, seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
+                     num_timesteps=options.reachable, crop_px=crop_px)
+    return (noised(train, purpose="train", flip=options.flip, rotate=options.rotate, color_jitter=options.color_jitter),
+            noised(held_out, purpose="validation"))
 
 
 def check_epoch(name: str, last: int) -> None:
@@ -88,10 +88,10 @@ def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
     steps_per_epoch = -(-num_images // options.batch_size)
     num_steps = options.steps_diffusion
     if num_steps is None:
-        num_steps = -(-options.epochs_diffusion * num_images // options.batch_size)
+        num_steps = -(-(options.epochs_diffusion or 0) * num_images // options.batch_size)
     if num_steps == 0:
         raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train to go on with a trained model")
     settings = {name: value for name, value in plain(options).items() if name in SHAPING} | {
         IMAGES: fingerprint(images)}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
-                options.seed, settings, betas=tuple(options.adam_betas))
+                options.seed, settings, betas=(options.adam_betas[0], options.adam_betas[1]))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers.models import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from diffusers.schedulers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -127,6 +127,10 @@ class ModelOptions(WeightFiles):
                                         base=100_000, least=1)
 
 
+class Assembled(ModelOptions, DiadTraining):
+    """The options of a training that begins with a model put together for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(WeightFiles, SeedOption):
     """What the model is assembled from; saved as build_arg_config.json in its run folder."""
@@ -154,7 +158,7 @@ PERCEPTUAL_WEIGHTS = {"lpips": 1.0, "features": 0.1, "none": 0.0}
 
 
 def by_size(help: str, name: str, **about: Unpack[About]) -> Any:
-    """An option whose default is that of the size."""
+    """An option whose default is that of the size; until `resolve_autoencoder` fills it in, it is None."""
     defaults = ", ".join(f"{size} {values[name]}" for size, values in SIZE_DEFAULTS.items())
     return opt(f"{help} (default: {defaults})", None, **about)
 
@@ -171,23 +175,23 @@ class AutoencoderOptions(SeveralItems, BackboneOption, DataOptions, IntensityOpt
         "kl-f8 on a GPU)", None)
     start: Path | None = opt("what to begin with: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
                              "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (random weights)", None)
-    resolution: int | None = by_size("side to which images are resized, in px", "resolution", least=8, most=4096)
-    batch_size: int | None = by_size("images per batch, over all processes", "batch_size", least=1, most=65536)
-    accumulate: int | None = by_size("batches whose mean gradient makes an optimiser step", "accumulate", least=1)
-    num_steps: int | None = by_size("optimiser steps at most", "num_steps", least=1)
-    epoch_steps: int | None = by_size("steps of an epoch, after which the held-out loss is measured", "epoch_steps",
+    resolution: int = by_size("side to which images are resized, in px", "resolution", least=8, most=4096)
+    batch_size: int = by_size("images per batch, over all processes", "batch_size", least=1, most=65536)
+    accumulate: int = by_size("batches whose mean gradient makes an optimiser step", "accumulate", least=1)
+    num_steps: int = by_size("optimiser steps at most", "num_steps", least=1)
+    epoch_steps: int = by_size("steps of an epoch, after which the held-out loss is measured", "epoch_steps",
                                       least=1)
-    patience: int | None = by_size("epochs without a lower held-out reconstruction loss after which training stops, 0 "
+    patience: int = by_size("epochs without a lower held-out reconstruction loss after which training stops, 0 "
                                    "for never; the weights of the best epoch are kept in any case", "patience", least=0)
-    learning_rate: float | None = by_size("learning rate of Adam, for auto-encoder and discriminator", "learning_rate",
+    learning_rate: float = by_size("learning rate of Adam, for auto-encoder and discriminator", "learning_rate",
                                           between=(0, 1))
-    schedule: Literal["cosine", "constant"] | None = by_size("course of the learning rate", "schedule")
+    schedule: Literal["cosine", "constant"] = by_size("course of the learning rate", "schedule")
     adam_betas: tuple[float, ...] = opt("Adam's decay rates of the mean gradient and of its square", (0.5, 0.9),
                                         check=two_betas)
     perceptual: Literal["lpips", "features", "none"] = opt(
         "perceptual distance: features of --extractor, or LPIPS (as published), which needs the package lpips and "
         "downloads a VGG-16", "features")
-    perceptual_weight: float | None = opt(
+    perceptual_weight: float = opt(
         f"weight of the perceptual distance beside L1 (default: "
         f"{', '.join(f'{name} {value:g}' for name, value in PERCEPTUAL_WEIGHTS.items())})", None, least=0)
     kl_weight: float = opt("weight of the KL divergence of the latents from a normal distribution", 1e-6, least=0)

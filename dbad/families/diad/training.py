@@ -26,7 +26,7 @@ from dbad.families.digests import digests
 from dbad.fields import PRESETS, default_of, fields_of
 from dbad.files.atomic import read_json
 from dbad.files.names import BUILD_OPTIONS, DIAD_FILES, SAMPLES
-from dbad.options.resolve import plain, run_folder
+from dbad.options.resolve import name_of, plain, run_folder
 from dbad.records import Category, Sample
 from dbad.runtime.device import Machine, memory_advice, memory_format
 from dbad.training.loop import fit
@@ -114,7 +114,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
         samples = reconstruct(model, x, [image_stream(options.seed, image) for image in x], options.latent_start,
                               options.latent_steps_back, options.paper_exact, machine.precision)
         write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
-                    options.log_dir / options.run_id, "diad/samples",
+                    options.log_dir / name_of(options), "diad/samples",
                     min(epoch * plan.steps_per_epoch, plan.num_steps))
         return {"val_loss": validation_loss(
             held_out, lambda batch: latent_loss(model, batch, model.abar, machine.precision), machine.device)}
@@ -122,7 +122,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
     plan = plan_of(options, (train, validation), intensity, len(data))
     with memory_advice(options, "latent_batch_size", "latent_accumulate",
                        otherwise="a model of a smaller resolution (build_diad.py)"):
-        fit(model, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, "diad", options.resume),
+        fit(model, data, loss_of, plan, Place(folder, options.log_dir / name_of(options), "diad", options.resume),
             batch_size=batch_size, device=machine.device, hooks=Hooks(on_report=report))
     model.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,9 @@ def _open(folder: Path, settings: FeatureSettings, machine: Machine) -> FeatureD
     return open_features(folder, settings, machine)
 
 
-_SHARED = {"settings": FeatureSettings, "scripts": _SCRIPTS,
-           "phases": {"train_lafite": "skip_train", "inference_lafite": "skip_evaluation"},
-
-           "open": _open, "sign": "bank_mb", "together": True, "on_gpu": "small",
-           "by_category": (DISCRIMINATOR, TUNING, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING)}
-LAFITE = Family(name="lafite", about="diffusion in feature space (LafitE), nearest good patches", files=_files,
-                **_SHARED)
-KNN = Family(name="knn", about="distance to the nearest good patches, without diffusion", files=_bank_files, **_SHARED)
+LAFITE = Family(
+    name="lafite", about="diffusion in feature space (LafitE), nearest good patches", scripts=_SCRIPTS,
+    phases={"train_lafite": "skip_train", "inference_lafite": "skip_evaluation"}, settings=FeatureSettings,
+    files=_files, open=_open, sign="bank_mb", together=True, on_gpu="small",
+    by_category=(DISCRIMINATOR, TUNING, CATEGORY_DISCRIMINATOR, CATEGORY_TUNING))
+KNN = replace(LAFITE, name="knn", about="distance to the nearest good patches, without diffusion", files=_bank_files)

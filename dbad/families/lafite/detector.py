@@ -159,8 +159,14 @@ class FeatureDetector(Detector):
     def context(self, found: LookedUp, judged: bool = False) -> Context:
         """`model.surroundings` of the features of a batch; `judged` asks for all that a discriminator needs."""
         sides = HIDDEN if judged or self.settings.discriminator_contrib else HIDDEN[:1]
-        return surroundings(self.net, self.space.components.project(found.features), self._streams(found.images),
-                            feature_schedule(), self.space.prediction, self.machine.precision, sides)
+        net, components = self._diffused()
+        return surroundings(net, components.project(found.features), self._streams(found.images), feature_schedule(),
+                            self.space.prediction, self.machine.precision, sides)
+
+    def _diffused(self) -> tuple[UNet2DModel, Components]:
+        """The denoiser and the components that it works on, where the settings need them."""
+        assert self.net is not None and self.space.components is not None, "plain knn has no denoiser"
+        return self.net, self.space.components
 
     @torch.no_grad()
     def compare(self, found: LookedUp, wanted: Collection[str]) -> dict[str, Tensor]:
@@ -168,6 +174,7 @@ class FeatureDetector(Detector):
         features, settings, space = found.features, self.settings, self.space
         grid, abar, compared = features.shape[-1], feature_schedule(), {}
         if "discriminator" in wanted:
+            assert self.judge is not None, "the discriminator has a weight"
             compared["discriminator"] = self.judge.surprise(self.evidence(found))
         if "knn" in wanted:
             compared["knn"] = to_maps(found.distances[:, :1].square(), grid)
@@ -177,12 +184,14 @@ class FeatureDetector(Detector):
         if "edit" in wanted:
             compared["edit"] = patch_differences(edited, features)
         if "denoise" in wanted:
-            x = space.components.project(edited if settings.editing else features)
-            clean = denoise(self.net, x, self._streams(found.images), abar, settings.feature_start,
+            net, components = self._diffused()
+            x = components.project(edited if settings.editing else features)
+            clean = denoise(net, x, self._streams(found.images), abar, settings.feature_start,
                             settings.feature_steps_back, space.prediction, self.machine.precision)
-            compared["denoise"] = patch_differences(clean, space.components.project(features))
+            compared["denoise"] = patch_differences(clean, components.project(features))
         if "inversion" in wanted:
-            z = invert(self.net, space.components.project(features), abar, space.prediction, self.machine.precision)
+            net, components = self._diffused()
+            z = invert(net, components.project(features), abar, space.prediction, self.machine.precision)
             compared["inversion"] = unlikelihood(z)
         return compared
 
@@ -190,6 +199,7 @@ class FeatureDetector(Detector):
         """Distances (N, 1, G, G) relative to the expected error, see `model.surroundings`."""
         if not self.settings.context_power:
             return parts
+        assert context is not None, "the expected error has a power"
         unit = context.expected[:, :1].pow(self.settings.context_power)
         return {name: part if name in ("inversion", "discriminator") else part / unit for name, part in parts.items()}
 
@@ -208,6 +218,7 @@ class FeatureDetector(Detector):
         edited = self._edited(found, discriminator.NEIGHBOURS)
         nearest = to_maps(found.distances[:, :1].square(), found.features.shape[-1])
         channels = self.space.patches.extractor.channels
+        assert found.context is not None, "evidence needs what was looked up for a discriminator"
         return discriminator.evidence(found.features, edited, nearest, found.context, channels)
 
     def _edited(self, found: LookedUp, neighbours: int) -> Tensor:

@@ -54,6 +54,10 @@ class Discriminator(nn.Module):
     and tells single outliers from defects. Their mean is better than either.
     """
 
+    mean: Tensor
+    std: Tensor
+    usual: Tensor
+
     def __init__(self, planes: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(planes))

@@ -76,12 +76,18 @@ class Lesson:
     evidence: tuple[Tensor, Tensor] | None
 
     @property
+    def known(self) -> tuple[Tensor, Tensor]:
+        """The evidence of a lesson that has it."""
+        assert self.evidence is not None, "the lesson was made without a discriminator"
+        return self.evidence
+
+    @property
     def per_image(self) -> int:
         return len(self.shares) // len(self.shown.good)
 
     def taught(self, images: Tensor, seed: int) -> Discriminator:
         """A discriminator trained on the images where `images` (N,) is true."""
-        good, damaged = self.evidence
+        good, damaged = self.known
         rows = images.repeat_interleave(self.per_image)
         return train_discriminator(good[images], damaged[rows], self.shares[rows], seed)
 
@@ -89,12 +95,12 @@ class Lesson:
         """Anomaly maps of the shown images, from the discriminator trained on the other half of the images."""
         half = torch.arange(len(self.shown.good)) % 2 == 0
         rows = half.repeat_interleave(self.per_image)
-        maps = tuple(torch.empty_like(known[:, :1]) for known in self.evidence)
+        maps = tuple(torch.empty_like(known[:, :1]) for known in self.known)
         for asked, damaged in ((half, rows), (~half, ~rows)):
             if asked.any():
                 judge = self.taught(asked if asked.all() else ~asked, seed)     # one image is trained on and judged
                 maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
-                    self.evidence, (asked, damaged), strict=True))
+                    self.known, (asked, damaged), strict=True))
         return {"good": maps[0], "pseudo": maps[1][self.places]}
 
 
@@ -157,9 +163,9 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
         print(f"{name}: the discriminator learns from {len(lesson.shares)} pseudo-anomalies on {images} of the good "
               "images")
         judges[name] = lesson.taught(torch.ones(images, dtype=torch.bool), seed)
-    known = [torch.cat(parts) for parts in zip(*(lesson.evidence for lesson in lessons.values()), strict=True)]
+    good, damaged = (torch.cat(parts) for parts in zip(*(lesson.known for lesson in lessons.values()), strict=True))
     shares = torch.cat([lesson.shares for lesson in lessons.values()])
-    judges[None] = train_discriminator(*known, shares, seed) if len(lessons) > 1 else judges[next(iter(lessons))]
+    judges[None] = train_discriminator(good, damaged, shares, seed) if len(lessons) > 1 else judges[next(iter(lessons))]
     return judges
 
 

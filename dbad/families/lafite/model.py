@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.schedulers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -63,7 +63,7 @@ class Components:
     @classmethod
     def fit(cls, features: Mapping[str, np.ndarray], standardisation: Standardisation, count: int) -> Components:
         """The first `count` components of training features, one (N, C, G, G) per category, all of equal weight."""
-        covariance = 0.0
+        covariance = torch.zeros(())
         for part in features.values():
             total = sum(map(_second_moment, standardisation.batches(part)))
             covariance = covariance + total / (part.size / part.shape[1]) / len(features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
@@ -83,8 +83,7 @@ class FeatureSettings(FeatureMapOptions, Settings):
 class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOptions):
     """Features, memory bank and training of the denoiser."""
 
-    method: Literal["lafite", "knn"] | None = opt("lafite, or knn: the memory bank alone, without diffusion (lafite)",
-                                                  None)
+    method: Literal["lafite", "knn"] = opt("lafite, or knn: the memory bank alone, without diffusion (lafite)", None)
     grid: int = opt("side of the grid of patches", later=32, least=4, most=512)
     feature_cache: Path | None = opt("folder in which extracted features are kept (~/.cache/dbad/features)", None)
     bank_mb: float = opt("size of the memory bank in 10^6 bytes, shared equally by the categories", later=8.0, above=0,
@@ -107,17 +106,19 @@ class LafiteOptions(SeveralItems, AnyRunOptions, FeatureOptions, FeatureMapOptio
     """The options of a run and of its training."""
 
 
+L = TypeVar("L", bound=LafiteOptions)
+
 # The settings of knn, which has no denoiser.
 _PLAIN = {"discriminator_contrib": 0.0, "knn_contrib": 1.0, "edit_contrib": 0.0, "denoise_contrib": 0.0,
           "inversion_contrib": 0.0, "context_power": 0.0}
 
 
-def has_denoiser(method: str | None) -> bool:
+def has_denoiser(method: str) -> bool:
     """True for a method whose runs diffuse features: lafite, not knn."""
     return method == "lafite"
 
 
-def of_method(options: LafiteOptions, method: str) -> LafiteOptions:
+def of_method(options: L, method: str) -> L:
     """The options with the values that the method fixes: without a denoiser, only distances to good patches count."""
     if has_denoiser(method):
         return options
@@ -127,12 +128,12 @@ def of_method(options: LafiteOptions, method: str) -> LafiteOptions:
     return replace(options, **{name: value for name, value in _PLAIN.items() if getattr(options, name) is None})
 
 
-def may_judge(options: FeatureOptions, given: Collection[str]) -> bool:
+def may_judge(options: LafiteOptions, given: Collection[str]) -> bool:
     """True if discriminators are trained; the search may give them no weight. It leaves `given` settings alone."""
     searched = options.tune and "discriminator_contrib" not in given
     return has_denoiser(options.method) and bool(options.discriminator_contrib > 0 or searched)
 
 
-def fixed_settings(options: FeatureOptions, given: Collection[str]) -> set[str]:
+def fixed_settings(options: LafiteOptions, given: Collection[str]) -> set[str]:
     """The settings that a search leaves alone: the given ones, and those that a method without denoiser fixes."""
     return set(given) | (set() if has_denoiser(options.method) else {"knn_contrib", "edit_contrib"})

@@ -39,7 +39,7 @@ class _Known:
     maps: Maps
 
 
-class FeatureSearch(Search[FeatureSettings]):
+class FeatureSearch(Search[FeatureSettings, FeatureDetector]):
     """Coordinate search over distances, contributions, blur and image score.
 
     `judged` holds maps of a discriminator that was not trained on these images, (N, 1, G, G) of the "good" ones and of

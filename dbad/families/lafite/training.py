@@ -24,7 +24,7 @@ from dbad.files.atomic import cache_folder
 from dbad.networks.extractors import build_extractor, stages_of, usual_layers
 from dbad.networks.features import PatchExtractor, Standardisation, extract_features, to_patches
 from dbad.networks.unet import build_unet
-from dbad.options.resolve import plain, run_folder
+from dbad.options.resolve import name_of, plain, run_folder
 from dbad.runtime.device import Machine
 from dbad.training.loop import fit
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
@@ -112,5 +112,5 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     settings[IMAGES] = fingerprint([pixels for part in good.values() for pixels in part.pixels])
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)
-    return fit(net, data, loss_of, plan, Place(folder, options.log_dir / options.run_id, "features", options.resume),
+    return fit(net, data, loss_of, plan, Place(folder, options.log_dir / name_of(options), "features", options.resume),
                batch_size=options.feature_batch_size, device=machine.device, hooks=Hooks(on_report=report))
