@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiadInspection(ResumeOptions, AnyInspectionRun, DiadMapOptions):
+class DiadInspection(AnyInspectionRun, ResumeOptions, DiadMapOptions):
     """What shapes an inspection."""
 
 

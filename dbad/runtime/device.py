@@ -96,6 +96,20 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if fast else torch.contiguous_format
 
 
+def place(network: torch.nn.Module, device: torch.device, order: torch.memory_format = torch.preserve_format) -> None:
+    """Move a network to the device, in place and in eval mode, with its weights in the memory `order`.
+
+    A network that is there already is left alone, as its first parameter tells: walking through all of them takes as
+    long as making an anomaly map.
+    """
+    first = next(network.parameters(), None)
+    if first is not None and not network.training and first.device.type == device.type and (
+            device.index in (None, first.device.index)) and (
+            order is torch.preserve_format or first.dim() != 4 or first.is_contiguous(memory_format=order)):
+        return
+    network.to(device=device, memory_format=order).eval()       # ty: ignore[no-matching-overload]  not in torch's stubs
+
+
 def packs_weights(device: torch.device) -> bool:
     """True if convolutions in bf16 on `device` can keep their weights in the order that its kernels need."""
     return (device.type == "cpu" and _cpu_has("amx_bf16", "avx512_bf16") and torch.backends.mkldnn.is_available()

@@ -22,7 +22,7 @@ from dbad.families.ddim.reconstruct import Denoiser, reconstruct_all
 from dbad.families.detector import Detector
 from dbad.files.names import EXTRACTOR, NORMALISATION
 from dbad.networks.extractors import Extractor, load_extractor
-from dbad.runtime.device import Machine, autocast, memory_format
+from dbad.runtime.device import Machine, autocast, memory_format, place
 
 
 class Differences(NamedTuple):
@@ -51,8 +51,8 @@ class DdimDetector(Detector):
     def __post_init__(self):
         """Move the networks to the machine, in place."""
         device = self.machine.device
-        self.denoiser.unet.to(device, memory_format=memory_format(device)).eval()
-        self.extractor.to(device).eval()
+        place(self.denoiser.unet, device, memory_format(device))
+        place(self.extractor, device)
 
     @property
     def size(self) -> int:

@@ -19,7 +19,7 @@ from dbad.families.diad.storage import load_diad
 from dbad.networks.extractors import Extractor, build_extractor
 from dbad.networks.features import weights_digest
 from dbad.networks.packing import ready
-from dbad.runtime.device import Machine, autocast
+from dbad.runtime.device import Machine, autocast, place
 
 PART = "feature"        # the one map there is
 
@@ -39,7 +39,7 @@ class DiadDetector(Detector):
 
     def __post_init__(self):
         """Move the extractor to the machine, in place."""
-        self.extractor.to(self.machine.device).eval()
+        place(self.extractor, self.machine.device)
 
     @property
     def size(self) -> int:

@@ -35,6 +35,7 @@ from dbad.families.lafite.model import (
 )
 from dbad.families.lafite.options import DIFFUSED, FeatureSettings
 from dbad.networks.features import PatchExtractor, Standardisation, to_maps, to_patches
+from dbad.runtime.device import place
 
 
 class FeatureSpace(NamedTuple):
@@ -101,7 +102,7 @@ class FeatureDetector(Detector):
         device = self.machine.device
         for network in (self.space.patches, self.net):      # on a CPU a fourth (backbone), a seventh (denoiser) faster
             if network is not None:
-                network.to(device, memory_format=torch.channels_last).eval()
+                place(network, device, torch.channels_last)
         if self.judge is not None:
             self.judge.to(device)
         standardisation = self.space.standardisation.to(device)
