@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dbad.calibration.__main__ import main as calibration_module
-from dbad.calibration.thresholds import Calibration, conformal_threshold, map_quantile, smallest_rate
+from dbad.calibration.thresholds import FORMAT, Calibration, conformal_threshold, map_quantile, smallest_rate
+from dbad.declared import types_of
 from dbad.errors import UserError
 from dbad.families.ddim.options import DdimSettings
 from dbad.families.registry import FAMILIES
@@ -240,6 +241,25 @@ def test_a_calibration_from_before_there_was_a_format_is_read_as_it_was_meant(me
         name: value for name, value in recorded["settings"].items() if name != "method"}
     calibration.save(path)
     assert json.loads(path.read_text())["format"] == 1 and load_calibration(path) == calibration
+
+
+# The settings of every family in format 1. A new setting raises FORMAT in dbad/calibration/thresholds.py, so that a
+# file that lacks it is known to be older and not damaged; write the new list here.
+SETTINGS_OF_FORMAT_1 = {
+    "ddim": """blur_sigma center_crop conditioning diffusion_checkpoint_name eta extractor_path feature_smoothing_kernel
+        fl_contrib intensity intensity_bits layer_weights map_norm num_samples patching pixel_difference
+        pl_contrib recon_weight sampler seed start_at_timestep steps_to_regenerate tile_overlap top_share""",
+    "lafite": """blur_sigma center_crop context_power denoise_contrib diffusion_checkpoint_name discriminator
+        discriminator_contrib edit_contrib editing feature_start feature_steps_back intensity intensity_bits
+        inversion_contrib knn_contrib neighbours patching seed top_share""",
+    "diad": """center_crop diffusion_checkpoint_name extractor extractor_layers extractor_weights feature_resolution
+        intensity intensity_bits latent_start latent_steps_back map_sigma paper_exact patching seed""",
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS_OF_FORMAT_1)
+def test_a_new_setting_comes_with_a_new_format(method):
+    assert FORMAT == 1 and sorted(types_of(FAMILIES[method].settings)) == SETTINGS_OF_FORMAT_1[method].split()
 
 
 def test_a_truncated_calibration_is_refused_at_any_length(tmp_path):

@@ -117,6 +117,7 @@ def test_an_older_calibration_stays_usable(name, work):
 @pytest.mark.parametrize("damage, message", [
     (lambda v: v.update(method="nosuch"), "method 'nosuch'; expected one of ddim, lafite, knn, diad"),
     (lambda v: v.update(format=2), "format 2: expected 1"),
+    (lambda v: v["settings"].pop("seed"), "settings lack seed"),
     (lambda v: v["settings"].update(sharpness=1.0), "sharpness: no setting of this method"),
     (lambda v: v["settings"].update(seed=-1), "seed -1: expected at least 0")])
 def test_a_calibration_that_is_none_is_refused_in_one_line(name, damage, message, work):

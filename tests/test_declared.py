@@ -8,10 +8,12 @@ import pytest
 from helpers import json_of, one_line
 
 import evaluation
+from dbad.calibration import thresholds
 from dbad.calibration.thresholds import Calibration
 from dbad.checkpoints.weights import trim_log
 from dbad.declared import check_declared, described, fits, types_of
 from dbad.errors import UserError
+from dbad.families import runs
 from dbad.families.ddim import DDIM
 from dbad.families.ddim.options import DdimSettings
 from dbad.families.registry import FAMILIES
@@ -67,10 +69,15 @@ def test_a_setting_that_came_later_than_a_calibration_takes_its_default(tmp_path
     monkeypatch.setitem(FAMILIES, "ddim", replace(DDIM, settings=Sharper))
     path = tmp_path / "calibration.json"
     Calibration({"pixel": 0.1, "feature": 0.5}, 1.1, 2.0, settings=SETTINGS).save(path)
+    for module in (runs, thresholds):
+        monkeypatch.setattr(module, "FORMAT", 2)
     found = Sharper.read(load_calibration(path).settings)
     assert (found.sharpness, found.recon_weight, found.intensity) == (1.0, 1.0, "auto")
     write_json(path, json_of(path) | {"settings": SETTINGS | {"sharpness": 3.0}})
     assert Sharper.read(load_calibration(path).settings).sharpness == 3.0
+    write_json(path, json_of(path) | {"settings": SETTINGS, "format": 2})
+    with pytest.raises(UserError, match="settings lack sharpness"):
+        load_calibration(path)
 
 
 def test_a_calibration_from_before_there_was_an_intensity_was_made_without_one(tmp_path):

@@ -21,7 +21,9 @@ from dbad.files.atomic import write_json
 from dbad.finite import NotFinite, check_finite, naming
 from dbad.maps import central_window
 
-FORMAT = 1                              # number of calibration.json's format; files without a number are older
+# Number of calibration.json's format; files without a number are older. It rises with every new setting of a family,
+# so that a file that should have the setting and lacks it is known to be damaged.
+FORMAT = 1
 OPEN_SHARE = {"between": (0, 1)}        # a range, see `fields.opt`
 
 
@@ -82,8 +84,8 @@ def read_calibration(values: dict[str, Any]) -> Calibration:
     """The calibration from the contents of a file; wrong contents are a `UserError` that does not name the file."""
     declared = types_of(Calibration)
     check_declared(values, declared, "values", tuple(declared))
-    if values["format"] != FORMAT:
-        raise UserError(f"format {values['format']}: expected {FORMAT}")
+    if not 1 <= values["format"] <= FORMAT:
+        raise UserError(f"format {values['format']}: expected {' to '.join(map(str, sorted({1, FORMAT})))}")
     fields = {name: values[name] for name in declared}
     scales = {name: float(scale) for name, scale in fields["scales"].items()}
     thresholds = {name: float(fields[name]) for name in ("pixel_threshold", "image_threshold")}

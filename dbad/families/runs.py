@@ -103,8 +103,8 @@ def calibration_file(folder: Path, category: str | None, learnt: Collection[str]
 def load_calibration(path: Path) -> Calibration:
     """Read calibration.json; a missing or foreign one is a `UserError` that says how to make it.
 
-    A setting newer than the file takes its default. For files without a format number, images are read as `AS_BEFORE`
-    says.
+    In a file of an older format, a missing setting is newer than the file and takes its default; in one of the present
+    format it is an error. For files without a format number, images are read as `AS_BEFORE` says.
     """
     if not path.is_file():
         family = family_in(path.parent)
@@ -119,12 +119,16 @@ def load_calibration(path: Path) -> Calibration:
         known = None if isinstance(settings, dict) else family_in(path.parent)
         method = known.name if known else "ddim"
     family = family_of(method, path)
+    number = values.get("format", 0)
     try:
-        if isinstance(settings, dict) and values.get("format", 0) == 0:
+        if isinstance(settings, dict) and number == 0:
             kept = {name: value for name, value in settings.items() if name != "method"}
             values |= {"format": FORMAT, "method": method, "settings": AS_BEFORE.settings() | kept}
         calibration = read_calibration(values)
-        family.settings.read(calibration.settings)
+        if number == FORMAT and (missing := family.settings.missing(calibration.settings)):
+            raise UserError(f"settings lack {missing[0]}")
+        known = family.settings.read(calibration.settings)
+        calibration = replace(calibration, settings=known.record(), format=FORMAT)
     except UserError as error:
         raise UserError(f"{path}: not a calibration ({error}); run {family.scripts.calibration} again") from None
     return calibration

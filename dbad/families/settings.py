@@ -43,15 +43,15 @@ class Settings(CropOptions, Shared):
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
-        """The settings that a file has recorded; one that it lacks takes its default.
+        """The settings that a file has recorded; one that it lacks takes its default, see `missing`.
 
         An unknown setting, or one of another type or range than declared, is a `UserError` that begins with its name.
         """
         types = types_of(cls)
         if unknown := sorted(record.keys() - types.keys()):
             raise UserError(f"{unknown[0]}: no setting of this method")
-        missing = {field.name: default_of(field, "base") for field in fields(cls) if field.name not in record}
-        values = {name: _from_json(value) for name, value in record.items()} | missing
+        defaults = {field.name: default_of(field, "base") for field in fields(cls)}
+        values = defaults | {name: _from_json(value) for name, value in record.items()}
         check_declared(values, types, "")
         if unset := next((field.name for field in fields(cls)
                           if EACH_PRESET in field.metadata and values[field.name] is None), None):
@@ -64,6 +64,11 @@ class Settings(CropOptions, Shared):
         except UserError as error:
             raise UserError(str(error).removeprefix("--")) from None
         return read
+
+    @classmethod
+    def missing(cls, record: Mapping[str, Any]) -> list[str]:
+        """The names of the settings that a record lacks."""
+        return [field.name for field in fields(cls) if field.name not in record]
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values for JSON."""
