@@ -19,7 +19,7 @@ from dbad.options.command_line import main
 from dbad.options.resolve import data_of, plain, run_folder, say_all
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models import AutoencoderKL
 
 
 @dataclass(frozen=True, kw_only=True)

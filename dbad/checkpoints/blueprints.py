@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor, nn
 
 from dbad.checkpoints.blueprints import network_of, planned

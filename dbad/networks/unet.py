@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 
 from dbad.checkpoints.blueprints import MOST_PARAMETERS, num_parameters
 from dbad.errors import UserError

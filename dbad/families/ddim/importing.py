@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor
 
 from dbad.checkpoints.weights import load_network, model_config, save_weights

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from PIL import Image
 from torch import Tensor
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor
 
 from dbad.checkpoints.weights import model_config

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from dbad.data.categories import chosen_items, split_category

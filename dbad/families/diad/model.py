@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.schedulers import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 

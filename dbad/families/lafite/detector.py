@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 

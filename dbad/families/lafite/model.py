@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers.schedulers import DDIMScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset

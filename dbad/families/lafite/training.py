@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor
 
 from dbad.data.categories import open_category, split_category
