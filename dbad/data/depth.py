@@ -16,8 +16,11 @@ from dbad.records import Sample
 class Reading(Protocol):
     """The options of reading images."""
 
-    intensity: str
-    num_workers: int
+    @property
+    def intensity(self) -> str | None: ...
+
+    @property
+    def num_workers(self) -> int: ...
 
 
 def run_intensity(options: Reading, trained: Mapping[str, Any], samples: Sequence[Sample], quiet: bool = False
