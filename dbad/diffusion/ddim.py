@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from diffusers.schedulers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 
