@@ -14,10 +14,13 @@ import typing
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dbad.errors import UserError
 from dbad.fields import check_value
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Types = Mapping[str, Any]       # names of fields -> annotations
 
@@ -27,7 +30,7 @@ _SHOWN = 40                     # characters of a wrong value that a message sho
 
 
 @lru_cache
-def types_of(*classes: type) -> Types:
+def types_of(*classes: type[DataclassInstance]) -> Types:
     """The types of the fields of dataclasses by name, each annotated with the metadata of its field."""
     hints: dict[str, Any] = {}
     for cls in classes:

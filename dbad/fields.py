@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from dbad.errors import UserError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from typing_extensions import Unpack
 
 PRESETS = ("demo", "small", "base")
@@ -67,7 +68,7 @@ def _presets(about: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"demo": about["demo"], "small": about.get("small", about["demo"]), "base": about["base"]}
 
 
-def fields_of(*classes: type) -> dict[str, dataclasses.Field]:
+def fields_of(*classes: type[DataclassInstance]) -> dict[str, dataclasses.Field]:
     """The fields of dataclasses by name."""
     return {field.name: field for cls in classes for field in dataclasses.fields(cls)}
 
@@ -105,7 +106,7 @@ def contradictions(cls: type, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the messages about contradictions from the class and its bases, in the order of their declaration."""
     for owner in reversed(cls.__mro__):
         if "contradictions" in vars(owner):
-            yield from owner.contradictions(Given(values))
+            yield from cast(Any, owner).contradictions(Given(values))
 
 
 def check_value(name: str, value: Any, about: Mapping[str, Any]) -> None:

@@ -62,7 +62,8 @@ def _be_repeatable() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
     attend(fused=False)
-    torch.utils.deterministic.fill_uninitialized_memory = False     # filling them costs a write of every output
+    # Filling them costs a write of every output.
+    torch.utils.deterministic.fill_uninitialized_memory = False     # ty: ignore[missing-attribute] made at run time
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 
