@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -62,8 +62,8 @@ def _be_repeatable() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
     attend(fused=False)
-    # Filling them costs a write of every output.
-    torch.utils.deterministic.fill_uninitialized_memory = False     # ty: ignore[missing-attribute] made at run time
+    # Filling them costs a write of every output. The attribute is made at run time, so no type says that it is there.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 
