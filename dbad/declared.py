@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dbad.errors import UserError
-from dbad.fields import check_value
+from dbad.fields import Declared, check_value
 
 Types = Mapping[str, Any]       # names of fields -> annotations
 
@@ -27,7 +27,7 @@ _SHOWN = 40                     # characters of a wrong value that a message sho
 
 
 @lru_cache
-def types_of(*classes: type) -> Types:
+def types_of(*classes: type[Declared]) -> Types:
     """The types of the fields of dataclasses by name, each annotated with the metadata of its field."""
     hints: dict[str, Any] = {}
     for cls in classes:

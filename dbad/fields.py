@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, cast
 
 from dbad.errors import UserError
 
@@ -111,7 +111,7 @@ def contradictions(cls: type, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the messages about contradictions from the class and its bases, in the order of their declaration."""
     for owner in reversed(cls.__mro__):
         if "contradictions" in vars(owner):
-            yield from owner.contradictions(Given(values))
+            yield from cast(Any, owner).contradictions(Given(values))
 
 
 def check_value(name: str, value: Any, about: Mapping[str, Any]) -> None:

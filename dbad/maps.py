@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def pixel_map(image: Tensor, reconstruction: Tensor, kind: str = "max_square") -
     return difference.abs().mean(dim=1, keepdim=True)
 
 
-def feature_maps(features: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, int], kernel: int = 3
+def feature_maps(features: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, ...], kernel: int = 3
                  ) -> Tensor:
     """1 - cosine of two images' features, one map per layer, resized to `size`.
 
@@ -96,10 +97,10 @@ def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, 
     if missing := sorted(counting.keys() - scales.keys()):
         raise UserError(f"the scales of the calibration lack {missing[0]}, a map that counts under its settings; "
                         "calibrate the run again")
-    return sum(weights[name] * part / scales[name] for name, part in counting.items())
+    return cast(Tensor, sum(weights[name] * part / scales[name] for name, part in counting.items()))
 
 
-def central_window(shape: tuple[int, int], center_crop: int) -> tuple[slice, slice]:
+def central_window(shape: Sequence[int], center_crop: int) -> tuple[slice, slice]:
     """The central part of a map of `shape` = (H, W), as slices.
 
     `center_crop` is the side of that part in px of a 256 px image, 0 for the full frame. In a map of another size or
@@ -116,7 +117,7 @@ def cropped(maps: Tensor, center_crop: int) -> Tensor:
     """The maps (N, 1, H, W) with 0 outside the `central_window`."""
     if not center_crop:
         return maps
-    window = (..., *central_window(tuple(maps.shape[-2:]), center_crop))
+    window = (..., *central_window(maps.shape[-2:], center_crop))
     result = torch.zeros_like(maps)
     result[window] = maps[window]
     return result

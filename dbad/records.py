@@ -94,11 +94,11 @@ class Prediction:
 
     def of(self, number: int) -> Prediction:
         """The results for one of the images, N = 1."""
-        def one(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[number:number + 1]
-        return Prediction(one(self.anomaly_map), one(self.score), one(self.reconstruction),
-                          {name: one(part) for name, part in self.maps.items()}, one(self.decision),
-                          one(self.p_value))
+        one = slice(number, number + 1)
+        reconstruction, decision, p_value = (None if values is None else values[one] for values in (
+            self.reconstruction, self.decision, self.p_value))
+        return Prediction(self.anomaly_map[one], self.score[one], reconstruction,
+                          {name: part[one] for name, part in self.maps.items()}, decision, p_value)
 
 
 class Origin(NamedTuple):

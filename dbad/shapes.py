@@ -87,5 +87,5 @@ def exposed(image, rng, x, y, gain, slope):
     angle = rng.uniform(0, 6.28)
     light = rng.uniform(*gain) * (1 + rng.uniform(0, slope) * (np.cos(angle) * x + np.sin(angle) * y))
     warmth = rng.uniform(-0.04, 0.04)
-    image = image * light[..., None].astype(np.float32) * np.float32([1 + warmth, 1, 1 - warmth])
+    image = image * light[..., None].astype(np.float32) * np.array([1 + warmth, 1, 1 - warmth], np.float32)
     return image + np.float32(0.006) * rng.standard_normal(image.shape, dtype=np.float32)

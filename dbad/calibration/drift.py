@@ -75,11 +75,11 @@ def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 
         lower = ks_2samp(new, good, alternative="greater")
     direction, found = min(("higher", higher), ("lower", lower), key=lambda pair: pair[1].pvalue)
     p_value = min(1.0, 2 * float(found.pvalue))
-    drifted = p_value <= level
+    drifted, expected = p_value <= level, calibration.p_value(calibration.image_threshold)
+    assert expected is not None         # there are scores
     return Drift(float(found.statistic), p_value, drifted, direction if drifted else None,
                  _detectable(len(body), len(good), level), len(new), len(good), float(np.median(new)),
-                 float(np.median(good)), calibration.p_value(calibration.image_threshold),
-                 float(np.mean(new >= calibration.image_threshold)))
+                 float(np.median(good)), expected, float(np.mean(new >= calibration.image_threshold)))
 
 
 def _detectable(num_new: int, num_good: int, level: float) -> float | None:

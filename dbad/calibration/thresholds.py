@@ -94,7 +94,8 @@ def read_calibration(values: dict[str, Any]) -> Calibration:
         raise UserError("scales and thresholds: expected numbers above 0")
     if list(scores) != sorted(scores):
         raise UserError("scores: expected them sorted")
-    return Calibration(**fields | thresholds | {"scales": scales, "scores": scores})
+    checked: dict[str, Any] = fields | thresholds | {"scales": scales, "scores": scores}
+    return Calibration(**checked)
 
 
 def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Tensor, Tensor]],
@@ -109,7 +110,7 @@ def calibrate(combine: Callable[[dict[str, Tensor], dict[str, float]], tuple[Ten
     The caller adds settings and digests.
     """
     def inside(maps: Tensor) -> np.ndarray:
-        return maps[(..., *central_window(tuple(maps.shape[-2:]), center_crop))].numpy()
+        return maps[(..., *central_window(maps.shape[-2:], center_crop))].numpy()
 
     # Scales first, since the anomaly map needs them; then the thresholds on that map.
     for number, found in enumerate(parts):

@@ -14,7 +14,7 @@ import math
 import typing
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel, UNet2DModel
@@ -25,6 +25,9 @@ from dbad.declared import check_types, shown
 from dbad.errors import UserError
 from dbad.fields import LEVELS
 
+Network = UNet2DModel | UNet2DConditionModel | AutoencoderKL
+N = TypeVar("N", bound=Network)
+
 MOST_PARAMETERS = 3 * 10 ** 9   # Stable Diffusion XL has 2.6
 MOST_LAYERS = 256               # levels x layers of each x layers of their attention; Stable Diffusion XL has 60
 _BOUNDS = {"sample_size": (1, 8192), "block_out_channels": (1, 16384), "in_channels": (1, 65536),
@@ -34,14 +37,14 @@ _BOUNDS = {"sample_size": (1, 8192), "block_out_channels": (1, 16384), "in_chann
 _OTHERS = (0, 65536)            # whole numbers without a bound of their own
 
 
-def network_of(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
+def network_of(cls: type[N], config: Mapping[str, Any]) -> N:
     """The network that a configuration describes, with random weights.
 
     A `UNet2DModel` may have `attention_heads`, the number in every attention layer, which diffusers cannot express.
     """
     heads = config.get("attention_heads") if cls is UNet2DModel else None
     network = cls(**{key: value for key, value in config.items() if key != "attention_heads"})
-    if heads is not None:
+    if isinstance(network, UNet2DModel) and heads is not None:
         for module in network.modules():
             if isinstance(module, Attention):
                 module.heads, module.scale = heads, (module.inner_dim // heads) ** -0.5
@@ -49,7 +52,7 @@ def network_of(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def planned(cls: type[nn.Module], config: Mapping[str, Any], where: object) -> nn.Module:
+def planned(cls: type[Network], config: Mapping[str, Any], where: object) -> Network:
     """The network that a configuration describes, on the meta device, without memory; it is for inspection only.
 
     A configuration that describes no network is a `UserError` that begins with `where`.
@@ -73,7 +76,7 @@ def num_parameters(network: nn.Module) -> int:
 
 
 @lru_cache(maxsize=8)
-def _tried(cls: type[nn.Module], text: str) -> nn.Module:
+def _tried(cls: type[Network], text: str) -> Network:
     """The network of a configuration, given as JSON text, on the meta device, after a trial run there."""
     config = json.loads(text)
     with torch.device("meta"), torch.no_grad():
@@ -85,24 +88,24 @@ def _tried(cls: type[nn.Module], text: str) -> nn.Module:
     return network
 
 
-def _try(network: nn.Module) -> None:
+def _try(network: Network) -> None:
     """Run the network once, as it is used here; an unexpected output is a `ValueError`."""
     config = network.config
     if isinstance(network, AutoencoderKL):
-        side = 2 ** (len(config.block_out_channels) - 1)
-        z = network.encode(torch.zeros(1, config.in_channels, 4 * side, 4 * side)).latent_dist.mean
-        found, expected = network.decode(z).sample.shape, (1, config.out_channels, 4 * side, 4 * side)
+        side = 2 ** (len(config["block_out_channels"]) - 1)
+        z = network.encode(torch.zeros(1, config["in_channels"], 4 * side, 4 * side)).latent_dist.mean
+        found, expected = network.decode(z).sample.shape, (1, config["out_channels"], 4 * side, 4 * side)
     else:
-        side = config.sample_size if isinstance(network, UNet2DModel) else 64
-        x, prompt = torch.zeros(1, config.in_channels, side, side), ()
+        side = config["sample_size"] if isinstance(network, UNet2DModel) else 64
+        x, prompt = torch.zeros(1, config["in_channels"], side, side), ()
         if isinstance(network, UNet2DConditionModel):
-            prompt = (torch.zeros(1, 2, config.cross_attention_dim),)
-        found, expected = network(x, 0, *prompt).sample.shape, (1, config.out_channels, side, side)
+            prompt = (torch.zeros(1, 2, config["cross_attention_dim"]),)
+        found, expected = network(x, 0, *prompt).sample.shape, (1, config["out_channels"], side, side)
     if tuple(found) != expected:
         raise ValueError(f"an output of shape {tuple(found)} instead of {expected}")
 
 
-def _check_values(cls: type[nn.Module], config: Mapping[str, Any]) -> None:
+def _check_values(cls: type[Network], config: Mapping[str, Any]) -> None:
     """Raise `UserError` for names, types and numbers that no network of `cls` has."""
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     types, defaults = _arguments(cls)
@@ -126,7 +129,7 @@ def _check_values(cls: type[nn.Module], config: Mapping[str, Any]) -> None:
 
 
 @lru_cache
-def _arguments(cls: type[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _arguments(cls: type[Network]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The types and the defaults of the arguments of a network, by name; with tuples as in JSON."""
     types = typing.get_type_hints(cls.__init__)
     defaults = {name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default

@@ -25,16 +25,16 @@ import torch
 from diffusers.models import UNet2DModel
 from torch import Tensor, nn
 
-from dbad.checkpoints.blueprints import network_of, planned
+from dbad.checkpoints.blueprints import N, Network, network_of, planned
 from dbad.errors import UserError
 from dbad.files.atomic import atomic_write, cannot_be_written, parse_json, read_json, write_text
 from dbad.files.checksums import AGAIN, check_archive, read_tensors, write_tensors
 from dbad.files.names import LOG, MODEL_CONFIG, TRAIN_OPTIONS
 
 
-def model_config(unet: UNet2DModel) -> dict[str, Any]:
+def model_config(network: Network) -> dict[str, Any]:
     """The configuration from which `load_network` builds the network again, as plain values."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in unet.config.items() if not key.startswith("_")}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in network.config.items() if not key.startswith("_")}
 
 
 def check_trained(folder: Path) -> None:
@@ -50,7 +50,7 @@ def load_unet(folder: Path, name: str) -> UNet2DModel:
     return load_network(UNet2DModel, folder, name)
 
 
-def load_network(cls: type[nn.Module], folder: Path, name: str) -> nn.Module:
+def load_network(cls: type[N], folder: Path, name: str) -> N:
     """The network that model_config.json of a folder describes, with the weights in the file `name`, in eval mode.
 
     The weights are checked against the description before memory for the network is taken, so that no network larger

@@ -9,7 +9,7 @@ from dbad.damage.site import Site, Window, trimmed, window
 from dbad.shapes import coverage, turned
 
 
-def perlin(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
+def perlin(shape: tuple[int, int], cell: float | np.floating, rng: np.random.Generator) -> np.ndarray:
     """Gradient noise (Perlin, SIGGRAPH 1985, with the quintic of 2002), about [-1, 1]; one gradient per `cell` px."""
     cell = max(cell, 1.5)
     y, x = (np.arange(length) / cell + rng.uniform() for length in shape)
@@ -89,7 +89,7 @@ def cut(site: Site, here: Window, scale: float = 1.0) -> np.ndarray:
     Half the pieces are turned by right angles only and keep their pixels as they are.
     """
     rng = site.rng
-    source = site.sources[rng.integers(len(site.sources))]
+    source = site.sources[int(rng.integers(len(site.sources)))]
     centre = source.pick(source.places, rng)
     angle = rng.integers(4) * np.pi / 2 if rng.uniform() < 0.5 else rng.uniform(0, 2 * np.pi)
     x, y = turned(here.x * rng.choice([-1, 1]), here.y, (0, 0), angle)

@@ -55,7 +55,7 @@ class Window:
     x: np.ndarray           # (h, w) columns from the centre
 
 
-def window(site: Site, reach: float) -> Window:
+def window(site: Site, reach: float | np.floating) -> Window:
     """The pixels at most `reach` rows and columns from the centre; fewer at the picture's border."""
     reach = int(np.ceil(reach))
     low = np.maximum(site.at - reach, 0)
@@ -67,7 +67,8 @@ def window(site: Site, reach: float) -> Window:
 
 def trimmed(here: Window, alpha: np.ndarray) -> tuple[Window, np.ndarray]:
     """The part of a window where alpha (h, w) is above 0, with three pixels around it, and that part of alpha."""
-    box = tuple(slice(max(0, found.min() - 3), found.max() + 4) for found in np.nonzero(alpha > 0))
-    box_of_picture = tuple(slice(outer.start + inner.start, outer.start + min(inner.stop, length))
-                           for outer, inner, length in zip(here.box, box, alpha.shape, strict=True))
-    return Window(box_of_picture, here.pixels[box], here.cover[box], here.y[box], here.x[box]), alpha[box]
+    rows, columns = (slice(max(0, found.min() - 3), found.max() + 4) for found in np.nonzero(alpha > 0))
+    box = rows, columns
+    top, left = (slice(outer.start + inner.start, outer.start + min(inner.stop, length))
+                 for outer, inner, length in zip(here.box, box, alpha.shape, strict=True))
+    return Window((top, left), here.pixels[box], here.cover[box], here.y[box], here.x[box]), alpha[box]

@@ -21,13 +21,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from dbad.data.pictures import orientation_of, picture_file
 from dbad.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile  # Pillow tries formats in the order of their imports
 
 PLANES, SAMPLE_BITS = 284, 258          # TIFF's tags PlanarConfiguration and BitsPerSample
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}     # by the order of bytes
@@ -47,7 +51,7 @@ class Deep(NamedTuple):
     orientation: int = 1
 
 
-Reader = Callable[[Image.Image], tuple[np.ndarray, float]]      # reads a file that is opened and not decoded yet
+Reader = Callable[[ImageFile], tuple[np.ndarray, float]]       # reads a file that is opened and not decoded yet
 
 
 class _RefusedError(Exception):
@@ -55,7 +59,7 @@ class _RefusedError(Exception):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     try:
         with picture_file(path) as image:
             yield image
@@ -93,10 +97,11 @@ def is_deep(path: Path) -> bool:
 
 def check_unreduced(image: Image.Image, name: object) -> None:
     """Raise `UserError` for a picture opened elsewhere whose values Pillow changes when it decodes the file."""
-    if getattr(image, "tile", None):        # not decoded yet
+    source = getattr(image, "filename", None)
+    if isinstance(image, ImageFile) and image.tile:         # not decoded yet
         changed = _is_changed(image)
-    elif image.format in _READERS and getattr(image, "filename", None) and Path(image.filename).is_file():
-        with picture_file(Path(image.filename)) as header:
+    elif image.format in _READERS and source and Path(source).is_file():
+        with picture_file(Path(source)) as header:
             changed = _is_changed(header)
     else:
         return
@@ -105,7 +110,7 @@ def check_unreduced(image: Image.Image, name: object) -> None:
                         "it decodes it; expected its path, or its values as a uint16 array")
 
 
-def _is_changed(image: Image.Image) -> bool:
+def _is_changed(image: ImageFile) -> bool:
     try:
         return _reader(image) is not None
     except _RefusedError:
@@ -114,20 +119,21 @@ def _is_changed(image: Image.Image) -> bool:
 
 # ------------------------------------------------------------------------------------------ what Pillow changes
 
-def _reader(image: Image.Image) -> Reader | None:
+def _reader(image: ImageFile) -> Reader | None:
     """The reader for an opened picture whose values Pillow would change; None if Pillow keeps the values."""
     return _READERS[image.format](image) if image.format in _READERS else None
 
 
-def _png(image: Image.Image) -> Reader | None:
+def _png(image: ImageFile) -> Reader | None:
     return {"RGB;16B": _colours, "RGBA;16B": _colours, "LA;16B": _gray_of_two}.get(_raw_mode(image))
 
 
-def _tiff(image: Image.Image) -> Reader | None:
-    if max(image.tag_v2.get(SAMPLE_BITS, (1,))) <= 8:
+def _tiff(image: ImageFile) -> Reader | None:
+    tags = cast("TiffImageFile", image).tag_v2
+    if max(tags.get(SAMPLE_BITS, (1,))) <= 8:
         return None
     kind = _raw_mode(image).partition(";")[0]
-    if image.tag_v2.get(PLANES, 1) != 1:
+    if tags.get(PLANES, 1) != 1:
         raise _RefusedError("TIFF of more than 8 bits in separate planes")
     if kind in ("RGB", "RGBA", "RGBX"):
         return _colours
@@ -139,9 +145,9 @@ def _tiff(image: Image.Image) -> Reader | None:
         kind == "RGBa"))
 
 
-def _netpbm(image: Image.Image) -> Reader | None:
+def _netpbm(image: ImageFile) -> Reader | None:
     codec, _, _, args = image.tile[0]
-    maxval = args[1] if codec in ("ppm", "ppm_plain") and not isinstance(args, str) else 255
+    maxval = args[1] if codec in ("ppm", "ppm_plain") and isinstance(args, tuple) else 255
     if maxval <= 255:
         return None
     if image.mode == "I":
@@ -151,7 +157,7 @@ def _netpbm(image: Image.Image) -> Reader | None:
     return lambda image: (_both_bytes(image, "RGB;16B", "raw"), float(maxval))
 
 
-def _jpeg2000(image: Image.Image) -> Reader | None:
+def _jpeg2000(image: ImageFile) -> Reader | None:
     data = _contents(image)
     start = data.find(b"\xff\x4f\xff\x51")      # the codestream, which begins with the marker segment SIZ
     if start < 0:
@@ -166,11 +172,11 @@ def _jpeg2000(image: Image.Image) -> Reader | None:
     return lambda image: (_loaded(image) >> (16 - bits), float(2 ** bits - 1))
 
 
-def _fits(image: Image.Image) -> Reader | None:
+def _fits(image: ImageFile) -> Reader | None:
     return _unshifted if image.mode == "I;16" else None
 
 
-def _avif(image: Image.Image) -> Reader | None:
+def _avif(image: ImageFile) -> Reader | None:
     data = _contents(image)
     place = data.find(b"av1C")
     if place > 0 and data[place + 6] & 0x40:        # high_bitdepth
@@ -178,13 +184,13 @@ def _avif(image: Image.Image) -> Reader | None:
     return None
 
 
-def _sgi(image: Image.Image) -> Reader | None:
+def _sgi(image: ImageFile) -> Reader | None:
     if _contents(image)[3] > 1:                 # bytes per value
         raise _RefusedError("SGI file of 16 bits")
     return None
 
 
-def _dds(image: Image.Image) -> Reader | None:
+def _dds(image: ImageFile) -> Reader | None:
     if getattr(image, "pixel_format", "").startswith("BC6H"):
         raise _RefusedError("DDS of 16 bits")
     return None
@@ -196,11 +202,11 @@ _READERS = {"PNG": _png, "TIFF": _tiff, "PPM": _netpbm, "JPEG2000": _jpeg2000, "
 
 # ------------------------------------------------------------------------------------------ reading what it changes
 
-def _colours(image: Image.Image) -> tuple[np.ndarray, float]:
+def _colours(image: ImageFile) -> tuple[np.ndarray, float]:
     return _both_bytes(image, _raw_mode(image)), 65535.0
 
 
-def _both_bytes(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
+def _both_bytes(image: ImageFile, raw_mode: str, codec: str | None = None) -> np.ndarray:
     """The values (H, W, 3) uint16, decoded twice: once for the high bytes, once in the other byte order for the low."""
     with Image.open(io.BytesIO(_contents(image))) as again:
         low = _decoded_as(again, raw_mode[:-1] + _OTHER_BYTE[raw_mode[-1]], codec)
@@ -208,35 +214,35 @@ def _both_bytes(image: Image.Image, raw_mode: str, codec: str | None = None) -> 
     return high[:, :, :3].astype(np.uint16) << 8 | low[:, :, :3]
 
 
-def _gray_of_two(image: Image.Image) -> tuple[np.ndarray, float]:
+def _gray_of_two(image: ImageFile) -> tuple[np.ndarray, float]:
     """The gray values of a picture with gray and alpha of two bytes each, decoded as four channels of one byte."""
     channels = _decoded_as(image, "RGBA").astype(np.uint16)
     return channels[:, :, 0] << 8 | channels[:, :, 1], 65535.0
 
 
-def _unsigned(image: Image.Image) -> tuple[np.ndarray, float]:
+def _unsigned(image: ImageFile) -> tuple[np.ndarray, float]:
     return _loaded(image).view(np.uint32), 65535.0
 
 
-def _unshifted(image: Image.Image) -> tuple[np.ndarray, float]:
+def _unshifted(image: ImageFile) -> tuple[np.ndarray, float]:
     values = _loaded(image)
     if values.max() > 0x7fff:       # they are signed
         raise _RefusedError("FITS of 16 bits with negative or shifted values")
     return values, 65535.0
 
 
-def _loaded(image: Image.Image) -> np.ndarray:
+def _loaded(image: ImageFile) -> np.ndarray:
     image.load()
     return np.asarray(image)
 
 
-def _decoded_as(image: Image.Image, raw_mode: str, codec: str | None = None) -> np.ndarray:
+def _decoded_as(image: ImageFile, raw_mode: str, codec: str | None = None) -> np.ndarray:
     """The picture decoded with the given raw mode, Pillow's name for an arrangement of bytes, instead of its own."""
     image.tile = [_changed(tile, raw_mode, codec) for tile in image.tile]
     return _loaded(image)
 
 
-def _changed(tile: tuple, raw_mode: str, codec: str | None) -> tuple:
+def _changed(tile: tuple, raw_mode: str, codec: str | None) -> Any:
     name, extents, offset, args = tile
     if codec is not None:
         name, args = codec, (raw_mode, 0, 1)
@@ -246,17 +252,20 @@ def _changed(tile: tuple, raw_mode: str, codec: str | None) -> tuple:
     return type(tile)(*new) if hasattr(tile, "_fields") else new  # ty: ignore[too-many-positional-arguments]
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile) -> str:
     args = image.tile[0][3]
+    assert args is not None         # all formats of `_READERS` have some
     return args if isinstance(args, str) else args[0]
 
 
-def _contents(image: Image.Image) -> bytes:
+def _contents(image: ImageFile) -> bytes:
     """The whole file of an opened picture; the picture can still be decoded afterwards."""
-    place = image.fp.tell()
-    image.fp.seek(0)
-    data = image.fp.read()
-    image.fp.seek(place)
+    file = image.fp
+    assert file is not None         # not decoded yet
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
     return data
 
 

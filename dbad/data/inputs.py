@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ def to_batch(images: ImageLike | Sequence[ImageLike], size: int | None, intensit
 def several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     """The images as a sequence: several images as they are, a single one in a sequence of one."""
     batch = isinstance(images, (list, tuple)) or (isinstance(images, Tensor) and images.ndim == 4)
-    return images if batch else [images]
+    return cast(Sequence[ImageLike], images if batch else [images])
 
 
-def to_tensor(image: ImageLike, size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:
+def to_tensor(image: ImageLike | Deep, size: int | None, intensity: Intensity = UNKNOWN) -> Tensor:
     """One image as (3, H, W) float32 in [-1, 1] on the CPU, see `to_batch`."""
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from dbad.errors import UserError
 from dbad.files.special import special_kind
@@ -35,7 +36,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 @contextmanager
-def picture_file(path: Path) -> Iterator[Image.Image]:
+def picture_file(path: Path) -> Iterator[ImageFile]:
     """Open a picture for the block and read only its header; errors in the block are those of `open_picture`."""
     kind = special_kind(path)
     if kind is not None:

@@ -43,15 +43,16 @@ def stitch(tiles: Iterable[tuple[list[Place], Tensor]], height: int, width: int,
     weights. So there is no seam, and unchanged tiles give back the image they were cut from.
     """
     window = _window(tile)
-    total = weight = None
+    total: Tensor | None = None
     padded_height, padded_width = max(height, tile), max(width, tile)
+    weight = torch.zeros(1, padded_height, padded_width)
     for places, batch in tiles:
         if total is None:
             total = torch.zeros(batch.shape[1], padded_height, padded_width)
-            weight = torch.zeros(1, padded_height, padded_width)
         for (top, left), values in zip(places, batch.float().cpu(), strict=True):
             total[:, top:top + tile, left:left + tile] += values * window
             weight[:, top:top + tile, left:left + tile] += window
+    assert total is not None        # there is a tile
     return total.div_(weight)[:, :height, :width]
 
 

@@ -16,7 +16,7 @@ from dbad.files.names import MODEL_CONFIG, TRAIN_OPTIONS
 from dbad.files.special import check_no_special
 
 
-def digests(folder: Path, family: Family, settings: Settings) -> dict[str, str]:
+def digests(folder: Path, family: Family, settings: Settings | None) -> dict[str, str]:
     """Fingerprints of the files of a run that shape its predictions, and of further facts of its training."""
     found = {name: _digest(folder / file, name, family) for name, file in family.files(settings).items()}
     if family.facts:

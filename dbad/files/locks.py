@@ -20,11 +20,10 @@ from dbad.errors import UserError
 from dbad.files.atomic import ensure_folders, known_json
 from dbad.files.temporary import remove_abandoned
 
-try:
-    import fcntl
-except ImportError:         # Windows
-    fcntl = None
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 _HELD_ELSEWHERE = {errno.EAGAIN, errno.EACCES, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK)}
 _FAR = 2 ** 30              # on Windows a locked byte cannot be read: this one lies beyond the file's text
@@ -126,12 +125,12 @@ def _open(path: Path) -> int:
 
 
 def _lock(handle: int) -> None:
-    if fcntl:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
+    if sys.platform == "win32":
         os.lseek(handle, _FAR, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _release(handle: int, path: Path) -> None:
@@ -139,11 +138,11 @@ def _release(handle: int, path: Path) -> None:
     with suppress(OSError):             # Windows does not remove open files: the file stays there
         path.unlink()
     with suppress(OSError):
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_UN)      # also for processes that were forked from this one
-        else:
+        if sys.platform == "win32":
             os.lseek(handle, _FAR, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_UN)      # also for processes that were forked from this one
     os.close(handle)
 
 

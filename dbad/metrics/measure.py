@@ -23,6 +23,7 @@ class Measurement:
     """
 
     def __init__(self, thresholds: Thresholds, protocol: Protocol):
+        assert thresholds.pixel is not None
         self.thresholds, self.protocol = thresholds, protocol
         self.rows: list[ScoreRow] = []
         self.pixels = PixelMetrics(thresholds.pixel)

@@ -11,7 +11,7 @@ many pixels of defects, is as exact as sorting the rounded maps and takes no mem
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class PixelMetrics:
         """Take in a whole image: its mask, (H, W) bool, and its map, (H, W) float32."""
         self.rates += metrics.rates(mask, values, self.threshold)
         num_pixels = self.found.num_good + self.found.num_defective + mask.size
-        if num_pixels > metrics.MAX_EXACT_PIXELS and type(self.found) is not PixelHistogram:
+        if num_pixels > metrics.MAX_EXACT_PIXELS and isinstance(self.found, _Handed):
             self.found = self.found.handed_to(PixelHistogram())
         elif num_pixels > MAX_FLOAT32_PIXELS and isinstance(self.found, PixelScores):
             self.found = self.found.handed_to(PixelCounts())
@@ -52,6 +52,9 @@ class PixelMetrics:
 
 class _Handed(PixelHistogram):
     """What takes in images as `PixelHistogram` does, and can be continued by another such."""
+
+    good: _AllScores | _Counts
+    defects: _AllScores | _Counts
 
     def handed_to(self, other: PixelHistogram) -> PixelHistogram:
         """The other one, with all images so far; this one may not be used any more."""
@@ -102,7 +105,7 @@ class _AllScores:
         if share is not None:
             self.share.extend(share)
 
-    def pieces(self) -> Iterable[Points]:
+    def pieces(self) -> Iterator[Points]:
         """All of them, a piece at a time."""
         shares = self.share.pieces()
         for score in self.score.pieces():
@@ -134,7 +137,7 @@ class _Column:
             self.room -= len(part)
             values = values[len(part):]
 
-    def pieces(self) -> Iterable[np.ndarray]:
+    def pieces(self) -> Iterator[np.ndarray]:
         """The arrays, as far as they are filled; each is forgotten when the next is asked for."""
         while self.arrays:
             array = self.arrays.pop(0)
@@ -172,9 +175,9 @@ class _Counts:
         there = np.flatnonzero(self.count)
         return Points(_scores(there), self.count[there], self.share[there] if self.has_shares else None)
 
-    def pieces(self) -> Iterable[Points]:
+    def pieces(self) -> Iterator[Points]:
         """All of them at once: they are few."""
-        return [self.points()]
+        yield self.points()
 
 
 def _places(score_map: np.ndarray) -> np.ndarray:

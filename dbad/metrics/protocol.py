@@ -46,6 +46,7 @@ class Protocol:
             own_mask             as it is in its file; needed for resolution "original"
         """
         if self.resolution == "original":
+            assert own_mask is not None
             mask, anomaly_map = own_mask, resized_map(anomaly_map, own_mask.shape)
         window = central_window(mask.shape, self.center_crop)
         return mask[window], anomaly_map[window]

@@ -51,7 +51,7 @@ def kinds(origins: Iterable[Origin | ScoreRow]) -> list[str]:
     return [(f"{o.category} / " if several else "") + (o.defect or "unknown") for o in origins]
 
 
-def spans_decades(scores: Sequence[float]) -> bool:
+def spans_decades(scores: Sequence[float] | np.ndarray) -> bool:
     """True if the scores, all positive, are spread so widely that only a logarithmic axis shows them."""
     low, middle, high = np.quantile(scores, [0, 0.5, 1])
     return bool(low > 0 and high > 20 * middle)

@@ -6,9 +6,9 @@ network. torchvision's ResNets (`wide_resnet101_2` is the papers' choice) and ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from dbad.checkpoints.weights import load_pickle, save_pickle
 from dbad.errors import UserError
 from dbad.files.names import EXTRACTOR
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo, PretrainedCfg
 
 EMBEDDED = "efficientnet_lite0"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -37,6 +40,9 @@ class Extractor(nn.Module):
         resolution          side to which images are resized first, in px
         mean, std           of the backbone's training images, in [0, 1]
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str, backbone: nn.Module, stages: dict[int, Stage], mean: Sequence[float],
                  std: Sequence[float], resolution: int):
@@ -82,7 +88,8 @@ def build_extractor(name: str, layers: Sequence[int] | None = None, resolution: 
         mean, std = _IMAGENET
     else:
         backbone, stages = _timm(name, layers, resolution, pretrained, shown_as=name)
-        mean, std = backbone.default_cfg["mean"], backbone.default_cfg["std"]
+        config = cast(dict[str, Any], backbone.default_cfg)
+        mean, std = config["mean"], config["std"]
     return Extractor(name, backbone, stages, mean, std, resolution).eval()
 
 
@@ -122,24 +129,38 @@ def _timm(name: str, layers: Sequence[int] | None, resolution: int, pretrained: 
           shown_as: str) -> tuple[nn.Module, dict[int, Stage]]:
     import timm
     stages = _choose(shown_as, layers, stages_of(name))
-    config = timm.get_pretrained_cfg(name)
+    config = _config(name)
     sized = _sized(name, resolution)
     backbone = _with_weights(
         name, pretrained, f"model.safetensors of {config.hf_hub_id} in the Hugging Face cache",
         lambda: timm.create_model(name, features_only=True, out_indices=tuple(stages), pretrained=pretrained, **sized))
-    last = backbone.feature_info.module_name()[-1].split(".")
-    if last[0] == "blocks" and isinstance(getattr(backbone, "blocks", None), nn.Sequential):
-        backbone.blocks = backbone.blocks[:int(last[1]) + 1]    # EfficientNets would compute the stages after it too
+    last = _feature_info(backbone).module_name()[-1].split(".")
+    blocks = getattr(backbone, "blocks", None)
+    if last[0] == "blocks" and isinstance(blocks, nn.Sequential):
+        backbone.blocks = blocks[:int(last[1]) + 1]    # EfficientNets would compute the stages after it too
     return backbone, stages
+
+
+def _config(name: str) -> PretrainedCfg:
+    """What timm knows of the backbone called `name`, one of `timm.list_models`."""
+    import timm
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    return config
+
+
+def _feature_info(backbone: nn.Module) -> FeatureInfo:
+    return cast("FeatureInfo", backbone.feature_info)
 
 
 def _sized(name: str, resolution: int) -> dict[str, Any]:
     """The options with which a timm backbone that is made for one size of images, as transformers are, takes others."""
     import timm
-    config = timm.get_pretrained_cfg(name)
+    config = _config(name)
     if not config.fixed_input_size:
         return {}
-    for options in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"img_size": resolution}):
+    ways: list[dict[str, Any]] = [{"dynamic_img_size": True, "dynamic_img_pad": True}, {"img_size": resolution}]
+    for options in ways:
         try:
             timm.create_model(name, features_only=True, pretrained=False, **options)
         except (TypeError, AssertionError, RuntimeError):
@@ -159,7 +180,7 @@ def _torchvision_resnets() -> list[str]:
 def _torchvision(name: str, layers: Sequence[int] | None, pretrained: bool) -> tuple[nn.Module, dict[int, Stage]]:
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
-    weights = models.get_model_weights(name).IMAGENET1K_V1
+    weights = models.get_model_weights(name)["IMAGENET1K_V1"]
     stages = _choose(name, layers, stages_of(name))
     model = _with_weights(
         name, pretrained, f"{torch.hub.get_dir()}/checkpoints/{Path(weights.url).name}",
@@ -172,7 +193,7 @@ def stages_of(name: str) -> list[Stage]:
     if name in _torchvision_resnets():
         from torchvision import models
         with torch.device("meta"):      # its widths, without its weights
-            plan = models.get_model(name, weights=None)
+            plan = cast(Any, models.get_model(name, weights=None))
         inputs = [plan.get_submodule(f"layer{k}")[0].conv1.in_channels for k in (1, 2, 3, 4)]
         return [Stage(width, 2 ** (k + 1)) for k, width in enumerate([inputs[0], *inputs[1:], plan.fc.in_features])]
     import timm
@@ -182,7 +203,7 @@ def stages_of(name: str) -> list[Stage]:
         raise UserError(f"--extractor {name}: neither {EMBEDDED} nor a torchvision ResNet nor a timm backbone"
                         + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
-        info = timm.create_model(name, features_only=True, pretrained=False).feature_info.info
+        info = _feature_info(timm.create_model(name, features_only=True, pretrained=False)).info
     except (RuntimeError, AttributeError):
         raise UserError(f"--extractor {name}: this timm backbone gives no feature maps; try a ResNet") from None
     return [Stage(stage["num_chs"], stage["reduction"]) for stage in info]
@@ -215,7 +236,7 @@ def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage])
     return {k: available[k] for k in sorted(set(layers))}
 
 
-def _with_weights(name: str, pretrained: bool, where: str, create) -> nn.Module:
+def _with_weights(name: str, pretrained: bool, where: str, create: Callable[[], nn.Module]) -> nn.Module:
     """Run `create`; when weights cannot be had, say which file was looked for and the two ways out."""
     try:
         return create()

@@ -146,7 +146,7 @@ def _open_cached(path: Path, about: Mapping[str, Any]) -> np.ndarray | None:
 def _batches(model: PatchExtractor, images: Sequence[Tensor], batch_size: int,
              device: torch.device) -> Iterator[Tensor]:
     """Features of consecutive images, (n, C, G, G) float16 on the CPU."""
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
     with tqdm(total=len(images), desc="extracting features", unit="image") as bar:
         for first in range(0, len(images), batch_size):
             batch = torch.stack(list(images[first:first + batch_size]))

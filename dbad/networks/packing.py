@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from dbad.runtime.device import packs_weights
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class PackedConv2d(nn.Module):
@@ -18,17 +22,19 @@ class PackedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.how = conv.padding, conv.stride, conv.dilation, conv.groups
-        self.bias, self.weight, self.packed = conv.bias, conv.weight, None
+        self.bias, self.packed = conv.bias, None
+        self.weight: Tensor | None = conv.weight        # None once it is packed
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.bfloat16)
         if self.packed is None:         # what order is best depends on the shape
+            assert self.weight is not None
             weight, self.weight = self.weight.detach().to_mkldnn(), None        # else there would be two of it
             self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.how, x.shape)  # ty: ignore
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], "")
 
 
-def ready(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
+def ready(model: M, device: torch.device, precision: str) -> M:
     """`model` itself on `device`, without gradients: to infer, and neither to be trained nor saved any more.
 
     With `precision` bf16 the weights become bfloat16, so that autocast has nothing left to cast at every call.

@@ -21,16 +21,17 @@ def write_curves(path: Path | str, rows: Sequence[ScoreRow], thresholds: Thresho
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [("ROC", found.roc, thresholds.image, "false alarm rate", "detection rate"),
-              ("PRO", found.pro, thresholds.pixel, "false positive rate of pixels", "overlap per region")]
-    panels = [entry for entry in panels if entry[1] is not None]
+    both = [("ROC", found.roc, thresholds.image, ("false alarm rate", "detection rate")),
+            ("PRO", found.pro, thresholds.pixel, ("false positive rate of pixels", "overlap per region"))]
+    panels = [(title, curve, threshold, labels) for title, curve, threshold, labels in both if curve is not None]
     figure = Figure(figsize=(max(6.0, 4.6 * (1 + len(panels))), 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
     _draw_histogram(axes[0], rows, thresholds.image)
-    for axis, (title, curve, threshold, x_label, y_label) in zip(axes[1:], panels, strict=True):
+    for axis, (title, curve, threshold, (x_label, y_label)) in zip(axes[1:], panels, strict=True):
         axis.plot(*curve[:2], color=_hex(GOOD), linewidth=2)
-        if threshold is not None:
-            axis.plot(*point_at(curve, threshold), "o", color=_hex(INK), label=f"threshold {threshold:.4g}")
+        point = point_at(curve, threshold)
+        if point is not None:
+            axis.plot(*point, "o", color=_hex(INK), label=f"threshold {threshold:.4g}")
             axis.legend(frameon=False, fontsize=9, loc="lower right")
         axis.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in axes:

@@ -37,9 +37,9 @@ def tile(pixels: np.ndarray, side: int, enlarge: bool = True) -> Image.Image:
     factor = side / max(picture.size)
     if factor == 1 or (factor > 1 and not enlarge):
         return picture
-    size = tuple(max(1, round(length * factor)) for length in picture.size)
+    width, height = (max(1, round(length * factor)) for length in picture.size)
     smooth = pixels.ndim == 3 and factor < 1  # enlarged pixels stay visible as what they are
-    return picture.resize(size, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
+    return picture.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
 
 
 def outlined(picture: Image.Image, region: np.ndarray) -> Image.Image:

@@ -30,8 +30,8 @@ class Shown(NamedTuple):
     def uris(self) -> dict[str, str | None]:
         """The files as data URIs."""
         kinds = {"truth": "png"}
-        return {name: file and f"data:image/{kinds.get(name, 'jpeg')};base64,{base64.b64encode(file).decode('ascii')}"
-                for name, file in self.files.items()}
+        return {name: f"data:image/{kinds.get(name, 'jpeg')};base64,{base64.b64encode(file).decode('ascii')}"
+                if file else None for name, file in self.files.items()}
 
 
 class Gallery:

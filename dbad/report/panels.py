@@ -138,7 +138,8 @@ def show(paths: Iterable[Path | str], seconds_each: float = 0.5) -> bool:
             axis.clear()
             axis.set_axis_off()
             axis.imshow(Image.open(path))
-            figure.canvas.manager.set_window_title(str(path))
+            if figure.canvas.manager:
+                figure.canvas.manager.set_window_title(str(path))
             pyplot.pause(seconds_each)
         pyplot.close(figure)
     except Exception as error:  # each toolkit fails in its own way, and a window is never worth a failed run

@@ -69,7 +69,7 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int, 
         "Images": str(num_images),
         "Method": method,
         "False alarms promised": promise,
-        "Preset": options.preset,
+        "Preset": str(options.preset),
         "Other than the preset": listed({name: value for name, value in different.items()
                                          if name not in ("item", "preset", "dataset_path", "run_id", "images")}),
         "Seed": str(options.seed),

@@ -131,8 +131,8 @@ def values_of(results: Results, *names: str) -> dict[str, dict[int, float]]:
     """The metric, or the sum of several, as {item: {seed: value}}; seeds without it are missing."""
     values: dict[str, dict[int, float]] = {run.item: {} for run in results}
     for run, found in results.items():
-        numbers = [found.numbers.get(name) for name in names]
-        if None not in numbers:
+        numbers = [number for name in names if (number := found.numbers.get(name)) is not None]
+        if len(numbers) == len(names):
             values[run.item][run.seed] = sum(numbers)
     return values
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
@@ -62,7 +62,8 @@ def _be_repeatable() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
     attend(fused=False)
-    torch.utils.deterministic.fill_uninitialized_memory = False     # filling them costs a write of every output
+    # Filling them costs a write of every output. The attribute is made at run time, so no type says that it is there.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 

@@ -7,10 +7,10 @@ and started again ends with the weights of an unbroken one, and several processe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,8 @@ from dbad.runtime.signals import stop_signals
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
 from dbad.training.progress import Clock, EpochSums, Log, forecast
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class StepBatches:
@@ -60,8 +62,8 @@ class StepBatches:
         return len(self.steps)
 
 
-def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dict[str, Tensor]], plan: Plan,
-        place: Place, *, batch_size: int, device: torch.device, hooks: Hooks | None = None) -> nn.Module:
+def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]], plan: Plan, place: Place, *,
+        batch_size: int, device: torch.device, hooks: Hooks | None = None) -> M:
     """Train `model` and return it with its EMA weights, or with those of its best epoch where `hooks` has a `best`.
 
         data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
@@ -86,8 +88,9 @@ def fit(model: nn.Module, data: Dataset, loss_of: Callable[[nn.Module, Any], dic
     if best and not best.weights:       # nothing was restored
         state.judge(state.report(hooks.on_report) if main else {})
     if not state.finished:
-        batches = StepBatches(len(data), batch_size, state.step * plan.accumulate, plan.num_steps * plan.accumulate,
-                              plan.seed, accelerator.process_index, accelerator.num_processes)
+        batches = StepBatches(len(cast(Sized, data)), batch_size, state.step * plan.accumulate,
+                              plan.num_steps * plan.accumulate, plan.seed, accelerator.process_index,
+                              accelerator.num_processes)
         # Drawn in this process: others inherit its handlers of signals, and ending them hung on a GPU.
         loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
         log = Log(place.folder, place.log_dir, place.phase, state.step) if main else None
@@ -160,6 +163,14 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+class _Part(Protocol):
+    """A part of a training's state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
 class _State:
     """What a training consists of, and what resuming it needs."""
 
@@ -173,7 +184,8 @@ class _State:
                                   num_warmup_steps=min(plan.warmup_steps, plan.num_steps // 10))
         self.ema = EMAModel(self.trainable, decay=plan.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75,
                             foreach=True)
-        self._parts = {"model": model, "optimizer": self.optimizer, "rate": self.rate, "ema": self.ema}
+        self._parts: dict[str, _Part] = {"model": model, "optimizer": self.optimizer, "rate": self.rate,
+                                         "ema": self.ema}
         if best:
             self._parts["best"] = best
 
@@ -192,9 +204,9 @@ class _State:
         self.ema.step(self.trainable)
         self.step += 1
 
-    def report(self, on_report: Callable[[nn.Module, int], dict[str, float]] | None) -> dict[str, float]:
+    def report(self, on_report: Callable[[Any, int], dict[str, float]] | None) -> dict[str, float]:
         """The learning rate, and every `report_every` epochs and at the end what `on_report` says of the EMA model."""
-        found = {"learning_rate": self.rate.get_last_lr()[0]}
+        found = {"learning_rate": float(self.rate.get_last_lr()[0])}
         if on_report and (self.epoch % self.plan.report_every == 0 or self.finished):
             self.ema.store(self.trainable)
             self.use_ema()

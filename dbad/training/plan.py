@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dbad.files.names import last_file
 from dbad.training.early_stopping import Best
 
@@ -75,5 +73,5 @@ class Hooks:
     """
 
     on_begin: Callable[[], None] | None = None
-    on_report: Callable[[nn.Module, int], dict[str, float]] | None = None
+    on_report: Callable[[Any, int], dict[str, float]] | None = None
     best: Best | None = None

@@ -57,7 +57,7 @@ def hazelnut(size, rng, flaw):
     image = (ground * (0.35 + 0.65 * smoothstep(-0.1, 0.25, shadow))[..., None]).astype(np.float32)
     cover = np.zeros_like(x)
     matte = (colour * diffuse[..., None]).astype(np.float32)
-    lit = matte + shine[..., None].astype(np.float32) * np.float32([1, 0.96, 0.9])
+    lit = matte + shine[..., None].astype(np.float32) * np.array([1, 0.96, 0.9], np.float32)
     if flaw is not None:
         cover = nut * nut_flaw(lit, flaw, x, y, pixel, pose, glint, diffuse)
     blend(image, lit, nut)
@@ -76,7 +76,7 @@ def nut_flaw(lit, flaw, x, y, pixel, pose, glint, diffuse):
         half = flaw.size(0.22, 0.34) / 2
         distance = blob(x, y, half, rng, 0.07)
         cover = coverage(distance, pixel)
-        blend(lit, np.float32([0.46, 0.33, 0.2]) * diffuse[..., None], cover)                   # the gnawed rim
+        blend(lit, np.array([0.46, 0.33, 0.2], np.float32) * diffuse[..., None], cover)             # the gnawed rim
         blend(lit, (0.05, 0.035, 0.03), coverage(distance + 0.22 * half, pixel))
     elif flaw.kind == "crack":
         length = flaw.size(0.75, 1.1)
@@ -86,7 +86,7 @@ def nut_flaw(lit, flaw, x, y, pixel, pose, glint, diffuse):
         halves = width / 2 * np.array([0.2, 0.75, 1, 1, 1, 0.75, 0.2])
         distance = polyline(x, y, points, halves)
         cover = coverage(distance, pixel)
-        blend(lit, np.float32([0.30, 0.19, 0.11]) * diffuse[..., None], cover)
+        blend(lit, np.array([0.30, 0.19, 0.11], np.float32) * diffuse[..., None], cover)
         blend(lit, (0.04, 0.03, 0.025), coverage(distance + 0.12 * width, pixel))
     else:
         height = flaw.size(0.42, 0.56)
@@ -95,7 +95,7 @@ def nut_flaw(lit, flaw, x, y, pixel, pose, glint, diffuse):
         distance = np.min([polyline(x, y, np.array(line) * (height - stroke) / 2, [stroke / 2] * len(line))
                            for line in glyph], axis=0)
         cover = coverage(distance, pixel)
-        blend(lit, np.float32([0.93, 0.87, 0.76]) * (0.25 + 0.75 * diffuse[..., None]), cover)
+        blend(lit, np.array([0.93, 0.87, 0.76], np.float32) * (0.25 + 0.75 * diffuse[..., None]), cover)
     return cover
 
 

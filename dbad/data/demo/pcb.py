@@ -47,7 +47,7 @@ def pcb(size, rng, flaw):
     bx, by = turned(x / BOARD, y / BOARD, shift / BOARD, angle)
     onto_frame = BOARD * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     pixel = pixel / BOARD
-    metal = np.float32([0.80, 0.80, 0.78]) * rng.uniform(0.8, 1.15)
+    metal = np.array([0.80, 0.80, 0.78], np.float32) * rng.uniform(0.8, 1.15)
     image = bare_board(x, bx, by, pixel, rng)
 
     missing = None
@@ -93,7 +93,7 @@ def bare_board(x, bx, by, pixel, rng):
 def pads(image, part, x, y, pixel):
     """Paint the solder and the print below a part, which remain visible when the part is missing."""
     wide, high = part.half
-    gold, ink = np.float32([0.86, 0.68, 0.32]), np.float32([0.78, 0.83, 0.80])
+    gold, ink = np.array([0.86, 0.68, 0.32], np.float32), np.array([0.78, 0.83, 0.80], np.float32)
     if part.kind in ("resistor", "capacitor"):
         blend(image, gold, coverage(np.hypot(np.abs(x) - wide * 0.55, y) - high * 0.4, pixel))
     elif part.kind == "chip":
@@ -139,7 +139,7 @@ def mount(image, part, x, y, pixel, metal, rng):
         blend(image, (0.10, 0.10, 0.11), inside)
         column = (x + wide) % (wide / 3) - wide / 6                                              # six pins
         pin = np.maximum(rounded_box(column, y, 0.05, 0.05, 0.01), body)
-        blend(image, np.float32([0.88, 0.72, 0.34]) * rng.uniform(0.75, 1.1), coverage(pin, pixel))
+        blend(image, np.array([0.88, 0.72, 0.34], np.float32) * rng.uniform(0.75, 1.1), coverage(pin, pixel))
     else:
         blend(image, metal, inside)
         tones = {"resistor": ((0.08, 0.08, 0.10), (0.16, 0.16, 0.18)),

@@ -168,11 +168,17 @@ def _json_entries(path: Path, split: str) -> Iterator[Entry]:
 
 def _entry(where: str, split: str, category: object, defect: object, image: object, mask: object) -> Entry:
     """An entry with checked paths and names; masks of good images have no meaning and are dropped."""
-    for name in (category, defect):
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
-            raise UserError(f"{where}: name {name!r}; expected a plain name, without folders")
-    mask = mask if mask and defect != "good" else None
-    for path in (image, mask) if mask else (image,):
-        if not isinstance(path, str) or not path or path.startswith("/") or ".." in path.split("/"):
-            raise UserError(f"{where}: path {path!r}; expected one relative to the data set's folder, without ..")
-    return Entry(where, split, category, defect, image, mask)
+    return Entry(where, split, _name(where, category), _name(where, defect), _path(where, image),
+                 _path(where, mask) if mask and defect != "good" else None)
+
+
+def _name(where: str, name: object) -> str:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
+        raise UserError(f"{where}: name {name!r}; expected a plain name, without folders")
+    return name
+
+
+def _path(where: str, path: object) -> str:
+    if not isinstance(path, str) or not path or path.startswith("/") or ".." in path.split("/"):
+        raise UserError(f"{where}: path {path!r}; expected one relative to the data set's folder, without ..")
+    return path

@@ -73,7 +73,9 @@ def _category(base: Path, test_name: str, name: str) -> Category:
 def _validation(root: Path, name: str, notes: list[str]) -> list[Sample]:
     """The good images that the data set itself holds out from training; none if it has no such folder."""
     folder = good_folder(root / "validation")
-    samples = good_samples(folder, name, root, notes) if folder else []
+    if folder is None:
+        return []
+    samples = good_samples(folder, name, root, notes)
     if samples:
         notes.append(f"{folder.relative_to(root).as_posix()}: {counted(len(samples), 'good image')} held out, in place "
                      "of a share of those to train on")

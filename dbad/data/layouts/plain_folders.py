@@ -47,6 +47,7 @@ def _folders(root: Path, name: str) -> Category:
     """
     notes: list[str] = []
     good, folders = good_folder(root), subfolders(root)
+    assert good is not None         # `find_folder` has seen it
     truths = [p for p in folders if p.name.lower() in MASK_FOLDERS]
     truth = truths[0] if truths else None
     defects = [p for p in folders if p != good and p not in truths]

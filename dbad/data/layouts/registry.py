@@ -128,7 +128,7 @@ def describe(dataset: DataSet) -> str:
 
     A mask counts if its file exists, even if the mask is empty.
     """
-    rows = [("category", "train good", "test good", "defective", "with mask", "defects")]
+    rows: list[tuple[str, ...]] = [("category", "train good", "test good", "defective", "with mask", "defects")]
     totals, notes = np.zeros(4, int), []
     for name in dataset.names:
         category = dataset.category(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models import UNet2DModel
@@ -124,7 +124,7 @@ def _diffusion_based_ad(path: Path) -> Network:
         raise UserError(f"{names[1]}: lacks mvtec_item, which {DIFFUSION_BASED_AD} writes (a run of this project needs "
                         "no conversion)")
     check_declared(trained, PUBLISHED_OPTIONS, names[1], ("epochs", "reconstruction_weight", "eta"))
-    unet = cast(UNet2DModel, load_network(UNet2DModel, path.parent, path.name))
+    unet = load_network(UNet2DModel, path.parent, path.name)
     options = _options(unet.config["sample_size"], path) | {
         "item": trained["mvtec_item"], "patching": trained.get("crop") or False,
         "train_steps": trained.get("train_steps", 1000), "beta_schedule": trained.get("beta_schedule", "linear"),

@@ -115,7 +115,7 @@ def network_and_loss(objective: str, extractor: Extractor, weight: float, device
     `weight` is lambda of the distillation terms, for ddad. Its pretrained network is a copy of the extractor as it is.
     """
     if objective == "ddad":
-        pretrained = copy.deepcopy(extractor).to(device, memory_format=memory_format(device)).eval()
+        pretrained = copy.deepcopy(extractor).to(device).to(memory_format=memory_format(device)).eval()
         pretrained.requires_grad_(False)
 
         def distillation(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

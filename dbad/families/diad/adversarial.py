@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers.models import AutoencoderKL
@@ -166,20 +167,22 @@ class AdversarialAutoencoder(nn.Module):
         values = x[0].numel()
         found["kl"] = kl_to_standard_normal(mean, logvar)
         found["loss"] = values * found["reconstruction"] + self.terms.kl * found["kl"]
-        return found if self.discriminator is None else self._adversarial(found, x, y, int(batch["step"][0]), values)
+        if self.discriminator is None:
+            return found
+        return self._adversarial(self.discriminator, found, x, y, int(batch["step"][0]), values)
 
-    def _adversarial(self, found: dict[str, Tensor], x: Tensor, y: Tensor, step: int,
+    def _adversarial(self, judge: PatchDiscriminator, found: dict[str, Tensor], x: Tensor, y: Tensor, step: int,
                      values: int) -> dict[str, Tensor]:
         """Add the generator's and the discriminator's loss, both 0 before the discriminator comes in."""
         if step < self.terms.discriminator_start:
             # Every weight takes part in every loss: several processes wait for the gradients of all.
-            nothing = 0 * sum(weight.sum() for weight in self.discriminator.parameters())
+            nothing = cast(Tensor, 0 * sum(weight.sum() for weight in judge.parameters()))
             off = dict.fromkeys(("generator", "adaptive_weight"), torch.zeros_like(found["loss"]))
             return found | off | {"discriminator": nothing, "loss": found["loss"] + nothing}
-        fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        fixed = {name: weight.detach() for name, weight in judge.named_parameters()}
         with autocast(x.device, self.precision):
-            judged = functional_call(self.discriminator, fixed, (y,))
-            real, fake = self.discriminator(x), self.discriminator(y.detach())
+            judged = functional_call(judge, fixed, (y,))
+            real, fake = judge(x), judge(y.detach())
         generator, discriminator = -judged.float().mean(), hinge_loss(real.float(), fake.float())
         weight = adaptive_weight(values * found["reconstruction"], generator, self.autoencoder.decoder.conv_out.weight)
         loss = found["loss"] + self.terms.discriminator * weight * generator + discriminator
@@ -200,7 +203,7 @@ def held_out_losses(autoencoder: AutoencoderKL, categories: Mapping[str, Sequenc
     for name, images in categories.items():
         sums: dict[str, float] = defaultdict(float)
         for first in range(0, len(images), batch_size):
-            x = to_float(torch.stack(images[first:first + batch_size]).to(device))
+            x = to_float(torch.stack(list(images[first:first + batch_size])).to(device))
             y = reconstruct(autoencoder, x, precision)
             with autocast(device, precision):
                 terms = reconstruction_terms(to_imagenet(x), to_imagenet(y), perceptual, weight)

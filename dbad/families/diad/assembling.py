@@ -12,7 +12,7 @@ from dbad.data.intensity import UNKNOWN, with_intensity
 from dbad.errors import UserError
 from dbad.families.diad.autoencoder import build_autoencoder
 from dbad.families.diad.model import SIZES, build_unet, compose
-from dbad.families.diad.options import Assembled, AutoencoderOptions, BuildOptions, ModelOptions
+from dbad.families.diad.options import Assembled, AutoencoderOptions, BuildOptions, ModelOptions, SizeName
 from dbad.families.diad.storage import save_diad
 from dbad.families.diad.weights import read_autoencoder, read_prompt, read_stable_diffusion
 from dbad.fields import PRESETS, default_of, fields_of
@@ -86,7 +86,7 @@ def autoencoders_intensity(autoencoder: Path | None) -> dict[str, Any]:
     return {name: known.get(name) for name in UNKNOWN.settings()}
 
 
-def size_of(options: Assembled) -> str:
+def size_of(options: Assembled) -> SizeName:
     """The size of the model that --size, --stable_diffusion or the preset name."""
     size = options.size
     if size is None:

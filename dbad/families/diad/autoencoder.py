@@ -70,7 +70,8 @@ def from_imagenet(images: Tensor) -> Tensor:
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 # ------------------------------------------------------------------------------------------- building, files
@@ -134,10 +135,11 @@ def load_start(path: Path) -> tuple[AutoencoderKL, str]:
     autoencoder = load_autoencoder(path) if path.is_dir() else import_autoencoder(path)
     config = autoencoder.config
     for name, size in SIZES.items():
-        if (tuple(config.block_out_channels), config.layers_per_block, config.norm_num_groups) == size:
+        if (tuple(config["block_out_channels"]), config["layers_per_block"], config["norm_num_groups"]) == size:
             return autoencoder, name
-    raise UserError(f"--start {path}: an auto-encoder of {' '.join(map(str, config.block_out_channels))} channels with "
-                    f"{config.layers_per_block} layers each; expected one of the sizes {', '.join(SIZES)}")
+    channels = " ".join(map(str, config["block_out_channels"]))
+    raise UserError(f"--start {path}: an auto-encoder of {channels} channels with "
+                    f"{config['layers_per_block']} layers each; expected one of the sizes {', '.join(SIZES)}")
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -193,7 +195,7 @@ def latent_scale(autoencoder: AutoencoderKL, images: Sequence[Tensor], batch_siz
     """
     device, count, first, second = next(autoencoder.parameters()).device, 0, 0.0, 0.0
     for begin in range(0, len(images), batch_size):
-        x = to_imagenet(to_float(torch.stack(images[begin:begin + batch_size]).to(device)))
+        x = to_imagenet(to_float(torch.stack(list(images[begin:begin + batch_size])).to(device)))
         with autocast(device, precision):
             posterior = autoencoder.encode(x).latent_dist
         mean, logvar = posterior.mean.double(), posterior.logvar.double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.models import AutoencoderKL
 from torch import Tensor
@@ -41,6 +41,7 @@ from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Plan
 from dbad.training.samples import in_turn, write_sheet
 
+T = TypeVar("T")
 Measured = dict[str, dict[str, float]]      # by category and name, the losses on held-out images
 
 
@@ -59,9 +60,15 @@ def resolve_autoencoder(options: AutoencoderOptions) -> tuple[AutoencoderKL | No
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
     options = replace(options, size=size, item=chosen_items(options), **missing)
     check_options(options)
-    if options.resolution % 8 or options.resolution < 32:
+    if known(options.resolution) % 8 or known(options.resolution) < 32:
         raise UserError(f"--resolution {options.resolution}: expected a multiple of 8, at least 32")
     return start, options
+
+
+def known(value: T | None) -> T:
+    """The value of an option that `resolve_autoencoder` has completed."""
+    assert value is not None
+    return value
 
 
 def begun(options: AutoencoderOptions) -> dict[str, Any]:
@@ -87,13 +94,13 @@ def read_categories(categories: dict[str, Category], options: AutoencoderOptions
 
 def build_networks(start: AutoencoderKL | None, options: AutoencoderOptions, precision: str) -> AdversarialAutoencoder:
     """The auto-encoder, which begins as `start` or with random weights, with its discriminator and losses."""
-    autoencoder = start or build_autoencoder(options.size, options.resolution)
+    autoencoder = start or build_autoencoder(known(options.size), known(options.resolution))
     autoencoder.register_to_config(sample_size=options.resolution)
     if options.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
-    discriminator = PatchDiscriminator() if options.discriminator_start < options.num_steps else None
-    perceptual = build_perceptual(options.perceptual, options.extractor, options.resolution)
-    terms = Terms(options.perceptual_weight, options.kl_weight, options.discriminator_weight,
+    discriminator = PatchDiscriminator() if options.discriminator_start < known(options.num_steps) else None
+    perceptual = build_perceptual(options.perceptual, options.extractor, known(options.resolution))
+    terms = Terms(known(options.perceptual_weight), options.kl_weight, options.discriminator_weight,
                   options.discriminator_start)
     return AdversarialAutoencoder(autoencoder, discriminator, terms, perceptual, precision)
 
@@ -105,9 +112,10 @@ def plan_of(options: AutoencoderOptions, *images: dict[str, list[Tensor]]) -> Pl
             "intensity_bits")     # which the images' fingerprint tells
     settings = {name: value for name, value in plain(options).items() if name not in free}
     settings[IMAGES] = fingerprint(image for part in images for category in part.values() for image in category)
-    return Plan(options.num_steps, options.epoch_steps, 1, options.learning_rate, warmup_steps=50, seed=options.seed,
-                settings=settings, weight_decay=0.0, betas=tuple(options.adam_betas), max_grad_norm=float("inf"),
-                accumulate=options.accumulate, schedule=options.schedule)
+    first, second = options.adam_betas
+    return Plan(known(options.num_steps), known(options.epoch_steps), 1, known(options.learning_rate), warmup_steps=50,
+                seed=options.seed, settings=settings, weight_decay=0.0, betas=(first, second),
+                max_grad_norm=float("inf"), accumulate=known(options.accumulate), schedule=known(options.schedule))
 
 
 def write_samples(autoencoder: AutoencoderKL, held_out: dict[str, list[Tensor]], epoch: int,
@@ -116,23 +124,23 @@ def write_samples(autoencoder: AutoencoderKL, held_out: dict[str, list[Tensor]],
     x = in_turn(held_out.values()).to(next(autoencoder.parameters()).device)
     write_sheet(run_folder(options) / SAMPLES / f"epoch_{epoch}.png", [x, reconstruct(autoencoder, x, precision)],
                 options.log_dir / options.run_id, "autoencoder/samples",
-                min(epoch * options.epoch_steps, options.num_steps))
+                min(epoch * known(options.epoch_steps), known(options.num_steps)))
 
 
 def finish(autoencoder: AutoencoderKL, good: dict[str, list[Tensor]], options: AutoencoderOptions, precision: str,
            best: Best, measure: Callable[[AutoencoderKL], Measured]) -> None:
     """Write the best weights, the scale of their latents, and their losses on held-out images."""
     folder = run_folder(options)
-    if autoencoder.config.scaling_factor != PUBLISHED_SCALE:
+    if autoencoder.config["scaling_factor"] != PUBLISHED_SCALE:
         everything = [image for images in good.values() for image in images]
-        scale = latent_scale(autoencoder, everything, options.batch_size, precision)
+        scale = latent_scale(autoencoder, everything, known(options.batch_size), precision)
         autoencoder.register_to_config(scaling_factor=scale)
     found = measure(autoencoder)
     means = mean_over_categories(found)
     write_json(folder / REPORT, means | {
         "val_loss_before": best.first, "best_epoch": best.epoch, "last_epoch": best.seen,
-        "latent_scale": autoencoder.config.scaling_factor, "categories": found})
+        "latent_scale": autoencoder.config["scaling_factor"], "categories": found})
     save_autoencoder(autoencoder, folder)
     print(f"held-out reconstruction loss {best.first:.4g} before training, {means['val_loss']:.4g} after epoch "
           f"{best.epoch} of {best.seen}, whose weights are kept; mean difference of pixels "
-          f"{means['val_mean_abs_error']:.4f} of 1; scale of the latents {autoencoder.config.scaling_factor:.4g}")
+          f"{means['val_mean_abs_error']:.4f} of 1; scale of the latents {autoencoder.config['scaling_factor']:.4g}")

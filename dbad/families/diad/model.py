@@ -65,11 +65,12 @@ class SpatialFusion(nn.Module):
     def __init__(self, fused: Sequence[int], injected: Sequence[int], zero: bool = False):
         """`fused` and `injected` are the channels of o[6], o[7], o[8] and of o[9], o[10], o[11]."""
         super().__init__()
-        self.down = nn.ModuleList([nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-                                   for inputs in fused for outputs in injected])
+        down = [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+                for inputs in fused for outputs in injected]
         if zero:
-            for convolution in self.down:
+            for convolution in down:
                 nn.init.zeros_(convolution.weight)
+        self.down = nn.ModuleList(down)
 
     def forward(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The SG network's outputs o[0] to o[11] -> the new o[9], o[10], o[11]."""
@@ -89,10 +90,11 @@ class SemanticGuide(nn.Module):
 
     def __init__(self, controlnet: ControlNetModel, zero_fusion: bool = False):
         super().__init__()
-        self.hint_channels = tuple(controlnet.config.conditioning_embedding_out_channels)
-        self.embedding, controlnet.controlnet_cond_embedding = controlnet.controlnet_cond_embedding, nn.Identity()
+        self.hint_channels = tuple(controlnet.config["conditioning_embedding_out_channels"])
+        self.embedding = controlnet.controlnet_cond_embedding
+        controlnet.register_module("controlnet_cond_embedding", nn.Identity())
         self.controlnet = controlnet
-        _, c1, c2, c3 = controlnet.config.block_out_channels
+        _, c1, c2, c3 = controlnet.config["block_out_channels"]
         self.fusion = SpatialFusion((c1, c2, c2), (c2, c3, c3), zero_fusion)
 
     def forward(self, z_t: Tensor, t: int | Tensor, prompt: Tensor, hint: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -110,6 +112,8 @@ class Diad(nn.Module):
     Raises `UserError` for parts that do not fit each other.
     """
 
+    prompt: Tensor
+
     def __init__(self, resolution: int, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, guide: SemanticGuide,
                  prompt: Tensor):
         super().__init__()
@@ -124,7 +128,7 @@ class Diad(nn.Module):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents, (N, 4, h, w) float32 each."""
         found = self.autoencoder.encode(to_imagenet(images).to(self.autoencoder.dtype)).latent_dist
-        scale = self.autoencoder.config.scaling_factor
+        scale = self.autoencoder.config["scaling_factor"]
         return found.mean.float() * scale, found.std.float() * scale
 
     def encode(self, images: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -138,7 +142,7 @@ class Diad(nn.Module):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, 4, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
-        z = (z / self.autoencoder.config.scaling_factor).to(self.autoencoder.dtype)
+        z = (z / self.autoencoder.config["scaling_factor"]).to(self.autoencoder.dtype)
         return from_imagenet(self.autoencoder.decode(z).sample.float()).clamp(-1, 1)
 
     def hint(self, images: Tensor) -> Tensor:
@@ -167,7 +171,8 @@ class Diad(nn.Module):
         self.requires_grad_(False)
         decoder = [self.unet] if whole_unet else [self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out]
         for module in (self.guide, *decoder):
-            module.requires_grad_(True)
+            if module is not None:      # a U-Net may have no norm
+                module.requires_grad_(True)
         self.guide.controlnet.controlnet_down_blocks[:FIRST_FUSED].requires_grad_(False)    # their outputs are not used
 
     def checkpoint_gradients(self) -> None:
@@ -179,14 +184,14 @@ class Diad(nn.Module):
 def _check_parts(resolution: int, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, guide: SemanticGuide,
                  prompt: Tensor) -> None:
     """Raise `UserError` for parts of a model that do not fit each other."""
-    hint_levels, levels = len(guide.hint_channels), len(autoencoder.config.block_out_channels)
+    hint_levels, levels = len(guide.hint_channels), len(autoencoder.config["block_out_channels"])
     if hint_levels != levels:
         raise UserError(f"hint_channels of {hint_levels} levels: expected {levels}, as the auto-encoder has")
-    expected = (1, PROMPT_TOKENS, unet.config.cross_attention_dim)
+    expected = (1, PROMPT_TOKENS, unet.config["cross_attention_dim"])
     if tuple(prompt.shape) != expected:
         raise UserError(f"embedding of the prompt, {shown_shape(prompt.shape)}: expected {shown_shape(expected)} for "
                         "this U-Net")
-    cell = 2 ** (levels - 1 + len(unet.config.block_out_channels) - 1)
+    cell = 2 ** (levels - 1 + len(unet.config["block_out_channels"]) - 1)
     if resolution % cell or resolution < 2 * cell:
         raise UserError(f"resolution {resolution}: expected a multiple of {cell} px, which are one cell of the U-Net's "
                         "deepest level, and at least two of them")
@@ -212,7 +217,7 @@ def compose(autoencoder: AutoencoderKL, unet: UNet2DConditionModel, hint_channel
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(hint_channels))
     guide = cast(SemanticGuide(controlnet, zero_fusion))
     if prompt is None:
-        prompt = torch.randn(1, PROMPT_TOKENS, unet.config.cross_attention_dim)
+        prompt = torch.randn(1, PROMPT_TOKENS, unet.config["cross_attention_dim"])
     return Diad(resolution, autoencoder, unet, guide, prompt.to(dtype)).eval()
 
 

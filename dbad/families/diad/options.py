@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 TIMESTEPS = 1000
+SizeName = Literal["tiny", "middle", "sd15"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class WeightFiles:
 class ModelOptions(WeightFiles):
     """The model that is put together where --model names none."""
 
-    size: Literal["tiny", "middle", "sd15"] | None = opt(
+    size: SizeName | None = opt(
         "the networks: sd15 are the published ones and need --stable_diffusion, the others are smaller and begin with "
         "random weights", demo="tiny", small="middle", base="sd15")
     autoencoder_start: Path | None = opt("what finetune_autoencoder.py is to --start with (random weights)", None)
@@ -137,7 +138,7 @@ class BuildOptions(WeightFiles, SeedOption):
 
     out: Path = opt("run folder to write, such as checkpoints/diad")
     random: bool = opt("random weights instead of --stable_diffusion, for a training of the whole U-Net", False)
-    size: Literal["tiny", "middle", "sd15"] | None = opt(
+    size: SizeName | None = opt(
         "with --random: tiny (6 M parameters, 128 px), middle (98 M, 256 px) or sd15 (1415 M, 256 px)", None)
     resolution: int | None = opt("side of the images in px (256, or that of --size)", None, least=8, most=4096)
     weights: Literal["fp32", "bf16"] = opt("number format of the saved weights; a training needs fp32", "fp32")

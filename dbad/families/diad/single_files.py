@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class _Nothing:
 
 
 # Stable Diffusion's first files hold objects of these classes. Stand-ins of the same names are loaded instead.
-_BOOKKEEPING = [type(name, (_Nothing,), {"__module__": module, "__qualname__": name}) for module, name in (
+_BOOKKEEPING: list[Any] = [type(name, (_Nothing,), {"__module__": module, "__qualname__": name}) for module, name in (
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"), ("numpy", "dtype"),
     ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"))]
 

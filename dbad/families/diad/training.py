@@ -26,7 +26,7 @@ from dbad.families.digests import digests
 from dbad.fields import PRESETS, default_of, fields_of
 from dbad.files.atomic import read_json
 from dbad.files.names import BUILD_OPTIONS, DIAD_FILES, SAMPLES
-from dbad.options.resolve import name_of, plain, run_folder
+from dbad.options.resolve import plain, run_folder
 from dbad.records import Category, Sample
 from dbad.runtime.device import Machine, memory_advice, memory_format
 from dbad.training.loop import fit
@@ -77,7 +77,7 @@ def encode_categories(model: Diad, categories: Mapping[str, Category], options: 
 
 def make_trainable(model: Diad, options: DiadTraining, machine: Machine) -> None:
     """Move a model to the machine, with the parts that learn ready for training."""
-    model.to(machine.device, memory_format=memory_format(machine.device))
+    model.to(machine.device).to(memory_format=memory_format(machine.device))
     model.set_trainable(whole_unet=options.train_unet == "whole")
     if options.gradient_checkpointing:
         model.checkpoint_gradients()
@@ -102,6 +102,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
     if not options.steps_latent:
         return
     folder, batch_size = run_folder(options), options.latent_batch_size
+    logs = options.log_dir / folder.name
     shared = dict(seed=options.seed, batch_size=batch_size, num_timesteps=options.latent_max_timestep)
     data = LatentImages(list(train.values()), purpose="train", accumulate=options.latent_accumulate, **shared)
     held_out = LatentImages(list(validation.values()), purpose="validation", accumulate=1, **shared)
@@ -114,15 +115,14 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
         samples = reconstruct(model, x, [image_stream(options.seed, image) for image in x], options.latent_start,
                               options.latent_steps_back, options.paper_exact, machine.precision)
         write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
-                    options.log_dir / name_of(options), "diad/samples",
-                    min(epoch * plan.steps_per_epoch, plan.num_steps))
+                    logs, "diad/samples", min(epoch * plan.steps_per_epoch, plan.num_steps))
         return {"val_loss": validation_loss(
             held_out, lambda batch: latent_loss(model, batch, model.abar, machine.precision), machine.device)}
 
     plan = plan_of(options, (train, validation), intensity, len(data))
     with memory_advice(options, "latent_batch_size", "latent_accumulate",
                        otherwise="a model of a smaller resolution (build_diad.py)"):
-        fit(model, data, loss_of, plan, Place(folder, options.log_dir / name_of(options), "diad", options.resume),
+        fit(model, data, loss_of, plan, Place(folder, logs, "diad", options.resume),
             batch_size=batch_size, device=machine.device, hooks=Hooks(on_report=report))
     model.eval()
 
@@ -131,6 +131,7 @@ def plan_of(options: DiadTraining, images: Sequence[dict[str, Encoded]], intensi
     """The length and speed of the training on `count` images, and the settings that a resumed run must share."""
     settings: dict[str, Any] = {name: value for name, value in plain(options).items() if name in SHAPING}
     settings |= intensity.binding()
+    assert options.model is not None        # train_diad.py fills it in
     weights = " ".join(digests(options.model, DIAD, None).values())
     settings["model"] = hashlib.blake2b(weights.encode(), digest_size=8).hexdigest()
     settings[IMAGES] = fingerprint(image for parts in images for part in parts.values() for image in part.images)

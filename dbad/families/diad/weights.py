@@ -95,7 +95,7 @@ def read_prompt(path: Path) -> Tensor:
     return found[0]
 
 
-def _from_diffusers(cls: type, folder: Path) -> Any:
+def _from_diffusers(cls: type[AutoencoderKL] | type[UNet2DConditionModel], folder: Path) -> Any:
     """A model that diffusers saved, without any download."""
     try:
         return cls.from_pretrained(folder, local_files_only=True).eval()
@@ -120,6 +120,6 @@ def import_diad(path: Path, out: Path) -> str:
     save_diad(model, out)
     count = sum(value.numel() for value in model.parameters()) / 1e6
     lines = [f"found the networks of DiAD, {count:.0f} M parameters: {path}"]
-    if not any(bool(convolution.weight.any()) for convolution in model.guide.fusion.down):
+    if not any(bool(weight.any()) for weight in model.guide.fusion.down.parameters()):
         lines.append("note: the convolutions of its SFF block are all zero; they were so at first and never learnt")
     return "\n".join([*lines, f"wrote a model of the diad family, {model.resolution} px, in {out}"])

@@ -82,7 +82,7 @@ def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device
 
 
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
-                   options: LafiteOptions, intensity: Intensity, machine: Machine) -> torch.nn.Module:
+                   options: LafiteOptions, intensity: Intensity, machine: Machine) -> UNet2DModel:
     """Train the U-Net on components of good features, or load the trained one; it is returned with its EMA weights."""
     folder, abar = run_folder(options), lafite.feature_schedule()
 
