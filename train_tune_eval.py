@@ -26,16 +26,17 @@ from dbad.options.resolve import run_folder
 from dbad.runtime.failures import one_line_failures
 
 DEFAULT = "ddim"
-SKIPS = {"skip_train": "skip training the model", "skip_extractor": "skip adapting the feature extractor",
-         "skip_threshold": "skip calibration; --pxl_threshold and --feature_threshold count only then",
-         "skip_evaluation": "skip inspecting the test images"}
+SKIPS = {"skip_train": "skip the training of the "
+                       "model", "skip_extractor": "skip the adaptation of the feature extractor",
+         "skip_threshold": "skip calibration; needed for --pxl_threshold and --feature_threshold to have an effect",
+         "skip_evaluation": "skip the inspection of the test images"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetOptions:
     """Any number of categories and seeds."""
 
-    heading: ClassVar[str] = "What is run"
+    heading: ClassVar[str] = "Seeds and phases"
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
     method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(

@@ -202,8 +202,8 @@ def test_the_help_of_every_script_has_true_headings(name, script, capsys):
     headings = re.findall(r"^([A-Z][^:\n]*(?:: [^:\n]*)?):$", page, flags=re.MULTILINE)
     assert stop.value.code == 0 and len(set(headings)) == len(headings)
     if name != "build_diad.py":
-        assert "--item" in page.split("\n\n")[1] and headings[0] == "First of all"
-        assert headings[-1] in ("The machine", "The run")
+        assert "--item" in page.split("\n\n")[1] and headings[0] == "Main options"
+        assert headings[-1] in ("Hardware", "Run")
 
 
 @each_family

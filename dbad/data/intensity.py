@@ -17,8 +17,8 @@ from dbad.errors import UserError
 
 Depth = Literal[8, 10, 12, 14, 16]  # bits per channel that cameras have
 DEPTHS = get_args(Depth)
-INTENSITY = ("what is black and white in images of more than 8 bits per channel: auto (0 and the highest number of the "
-             "bit depth that holds all training images), full (0 and 65535), or window:LOW,HIGH")       # help text
+INTENSITY = ("values that become black and white, for images of more than 8 bits per channel: auto (0 and the largest "
+             "number of the training images' bit depth), full (0 and 65535), or window:LOW,HIGH")       # help text
 _WINDOW = "--intensity window:LOW,HIGH"
 
 
