@@ -91,7 +91,8 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
 def in_chain(options: Any) -> Any:
     """The options as train_tune_eval.py means them: it tunes if not told otherwise, and calibrates the thresholds."""
     if not options.skip_threshold and (options.pxl_threshold or options.feature_threshold):
-        print("the given thresholds are not used: calibration measures them; --skip_threshold makes them count")
+        print("--pxl_threshold and --feature_threshold are not used: calibration measures them; --skip_threshold uses "
+              "them")
     if not options.skip_threshold:
         options = replace(options, pxl_threshold=None, feature_threshold=None)
     return replace(options, tune=options.tune is not False)

@@ -6,7 +6,7 @@
     python train_tune_eval.py --item all --dataset_path data/mvtec --method lafite      (one model for all of them)
     python train_tune_eval.py --item all --method diad --size tiny                      (likewise)
 
-The phases of a method are scripts of their own, and each can be run alone.
+Each phase of a method is a script and can be run alone.
 """
 
 import importlib
@@ -40,7 +40,8 @@ class SetOptions:
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
     method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
-        "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values()) + f" ({DEFAULT})", None, first=2)
+        "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values())
+        + f" (default: {DEFAULT})", None, first=2)
     seeds: tuple[int, ...] | None = opt("run with each of these seeds; the summary gives mean and spread", None,
                                         least=0)
 
@@ -74,7 +75,7 @@ def run(options: Any) -> Path:
     if count == 1:
         return run_one(jobs[0]) or run_folder(models[0][0])
     if options.images:
-        raise UserError(f"--images: expected one --item and one seed with it, found {count} runs")
+        raise UserError(f"--images: expected one --item and one seed, found {count} runs")
 
     def summarise(runs: Sequence[Any]) -> None:
         if not options.skip_evaluation:

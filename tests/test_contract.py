@@ -159,7 +159,7 @@ def test_every_run_records_its_method(name, runs):
 @each_family
 def test_a_category_that_nobody_has_learnt_is_said(name, runs, script, monkeypatch, capsys):
     monkeypatch.chdir(runs)
-    with pytest.raises(UserError, match="has no thresholds of bolt; expected one of hazelnut"):
+    with pytest.raises(UserError, match="no thresholds for bolt; expected one of hazelnut"):
         load_detector(f"checkpoints/{run_id(name)}", device="cpu", category="bolt")
     with pytest.raises(SystemExit):
         script(FAMILIES[name].scripts.inspection, "--item", "bolt", "--dataset_path", "data", "--device", "cpu",
