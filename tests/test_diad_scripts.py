@@ -298,7 +298,7 @@ MISTAKES = {
     "the model itself as the run": ("train_diad.py", "--run_id all-diad-model --model checkpoints/all-diad-model",
                                     "--model checkpoints/all-diad-model: is also the run folder"),
     "the run of another script": ("train_diad.py", "--run_id all-diad-autoencoder --model checkpoints/all-diad-model",
-                                  "no run of train_diad.py but one of finetune_autoencoder.py"),
+                                  "a run of finetune_autoencoder.py, not of train_diad.py"),
     "another length than before": ("train_diad.py", "--model checkpoints/all-diad-model --steps_latent 5",
                                    "was trained with --steps_latent 4, now it is 5"),
     "more noise than was trained": ("train_diad.py",
@@ -332,7 +332,7 @@ MISTAKES = {
     "two names of a run": ("inference_diad.py", "--run_id all-diad --resume_path checkpoints/all-diad",
                            "expected one of them"),
     "the run of an auto-encoder": ("inference_diad.py", "--resume_path checkpoints/all-diad-autoencoder",
-                                   "no run of train_diad.py but one of finetune_autoencoder.py"),
+                                   "a run of finetune_autoencoder.py, not of train_diad.py"),
     "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all-diad",
                                  "checkpoints/all-diad: a run of train_diad.py, not of train_lafite.py"),
     "no test images": ("inference_diad.py", "--item nut --run_id all-diad", "data/nut: no test images",
@@ -371,7 +371,7 @@ def test_a_model_that_was_built_otherwise_is_left_as_it_was(both, script, capsys
         script("train_tune_eval.py", *BOTH, *CHAIN, "--autoencoder_steps", 2)
     last = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
-    assert "2 of 2 runs failed: all-diad-bolt (checkpoints/all-diad-model: was built with" in last
+    assert "2 of 2 runs failed: all-diad-bolt (checkpoints/all-diad-model: contains a model" in last
     assert stamps("checkpoints") == before
 
 

@@ -162,4 +162,4 @@ def test_the_sentence_of_few_images_promises_nothing():
     words = sentence(drift(calibrated(np.arange(50.0)), [3.0]))
     assert words.startswith("Drift unknown: 1 new image and 50 good ones of the calibration are too few")
     full = Drift(0.5, 0.3, False, None, 1.0, 5, 5, 1.0, 1.0, 0.1, 0.0)
-    assert "inf" not in sentence(full) and "by 1.00" in sentence(full)
+    assert "inf" not in sentence(full) and "of 1.00" in sentence(full)

@@ -84,4 +84,4 @@ def test_a_second_signal_ends_an_operation_that_does_not_end():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     first, second = done.stderr.splitlines()
-    assert first == "finishing this step (up to 60 s); press Ctrl-C again to stop now" and ": stopped; what" in second
+    assert first == "finishing this step (up to 60 s); press Ctrl-C again to stop now" and ": stopped; " in second
