@@ -5,8 +5,8 @@
     python build_diad.py --random --size tiny --autoencoder checkpoints/autoencoder --out checkpoints/diad
                                                                                             (nothing to download)
 
-Its U-Net and the embedding of the empty prompt are Stable Diffusion 1.5's, its SG network is a copy of the U-Net's
-encoder, its auto-encoder was fine-tuned on the good images.
+The U-Net and the embedding of the empty prompt come from Stable Diffusion 1.5. The SG network is a copy of the U-Net's
+encoder. The auto-encoder was fine-tuned on the good images.
 """
 
 from dataclasses import dataclass, replace
@@ -84,8 +84,8 @@ def is_built(build: BuildOptions, encoder: AutoencoderOptions, resume: bool) -> 
             plain(resolve_autoencoder(encoder)[1])))
         same = known == wanted
     if not same:
-        raise UserError(f"{build.out}: was built with other options, or is to be built anew, and nothing is written "
-                        "over; delete it, or give another --run_id")
+        raise UserError(f"{build.out}: contains a model already, and it would be built differently or again; nothing "
+                        "is overwritten; delete it, or give another --run_id")
     return True
 
 

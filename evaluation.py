@@ -96,7 +96,8 @@ class Chained(Options, GivenThresholds):
 def in_chain(options: Chained, skipped: Set[str]) -> Chained:
     """The options as train_tune_eval.py means them: it tunes if not told otherwise, and calibrates the thresholds."""
     if "evaluation" not in skipped and (options.pxl_threshold or options.feature_threshold):
-        print("the given thresholds are not used: calibration measures them; --skip_threshold makes them count")
+        print("--pxl_threshold and --feature_threshold are not used: calibration measures them; --skip_threshold uses "
+              "them")
     if "evaluation" not in skipped:
         options = replace(options, pxl_threshold=None, feature_threshold=None)
     return replace(options, tune=options.tune is not False)

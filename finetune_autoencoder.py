@@ -4,9 +4,9 @@
     python finetune_autoencoder.py --item all --dataset_path data/mvtec --start kl-f8.ckpt
 
 The loss is that of latent diffusion (arXiv:2112.10752): L1, a perceptual distance, KL, and late in the training a patch
-discriminator. The defaults of size kl-f8 are DiAD's (arXiv:2312.06607), but for the perceptual network. At the end the
-latents of the training images are measured, and 1 / their standard deviation is stored as their scale, so that a
-diffusion model sees unit variance; what began with the published weights keeps the published scale.
+discriminator. The defaults of --size kl-f8 are DiAD's (arXiv:2312.06607), except for the perceptual network. At the end
+the scale of the latents is stored: 1 / their standard deviation on the training images, so that a diffusion model sees
+unit variance. A model that starts from published weights keeps the published scale.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
     python inference_ddim.py --item screw --dataset_path data/mvtec --item_states good scratch_neck
     python inference_ddim.py --item screw --images "camera/*.png" new/ --drift_check
 
-Settings are those that evaluation.py calibrated the run with. With --pxl_threshold and --feature_threshold it works
-without a calibration: a pixel, and its image, is then defective where the anomaly map reaches 1.
+The settings are those of the calibration by evaluation.py. With --pxl_threshold and --feature_threshold no calibration
+is needed: pixels where the anomaly map reaches 1 are then defective, and so is their image.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def given_thresholds(options: Options) -> dict[str, float]:
     found = {name: value for name, value in given.items() if value is not None}
     if len(found) == 1:
         name = "feature_threshold" if "pixel" in found else "pxl_threshold"
-        raise UserError(f"--{name}: missing; expected both thresholds or, to use those of "
-                        f"{run_folder(options) / CALIBRATION}, none")
+        raise UserError(f"--{name}: missing; expected both thresholds, or none to use those of "
+                        f"{run_folder(options) / CALIBRATION}")
     return found
 
 

@@ -4,7 +4,7 @@
     python inference_diad.py --item screw bottle --dataset_path data/mvtec --resume_path checkpoints/all-diad
     python inference_diad.py --item screw --run_id all-diad --images "camera/*.png" new/
 
-Every category is decided by its own thresholds. Beside the report, log_image/ has five pictures of every test image:
+Every category has its own thresholds. log_image/ contains five pictures of every test image:
 
     xxx-input.jpg              the image
     xxx-reconstruction.jpg     the image after the auto-encoder alone, without diffusion
@@ -54,7 +54,7 @@ def run(options: Options) -> Path:
     check_new_images(options)
     each = {name: subset(OneCategory, replace(options, item=name)) for name in chosen_items(options)}
     if options.images and len(each) > 1:
-        raise UserError(f"--images: expected one --item with it, found {len(each)}")
+        raise UserError(f"--images: expected one --item, found {len(each)}")
     if len(each) == 1:
         return inspect(*each.values())
     job = Job(each, {name: results_of(one, "diad") for name, one in each.items()},
@@ -80,14 +80,13 @@ def of_run(options: Options) -> Options:
     if path is None:
         return replace(options, run_id=run_name(options, "diad"))
     if options.run_id is not None:
-        raise UserError(f"--resume_path {path}: names the run, and so does --run_id {options.run_id}; expected one of "
-                        "them")
+        raise UserError(f"--resume_path {path}: --run_id {options.run_id} is also given; expected one of them")
     if not path.exists():
         raise UserError(f"--resume_path {path}: no such folder; expected a run folder of train_diad.py")
     if not path.is_dir():
-        raise UserError(f"--resume_path {path}: a file; expected a run folder of train_diad.py. Published weights "
-                        f"become a model by: python -m dbad.checkpoints import {path} --out FOLDER, and a run by: "
-                        "python train_diad.py --model FOLDER --steps_latent 0, which calibrates them")
+        raise UserError(f"--resume_path {path}: a file; expected a run folder of train_diad.py. For published weights, "
+                        f"first run: python -m dbad.checkpoints import {path} --out FOLDER; then calibrate: python "
+                        "train_diad.py --model FOLDER --steps_latent 0")
     path = path.resolve() if path.name in ("", "..") else path
     return replace(options, run_id=path.name, diffusion_checkpoint_dir=path.parent)
 

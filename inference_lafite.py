@@ -4,8 +4,8 @@
     python inference_lafite.py --item screw --dataset_path data/mvtec --run_id several
     python inference_lafite.py --item screw --images "camera/*.png" new/ --drift_check
 
-Without --run_id it is the run NAME-lafite or, if there is none, NAME-knn. The picture beside the image is
-made of the nearest good patches that the model knows.
+Without --run_id, the run is NAME-lafite or, if there is none, NAME-knn. Instead of a reconstruction, the pictures show
+the nearest good patches of the memory bank.
 """
 
 from dataclasses import dataclass, replace

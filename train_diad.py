@@ -3,10 +3,10 @@
     python train_diad.py --item all                                   (built-in demo data, a model of build_diad.py)
     python train_diad.py --item all --dataset_path data/mvtec --model checkpoints/diad --run_id mvtec
 
-It starts from the model that build_diad.py has put together. Images are not varied, so that their latents are encoded
-only once; those of all categories are seen equally often. The SG network and the decoder of the U-Net learn, and with
-random weights to begin with the whole U-Net. inference_diad.py inspects with the result. Gradients are cut to
-length 1 and weights averaged, unlike in the published training. A length of 0 steps calibrates the model as it is.
+The training starts from a model of build_diad.py. Images are not augmented, so each is encoded to a latent only once.
+All categories are sampled equally often. The SG network and the decoder of the U-Net are trained; a U-Net with random
+initial weights is trained as a whole. Unlike in the published training, gradients are clipped to norm 1 and weights are
+averaged. --steps_latent 0 only calibrates the model. Next script: inference_diad.py.
 """
 
 from dataclasses import dataclass, replace
@@ -60,8 +60,8 @@ def resolve_all(options: Options) -> Options:
     chosen_layers(options.extractor, options.extractor_layers)
     check_promises(options, options.item)
     if run_folder(options).absolute() == model.absolute():
-        raise UserError(f"--model {model}: is the run folder itself; expected another --run_id, so that the model to "
-                        "begin with is kept")
+        raise UserError(f"--model {model}: is also the run folder; expected another --run_id, so that the initial "
+                        "model is kept")
     return options
 
 
@@ -99,7 +99,7 @@ def train(options: Options, folder: Path) -> None:
     files = [begin / name for name in names] + [sample.path for sample in good]
     record = plain(options) | {"method": "diad", "data": listing_digest(files)}
     if options.resume and is_whole(folder, record, names):
-        print(f"{folder} is finished; --no_resume makes it anew")
+        print(f"{folder} is finished; --no_resume trains it again")
         return
     machine = Machine.of(options.device, options.precision, options.batch_size)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)
@@ -112,7 +112,7 @@ def train(options: Options, folder: Path) -> None:
     latents, validation, held_out = training.encode_categories(model, categories, options, intensity, machine)
     learning, whole = training.millions(model, True), training.millions(model)
     print(f"{sum(len(part.images) for part in latents.values())} good images to train on, "
-          f"{sum(map(len, held_out.values()))} held out; {learning:.1f} M of {whole:.1f} M parameters learn; "
+          f"{sum(map(len, held_out.values()))} held out; {learning:.1f} M of {whole:.1f} M parameters are trained; "
           f"{machine.device.type}, {machine.precision}")
 
     training.train_latents(model, latents, validation, options, intensity, machine)

@@ -1,7 +1,7 @@
 """Adapt the feature extractor to one category.
 
-The pretrained network learns from the good images by one of three objectives; the held-out ones show
-after which epoch to stop, and whether it became better at all.
+The pretrained network is trained on the good images with one of three objectives (--objective). The loss on the
+held-out good images decides when to stop and which epoch is kept.
 
     python train_extractor.py --item hazelnut
     python train_extractor.py --item screw --dataset_path data/mvtec --objective ddad --epochs_extractor 8
@@ -51,7 +51,7 @@ def resolve_all(options: Options, trained: Mapping[str, Any]) -> Options:
     path = extractor_path(options)
     check_written("extractor_path", path, EXTRACTOR)
     if path.resolve() == (run_folder(options) / options.diffusion_checkpoint_name).resolve():
-        raise UserError(f"--extractor_path {path}: has the diffusion model; expected a name such as {EXTRACTOR}")
+        raise UserError(f"--extractor_path {path}: contains the diffusion model; expected a name such as {EXTRACTOR}")
     return options
 
 
@@ -72,7 +72,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
     path, objective = extractor_path(options), chosen_objective(options)
     if path.is_file() and not is_extractor(path):
-        raise UserError(f"--extractor_path {path}: is there, and no extractor; expected a new name")
+        raise UserError(f"--extractor_path {path}: exists and is not an extractor; expected a new name")
     machine = Machine.of(options.device, options.precision, options.batch_size)
     torch.manual_seed(options.seed)
     extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution)

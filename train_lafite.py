@@ -5,7 +5,7 @@
     python train_lafite.py --item all --dataset_path data/mvtec                   (one model for all categories)
     python train_lafite.py --item screw --dataset_path data/mvtec --method knn    (the memory bank alone)
 
-Features are extracted once and kept in --feature_cache. inference_lafite.py inspects with the result.
+Features are extracted once and kept in --feature_cache. Next script: inference_lafite.py.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def train(options: Options, given: Sequence[str], folder: Path) -> None:
     record = plain(options) | {"given": given, "data": listing_digest(sample.path for sample in samples),
                                "hidden_blocks": list(lafite.HIDDEN)}    # discriminators by others are taught again
     if options.resume and is_whole(folder, record, (SPACE, BANK), PLACED | {"feature_cache"}):
-        print(f"{folder} is finished; --no_resume makes it anew")
+        print(f"{folder} is finished; --no_resume trains it again")
         return
     machine = Machine.of(options.device, options.precision, options.batch_size)
     intensity = run_intensity(options, begun(options), samples)

@@ -6,7 +6,7 @@
     python train_tune_eval.py --item all --dataset_path data/mvtec --method lafite      (one model for all of them)
     python train_tune_eval.py --item all --method diad --size tiny                      (likewise)
 
-The phases of a method are scripts of their own, and each can be run alone.
+Each phase of a method is a script and can be run alone.
 """
 
 import importlib
@@ -27,20 +27,22 @@ from dbad.options.resolve import run_folder
 from dbad.runtime.failures import one_line_failures
 
 DEFAULT = "ddim"
-SKIPS = {"skip_train": "skip training the model", "skip_extractor": "skip adapting the feature extractor",
-         "skip_threshold": "skip calibration; --pxl_threshold and --feature_threshold count only then",
-         "skip_evaluation": "skip inspecting the test images"}
+SKIPS = {"skip_train": "skip the training of the "
+                       "model", "skip_extractor": "skip the adaptation of the feature extractor",
+         "skip_threshold": "skip calibration; needed for --pxl_threshold and --feature_threshold to have an effect",
+         "skip_evaluation": "skip the inspection of the test images"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetOptions:
     """Any number of categories and seeds."""
 
-    heading: ClassVar[str] = "What is run"
+    heading: ClassVar[str] = "Seeds and phases"
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
     method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
-        "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values()) + f" ({DEFAULT})", None, first=2)
+        "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values())
+        + f" (default: {DEFAULT})", None, first=2)
     seeds: tuple[int, ...] | None = opt("run with each of these seeds; the summary gives mean and spread", None,
                                         least=0)
 
@@ -74,7 +76,7 @@ def run(options: ChainRun) -> Path:
     if count == 1:
         return run_one(jobs[0]) or run_folder(models[0][0])
     if options.images:
-        raise UserError(f"--images: expected one --item and one seed with it, found {count} runs")
+        raise UserError(f"--images: expected one --item and one seed, found {count} runs")
 
     def summarise(runs: Sequence[Any]) -> None:
         if not options.skip_evaluation:

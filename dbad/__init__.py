@@ -32,8 +32,8 @@ def mismatched_torch() -> str | None:
     try:
         import torchvision as _  # noqa: F401
     except (ImportError, RuntimeError) as error:
-        return (f"torch {torch} and torchvision {torchvision} do not fit each other ({str(error).splitlines()[0]}); "
-                "run: pip install --force-reinstall torch torchvision")
+        return (f"torch {torch} and torchvision {torchvision} are not compatible ({str(error).splitlines()[0]}); run: "
+                "pip install --force-reinstall torch torchvision")
     return None
 
 

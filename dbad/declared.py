@@ -109,7 +109,7 @@ def described(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (tuple, list):
-        return f"a list, each of it {described(arguments[0])}"
+        return f"a list, each entry {described(arguments[0])}"
     return _WORDS.get(origin or hint, str(hint))
 
 

@@ -95,8 +95,8 @@ def fuse(parts: dict[str, Tensor], scales: dict[str, float], weights: dict[str, 
     """
     counting = {name: part for name, part in parts.items() if weights[name] > 0}
     if missing := sorted(counting.keys() - scales.keys()):
-        raise UserError(f"the scales of the calibration lack {missing[0]}, a map that counts under its settings; "
-                        "calibrate the run again")
+        raise UserError(f"the calibration has no scale for the {missing[0]} map, which its settings use; calibrate the "
+                        "run again")
     return cast(Tensor, sum(weights[name] * part / scales[name] for name, part in counting.items()))
 
 

@@ -57,7 +57,7 @@ def test_a_damaged_part_is_named(tmp_path):
     path = tmp_path / "bank.pt"
     save_pickle({"vectors": torch.zeros(1000)}, path)
     with_a_wrong_bit(path, path.stat().st_size // 2, 3)
-    with pytest.raises(UserError, match="bank.pt: damaged .its part .*data/0 does not fit its checksum.; copy it again"
+    with pytest.raises(UserError, match="bank.pt: damaged .its part .*data/0 does not match its checksum.; copy it"
                        ) as error:
         load_pickle(path)
     one_line(error)

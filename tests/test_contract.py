@@ -160,7 +160,7 @@ def test_every_run_records_its_method(name, runs):
 @each_family
 def test_a_category_that_nobody_has_learnt_is_said(name, runs, script, monkeypatch, capsys):
     monkeypatch.chdir(runs)
-    with pytest.raises(UserError, match="has no thresholds of bolt; expected one of hazelnut"):
+    with pytest.raises(UserError, match="no thresholds for bolt; expected one of hazelnut"):
         load_detector(f"checkpoints/{run_id(name)}", device="cpu", category="bolt")
     with pytest.raises(SystemExit):
         script(FAMILIES[name].scripts.inspection, "--item", "bolt", "--dataset_path", "data", "--device", "cpu",
@@ -203,8 +203,8 @@ def test_the_help_of_every_script_has_true_headings(name, script, capsys):
     headings = re.findall(r"^([A-Z][^:\n]*(?:: [^:\n]*)?):$", page, flags=re.MULTILINE)
     assert stop.value.code == 0 and len(set(headings)) == len(headings)
     if name != "build_diad.py":
-        assert "--item" in page.split("\n\n")[1] and headings[0] == "First of all"
-        assert headings[-1] in ("The machine", "The run")
+        assert "--item" in page.split("\n\n")[1] and headings[0] == "Main options"
+        assert headings[-1] in ("Hardware", "Run")
 
 
 @each_family

@@ -79,7 +79,7 @@ def test_any_layout_can_be_described(layout, tmp_path, capsys):
     (["nowhere"], "--dataset_path nowhere: expected a folder, found nothing"),
     (["."], "--dataset_path .: no known layout; found nothing; expected CATEGORY/train/good"),
     ([".", "--layout", "mvtek"], "--layout mvtek: expected one of auto, mvtec"),
-    ([".", "--layout", "visa"], "--layout visa: . is laid out otherwise; found nothing")])
+    ([".", "--layout", "visa"], "--layout visa: . has another layout; found nothing")])
 def test_what_cannot_be_described_is_told_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:

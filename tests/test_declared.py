@@ -32,8 +32,9 @@ class Sharper(DdimSettings):
 
 
 @pytest.mark.parametrize("content, says", [
-    (b'{"a": NaN}', "NaN is no number"), (b'{"a": 1e999}', "1e999 is no number"), (b'{"a": -Infinity}', "-Infinity"),
-    (b'{"a": ' + b"9" * 5000 + b"}", "is no number"), (b'{"a": 1, "a": 2}', "a stands there twice"),
+    (b'{"a": NaN}', "NaN is not a number"), (b'{"a": 1e999}', "1e999 is not a number"),
+    (b'{"a": -Infinity}', "-Infinity"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "is not a number"), (b'{"a": 1, "a": 2}', "a occurs twice"),
     (b'{"a": ' + b"[" * 100000, "nested too deeply"), (b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", "nested too deeply"),
     ('{"a": 1}'.encode("utf-16"), "codec can't decode"), (b"\xff", "codec can't decode"), (b"", "Expecting value"),
     (b"[1]", "expected a JSON object, found list"), (b"{", "Expecting property name")])
@@ -115,7 +116,7 @@ def test_a_value_fits_its_annotation_or_not(value, hint, right):
 
 
 @pytest.mark.parametrize("hint, words", [
-    (int | None, "a whole number or null"), (tuple[str, ...], "a list, each of it a text"),
+    (int | None, "a whole number or null"), (tuple[str, ...], "a list, each entry a text"),
     (dict[str, float], "an object"), (bool, "true or false")])
 def test_an_annotation_is_said_in_words(hint, words):
     assert described(hint) == words

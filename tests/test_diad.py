@@ -304,7 +304,7 @@ def test_tensors_are_taken_as_they_are():
     (lambda folder: write_json(folder / MODEL_CONFIG, {"sample_size": 16}), "not describe a model of the diad family"),
     (lambda folder: change(folder, colour=1), "colour: it has no such option"),
     (lambda folder: change(folder, resolution=100), "resolution 100: expected a multiple of 64 px"),
-    (lambda folder: change(folder, resolution=64), "at least two"),
+    (lambda folder: change(folder, resolution=64), "at least twice"),
     (lambda folder: change(folder, hint_channels=[16, 32]), "hint_channels of 2 levels: expected 4"),
     (lambda folder: (folder / "guide.safetensors").unlink(), "guide.safetensors: no such file"),
     (lambda folder: (folder / "unet.safetensors").write_bytes(b"PK"), "unet.safetensors: not a safetensors file"),

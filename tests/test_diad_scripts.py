@@ -274,7 +274,7 @@ def test_new_images_need_no_test_folder(both, script, capsys):
 def test_a_category_that_was_not_learnt_is_decided_by_the_thresholds_of_all_and_a_warning_says_so(both, script, capsys):
     shutil.copytree("data/bolt", "data/screw")
     script("inference_diad.py", "--item", "screw", "--run_id", "all-diad", *MACHINE)
-    assert "has not learnt screw, only bolt, nut" in capsys.readouterr().err
+    assert "was not trained on screw, only on bolt, nut" in capsys.readouterr().err
     threshold = json_of(RUN / "calibration.json")["image_threshold"]
     assert all(int(row["decision"]) == (float(row["score"]) >= threshold) for row in rows_of("results/all-diad-screw"))
 
@@ -296,9 +296,9 @@ MISTAKES = {
         "train_diad.py", "--run_id new --model checkpoints/all-diad-model", "its auto-encoder has random weights",
         random_autoencoder),
     "the model itself as the run": ("train_diad.py", "--run_id all-diad-model --model checkpoints/all-diad-model",
-                                    "--model checkpoints/all-diad-model: is the run folder itself"),
+                                    "--model checkpoints/all-diad-model: is also the run folder"),
     "the run of another script": ("train_diad.py", "--run_id all-diad-autoencoder --model checkpoints/all-diad-model",
-                                  "no run of train_diad.py but one of finetune_autoencoder.py"),
+                                  "a run of finetune_autoencoder.py, not of train_diad.py"),
     "another length than before": ("train_diad.py", "--model checkpoints/all-diad-model --steps_latent 5",
                                    "was trained with --steps_latent 4, now it is 5"),
     "more noise than was trained": ("train_diad.py",
@@ -328,13 +328,13 @@ MISTAKES = {
                        "checkpoints/new: no run of train_diad.py; train it first"),
     "an unknown path": ("inference_diad.py", "--resume_path val_ckpt", "--resume_path val_ckpt: no such folder"),
     "a published file": ("inference_diad.py", "--resume_path data/bolt/train/good/000.png",
-                         "a file; expected a run folder of train_diad.py. Published weights become a model by"),
+                         "a file; expected a run folder of train_diad.py. For published weights, first run"),
     "two names of a run": ("inference_diad.py", "--run_id all-diad --resume_path checkpoints/all-diad",
                            "expected one of them"),
     "the run of an auto-encoder": ("inference_diad.py", "--resume_path checkpoints/all-diad-autoencoder",
-                                   "no run of train_diad.py but one of finetune_autoencoder.py"),
+                                   "a run of finetune_autoencoder.py, not of train_diad.py"),
     "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all-diad",
-                                 "checkpoints/all-diad: no run of train_lafite.py but one of train_diad.py"),
+                                 "checkpoints/all-diad: a run of train_diad.py, not of train_lafite.py"),
     "no test images": ("inference_diad.py", "--item nut --run_id all-diad", "data/nut: no test images",
                        lambda: shutil.rmtree("data/nut/test")),
     "another blur than calibrated": ("inference_diad.py", "--item bolt --run_id all-diad --map_sigma 3",
@@ -348,7 +348,7 @@ MISTAKES = {
     "an extractor that is none": ("train_tune_eval.py", f"{ONE} --run_id new --extractor nosuchnet",
                                   "--extractor nosuchnet: neither"),
     "a check of new images that are none": ("train_tune_eval.py", f"{ONE} --run_id new --drift_check --dry_run",
-                                            "--drift_check: counts only with --images"),
+                                            "--drift_check: works only with --images"),
     "no Stable Diffusion": ("train_tune_eval.py", "--item nut --method diad --size sd15 --run_id new",
                             "--size sd15: expected --stable_diffusion with sd15"),
 }
@@ -371,7 +371,7 @@ def test_a_model_that_was_built_otherwise_is_left_as_it_was(both, script, capsys
         script("train_tune_eval.py", *BOTH, *CHAIN, "--autoencoder_steps", 2)
     last = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
-    assert "2 of 2 runs failed: all-diad-bolt (checkpoints/all-diad-model: was built with" in last
+    assert "2 of 2 runs failed: all-diad-bolt (checkpoints/all-diad-model: contains a model" in last
     assert stamps("checkpoints") == before
 
 

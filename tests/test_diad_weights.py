@@ -86,7 +86,7 @@ def test_what_is_imported_can_be_read_again_and_is_not_written_over(published, t
     assert names == ["autoencoder.safetensors", "guide.safetensors", "model_config.json", "prompt.safetensors",
                      "unet.safetensors"]
     before = [(tmp_path / "out" / name).read_bytes() for name in names]
-    with pytest.raises(UserError, match="nothing is written over") as error:
+    with pytest.raises(UserError, match="nothing is overwritten") as error:
         run(path, tmp_path / "out")
     one_line(error)
     assert before == [(tmp_path / "out" / name).read_bytes() for name in names]

@@ -108,7 +108,7 @@ def test_scores_that_never_overlap_are_drift_as_soon_as_the_numbers_can_tell():
         found = drift(calibrated(np.arange(num_good)), np.arange(num_new) - 1000.0)
         can_tell = math.comb(num_good + num_new, num_new) >= 200
         assert found.drifted == (found.detectable is not None) == can_tell
-        assert ("cannot be told" in sentence(found)) != can_tell
+        assert ("Drift unknown" in sentence(found)) != can_tell
 
 
 @pytest.mark.parametrize("num_good, num_new", [(20, 100), (50, 30), (50, 200), (100, 100)])
@@ -146,7 +146,7 @@ def test_without_scores_it_says_what_makes_them():
 
 
 @pytest.mark.parametrize("shift, begins, says", [
-    (0, "No drift found in 200 new images against 50 good ones of the calibration", "can only show a change"),
+    (0, "No drift found in 200 new images against 50 good ones of the calibration", "With this number of images, only"),
     (3, "Drift: the scores of 200 new images are higher than those of 50 good ones", "false-alarm rate does not hold"),
     (-3, "Drift: the scores of 200 new images are lower than those of 50 good ones", "defects may be missed")])
 def test_the_sentence_says_what_was_found_and_what_to_do(shift, begins, says):
@@ -160,6 +160,6 @@ def test_the_sentence_says_what_was_found_and_what_to_do(shift, begins, says):
 
 def test_the_sentence_of_few_images_promises_nothing():
     words = sentence(drift(calibrated(np.arange(50.0)), [3.0]))
-    assert words.startswith("Drift cannot be told: 1 new image and 50 good ones of the calibration are too few")
+    assert words.startswith("Drift unknown: 1 new image and 50 good ones of the calibration are too few")
     full = Drift(0.5, 0.3, False, None, 1.0, 5, 5, 1.0, 1.0, 0.1, 0.0)
-    assert "inf" not in sentence(full) and "by 1.00" in sentence(full)
+    assert "inf" not in sentence(full) and "of 1.00" in sentence(full)

@@ -171,7 +171,7 @@ def test_no_kind_of_file_is_forgotten(cases):
     ("calibration of ddim", {"recon_weight": None}, "recon_weight null: expected a number"),
     ("calibration of ddim", {"recon_weight": -3}, "recon_weight -3: expected at least 0"),
     ("calibration of ddim", {"conditioning": "nosuch"}, 'conditioning "nosuch": expected one of ddad, blend'),
-    ("calibration of ddim", {"layer_weights": [1.0, "a"]}, 'layer_weights [1.0, "a"]: expected a list, each of it a'),
+    ("calibration of ddim", {"layer_weights": [1.0, "a"]}, 'layer_weights [1.0, "a"]: expected a list, each entry a'),
     ("calibration of ddim", {"wheels": 4}, "wheels: no setting of this method"),
     ("calibration of lafite", {"neighbours": 1.5}, "neighbours 1.5: expected a whole number"),
     ("calibration of diad", {"paper_exact": 1}, "paper_exact 1: expected true or false"),
@@ -274,5 +274,5 @@ def test_results_beside_a_damaged_record_are_kept_as_those_of_others(trained, sc
     """The inspection is done by then: it is not lost for a file that nobody can read."""
     Path("results/hazelnut/options.json").write_text("{")
     script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data", "--device", "cpu")
-    assert "held results of other options" in capsys.readouterr().out
+    assert "had results of other options" in capsys.readouterr().out
     assert Path("results/hazelnut.1/scores.csv").is_file() and Path("results/hazelnut/scores.csv").is_file()

@@ -386,7 +386,7 @@ def test_told_a_category_it_has_the_thresholds_of_that_category(run_folder):
     assert (together.calibration.image_threshold, own.calibration.image_threshold) == (1e6, 1.0)
     assert not together(image).decision and own(image).decision
     assert torch.equal(together(image).score, own(image).score)
-    with pytest.raises(UserError, match="has no thresholds of c; expected one of a, b") as error:
+    with pytest.raises(UserError, match="no thresholds for c; expected one of a, b") as error:
         load_detector(run_folder, "cpu", category="c")
     one_line(error)
 
@@ -416,7 +416,7 @@ def test_a_run_without_denoiser_needs_no_weights(run_folder, learnt):
 def test_other_weights_of_the_backbone_than_were_learnt_with_are_refused(run_folder):
     state = load_pickle(run_folder / SPACE)
     save_pickle(state | {"about": state["about"] | {"weights": "0123456789abcdef"}}, run_folder / SPACE)
-    with pytest.raises(UserError, match=f"was made with other weights of {EMBEDDED}") as error:
+    with pytest.raises(UserError, match=f"made with weights of {EMBEDDED} that differ") as error:
         load_space(run_folder)
     assert str(run_folder / SPACE) in one_line(error)
 
@@ -445,7 +445,7 @@ def test_a_discriminator_comes_back_as_it_was_and_another_file_is_told(run_folde
     with pytest.raises(UserError, match="not a discriminator written by train_lafite.py") as error:
         load_discriminator(run_folder / "final.pt", 2)
     one_line(error)
-    with pytest.raises(UserError, match="judges by 8 numbers per patch, expected 9; run train_lafite.py") as error:
+    with pytest.raises(UserError, match="for 8 numbers per patch; expected 9; run train_lafite.py") as error:
         load_discriminator(run_folder / JUDGE, 3)
     assert str(run_folder / JUDGE) in one_line(error)
 
@@ -454,7 +454,7 @@ def test_a_discriminator_comes_back_as_it_was_and_another_file_is_told(run_folde
 def test_files_that_changed_after_the_calibration_are_refused(name, run_folder):
     state = load_pickle(run_folder / name)
     save_pickle(state | {next(iter(state)): next(iter(state.values()))} | {"more": 1}, run_folder / name)
-    with pytest.raises(UserError, match="is not the file that .* was measured with") as error:
+    with pytest.raises(UserError, match="differs from the file that .* was measured with") as error:
         load_detector(run_folder, "cpu")
     assert str(run_folder / name) in one_line(error)
 

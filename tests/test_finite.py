@@ -173,13 +173,13 @@ def test_images_that_settings_are_chosen_with(kind):
     """The one function of both searches."""
     parts = {name: {"pixel": torch.rand(3, 1, 8, 8), "feature": torch.rand(3, 1, 8, 8)} for name in ("good", "pseudo")}
     parts[kind]["feature"][1] = math.nan
-    with pytest.raises(UserError, match=f"image 2 of the {kind} ones that settings are chosen with: its feature map"):
+    with pytest.raises(UserError, match=f"{kind} image 2 of the tuning: its feature map"):
         combined(Combining(), parts, (..., slice(0, 8), slice(0, 8)))
 
 
 def test_the_search_for_settings_ends_too(extractor):
     images = random_images(2)
-    with pytest.raises(UserError, match="that settings are chosen with"):
+    with pytest.raises(UserError, match="of the tuning"):
         DdimSearch(spoilt(extractor), pseudo_validation(images, ["a.png", "b.png"], images, 0, 2)).run()
 
 

@@ -59,8 +59,8 @@ def test_soft_and_empty_masks_and_notes_are_said_once_in_a_run(trained, script, 
     save_mask(CRACKS / "002_mask.png")
     script("train_tune_eval.py", *tiny, "--skip_train", "--skip_extractor", "--eval_resolution", "original")
     out = capsys.readouterr().out
-    assert out.count("2 masks with shades, cut in the middle of their range (hazelnut/test/crack/000.png, ") == 1
-    assert out.count("hazelnut: 1 mask among the images, left out, as the ground truth has others (test/crack/0") == 1
+    assert out.count("2 masks with gray levels, cut in the middle of their range (hazelnut/test/crack/000.png, ") == 1
+    assert out.count("hazelnut: 1 mask among the images left out, as the ground truth has its own (test/crack/0") == 1
     assert out.count("1 defective image with an empty mask (hazelnut/test/crack/002.png)") == 1
     found = json_of(RESULTS / "metrics.json")
     assert found["masks"] == {

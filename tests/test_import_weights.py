@@ -348,7 +348,7 @@ def test_parts_may_come_one_after_the_other_but_nothing_is_written_over(backbone
     assert "next: python evaluation.py" in run(feat, out)
     assert load_extractor(out / "extractor.pt").resolution == 32        # that of the U-Net
     for path in (unet, feat, unet.parent):
-        with pytest.raises(UserError, match="nothing is written over") as error:
+        with pytest.raises(UserError, match="nothing is overwritten") as error:
             run(path, out)
         one_line(error)
     assert before == {name: (out / name).read_bytes() for name in before}

@@ -168,7 +168,7 @@ def test_floats_from_0_to_1_have_no_depth(save):
 
 
 @pytest.mark.parametrize("values, says", [
-    (np.uint32([[70_000]]), "largest value 70000, more than the 65535 of 16 bits"),
+    (np.uint32([[70_000]]), "largest value 70000, above the 65535 of 16 bits"),
     (np.int32([[-1, 5]]), "pixels from -1 to 5"), (np.float32([[0, 255]]), "floating-point pixels from 0 to 255"),
     (np.float32([[np.nan]]), "NaN")])
 def test_a_training_image_that_auto_does_not_cover_is_named(values, says, save):

@@ -180,7 +180,7 @@ def test_files_of_two_runs_are_never_taken_for_one(both, script, capsys, monkeyp
     rates = {json_of(RUN / f"calibration-{name}.json")["false_alarm_rate"] for name in ("bolt", "hazelnut")}
     assert len(rates) == 2
     line = complaint(capsys, script, "inference_lafite.py", "--item", "bolt", "--run_id", "both", *MACHINE)
-    assert line == ("checkpoints/both: train_lafite.py was stopped while it wrote the files of this run; give its "
+    assert line == ("checkpoints/both: train_lafite.py was stopped while writing the files of this run; run its "
                     "command again")
     with pytest.raises(UserError, match="its training was stopped"):
         load_detector(RUN, "cpu")
@@ -249,7 +249,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_weights_of_an_unbroken_one
         patch.setattr(progress, "SAVE_EVERY_S", 0)
         with pytest.raises(SystemExit) as stop:
             script("train_lafite.py", *BOTH, *TINY)
-    assert stop.value.code == 130 and "stopped; what is finished is kept" in capsys.readouterr().err
+    assert stop.value.code == 130 and "stopped; finished parts are kept" in capsys.readouterr().err
     assert load_pickle(RUN / "features_last.pt")["step"] == 4 and not (RUN / "final.pt").exists()
     script("train_lafite.py", *BOTH, *TINY)
     for name in ("final.pt", "features.pt", "bank.pt", "calibration-bolt.json", "calibration.json"):
@@ -375,7 +375,7 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
 def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
     script("inference_lafite.py", "--item", "hazelnut", "--run_id", "bolt-knn", *MACHINE,
            "--images", "data/hazelnut/test/good")
-    warning = "warning: checkpoints/bolt-knn has not learnt hazelnut, only bolt"
+    warning = "warning: checkpoints/bolt-knn was not trained on hazelnut, only on bolt"
     assert warning in capsys.readouterr().err and len(rows_of("results/bolt-knn-hazelnut-images")) == 4
 
 
@@ -423,16 +423,16 @@ def test_every_seed_has_a_model_of_its_own(both, script):
      "calibration-bolt.json: the run folder"),
     ("train_lafite.py", "--run_id new --false_alarm_rate 0.1", "2 held-out good images of bolt can promise no less"),
     ("train_lafite.py", "--run_id new --false_alarm_rate 0.1 --dry_run", "2 held-out good images of bolt can promise"),
-    ("train_tune_eval.py", "--method lafite --run_id new --drift_check", "--drift_check: counts only with --images"),
-    ("train_tune_eval.py", "--method knn --run_id new --recursive --dry_run", "--recursive: counts only with --images"),
+    ("train_tune_eval.py", "--method lafite --run_id new --drift_check", "--drift_check: works only with --images"),
+    ("train_tune_eval.py", "--method knn --run_id new --recursive --dry_run", "--recursive: works only with --images"),
     ("inference_lafite.py", "--run_id both --diffusion_checkpoint_name bank.pt", "bank.pt: checkpoints/both/calib"),
-    ("inference_lafite.py", "--run_id bolt-knn --img_dir checkpoints", "--img_dir checkpoints: the results would lie"),
+    ("inference_lafite.py", "--run_id bolt-knn --img_dir checkpoints", "--img_dir checkpoints: the results would be"),
     ("inference_lafite.py", "--run_id both --blur_sigma 3", "--blur_sigma 3.0: checkpoints/both/calibration-bolt.json"),
     ("inference_lafite.py", "--run_id both --patching", "--patching"),
     ("inference_lafite.py", "--run_id nothing", "checkpoints/nothing: no run of train_lafite.py"),
-    ("inference_ddim.py", "--run_id both", "checkpoints/both: no run of train_ddim.py"),
-    ("inference_ddim.py", "--run_id both --pxl_threshold 1 --feature_threshold 1", "checkpoints/both: no run of"),
-    ("evaluation.py", "--run_id both", "checkpoints/both: no run of train_ddim.py"),
+    ("inference_ddim.py", "--run_id both", "checkpoints/both: a run of train_lafite.py"),
+    ("inference_ddim.py", "--run_id both --pxl_threshold 1 --feature_threshold 1", "checkpoints/both: a run of"),
+    ("evaluation.py", "--run_id both", "checkpoints/both: a run of train_lafite.py"),
 ])
 def test_a_mistake_is_told_in_one_line_and_leaves_all_as_it_was(both, script, capsys, name, flags, says):
     words = TINY if name.startswith("train") else MACHINE

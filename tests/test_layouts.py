@@ -154,7 +154,7 @@ def test_a_misspelt_item_gets_the_nearest_name_suggested(tmp_path):
 @pytest.mark.parametrize("layout", ["auto", "mvtec", "btad"])
 def test_a_category_given_as_the_data_set_is_recognised(layout, tmp_path):
     make_category(tmp_path)
-    with pytest.raises(UserError, match=f"give --dataset_path {tmp_path} --item bolt"):
+    with pytest.raises(UserError, match=f"give the data set: --dataset_path {tmp_path} --item bolt"):
         find_category(tmp_path / "bolt", "bolt", layout=layout)
 
 
@@ -259,9 +259,9 @@ def test_files_of_mtd_that_are_no_images_of_its_kind_are_named(tmp_path):
     put(tmp_path, "MT_Crack/more/exp1_num_8.jpg")
     assert set(find_category(tmp_path, "magnetic_tile").notes[:-1]) == {
         "1 left out, as no .jpg has that name (MT_Free/Imgs/exp1_num_99.png)",
-        "MT_Free/Imgs/late: 1 image left out, as images lie in MT_Free/Imgs itself",
-        "MT_Crack/more: 1 image left out, as images lie in MT_Crack/Imgs itself",
-        "MT_Crack: 1 image left out, as MT_Crack/Imgs was expected (MT_Crack/exp1_num_7.jpg)"}
+        "MT_Free/Imgs/late: 1 image left out, as images are expected in MT_Free/Imgs itself",
+        "MT_Crack/more: 1 image left out, as images are expected in MT_Crack/Imgs itself",
+        "MT_Crack: 1 image left out; expected MT_Crack/Imgs (MT_Crack/exp1_num_7.jpg)"}
 
 
 # ksdd2
@@ -271,14 +271,16 @@ def test_masks_of_ksdd2_tell_what_is_defective(tmp_path):
     assert found(category, tmp_path) == (["train/10000.png", "train/10002.png"], {
         "test/20000.png": ("good", None), "test/20001.png": ("defect", "test/20001_GT.png")})
     assert category.notes == (
-        "train: 2 left out, as images are called by a number and masks as their image (train/10001 (copy).png, "
+        "train: 2 left out, as expected names are NUMBER.png for images and NUMBER_GT.png for masks "
+        "(train/10001 (copy).png, "
         "train/10001_GT (copy).png)", "1 defective image of train left out")
 
 
 def test_sub_folders_and_masks_without_image_of_ksdd2_are_named(tmp_path):
     put(ksdd2(tmp_path), "test/more/20002.png", "test/20009_GT.png")
-    assert {"test: 1 left out, as images are called by a number and masks as their image (test/20009_GT.png)",
-            "test/more: 1 image left out, as images lie in test itself"} < set(
+    assert {"test: 1 left out, as expected names are NUMBER.png for images and NUMBER_GT.png for masks "
+            "(test/20009_GT.png)",
+            "test/more: 1 image left out, as images are expected in test itself"} < set(
                 find_category(tmp_path, "kolektorsdd2").notes)
 
 

@@ -77,10 +77,10 @@ def test_what_is_not_read_is_named(bolt):
         "ground_truth/hole/0.png", "ground_truth/good/0.png", "train/notes/a.txt",
         "more/crack/0.png", "papers/a.txt")
     assert set(category(bolt).notes) == {
-        "train/crack: 2 images left out, as only good ones are trained on",
-        "train: 1 image left out, as train/good was expected (train/0.png)",
-        "test: 1 image left out, as a folder such as test/good or test/crack was expected (test/0.png)",
-        "ground_truth: 1 image left out, as a folder such as ground_truth/crack was expected (ground_truth/0.png)",
+        "train/crack: 2 images left out, as training uses good images only",
+        "train: 1 image left out; expected train/good (train/0.png)",
+        "test: 1 image left out; expected a folder such as test/good or test/crack (test/0.png)",
+        "ground_truth: 1 image left out; expected a folder such as ground_truth/crack (ground_truth/0.png)",
         "ground_truth/hole: 1 image left out, as test has no folder of that name",
         "more: 1 image left out, as only train, validation, test and ground_truth are read"}
 
@@ -98,7 +98,7 @@ def test_masks_lie_in_the_same_sub_folder_or_are_told_by_name(bolt):
         "test/crack/day1/004.png": None, "test/crack/day2/002.png": f"{truth}/002_mask.png",
         "test/crack/day2/004.png": None}                # of two images of one name it may be that of either
     assert category(bolt).notes == (
-        "1 mask left out, as there is no image of that name (ground_truth/crack/004_mask.png)",)
+        "1 mask left out, as no image has that name (ground_truth/crack/004_mask.png)",)
 
 
 def test_a_mask_too_many_and_a_second_one_are_named(bolt):
@@ -106,15 +106,15 @@ def test_a_mask_too_many_and_a_second_one_are_named(bolt):
     assert masks(bolt) == {"test/crack/000.png": "ground_truth/crack/000_mask.png",
                            "test/crack/001.png": "ground_truth/crack/001_GT.bmp"}
     assert category(bolt).notes == (
-        "2 masks left out, as another one is there for the same image (ground_truth/crack/000.png, "
+        "2 masks left out, as the image has another one (ground_truth/crack/000.png, "
         "ground_truth/crack/001.png)",
-        "1 mask left out, as there is no image of that name (ground_truth/crack/999_mask.png)")
+        "1 mask left out, as no image has that name (ground_truth/crack/999_mask.png)")
 
 
 def test_notes_name_few_files_of_many(bolt):
     put(bolt, *(f"ground_truth/crack/{i}_mask.png" for i in range(100, 150)))
     assert category(bolt).notes == (
-        "50 masks left out, as there is no image of that name (ground_truth/crack/100_mask.png, "
+        "50 masks left out, as no image has that name (ground_truth/crack/100_mask.png, "
         "ground_truth/crack/101_mask.png, ground_truth/crack/102_mask.png and 47 more)",)
 
 
@@ -142,7 +142,7 @@ def test_two_images_of_one_name_share_their_mask(bolt):
 def test_a_mask_beside_its_image_is_taken_as_its_mask(bolt, name):
     put(bolt, "test/crack/002.png", f"test/crack/{name}")
     assert masks(bolt)["test/crack/002.png"] == f"test/crack/{name}" and len(masks(bolt)) == 3
-    assert category(bolt).notes == (f"1 mask among the images, taken as theirs (test/crack/{name})",)
+    assert category(bolt).notes == (f"1 mask among the images, used as their masks (test/crack/{name})",)
 
 
 def test_a_mask_in_the_ground_truth_goes_before_one_beside_the_image(bolt):
@@ -150,8 +150,8 @@ def test_a_mask_in_the_ground_truth_goes_before_one_beside_the_image(bolt):
     assert masks(bolt) == {"test/crack/000.png": "ground_truth/crack/000_mask.png",
                            "test/crack/001.png": "ground_truth/crack/001.png"}
     assert category(bolt).notes == (
-        "2 masks among the images, left out, as the ground truth has others (test/crack/000_mask.png, "
-        "test/crack/001_mask.png)", "1 mask left out, as there is no image of that name (test/crack/007_mask.png)")
+        "2 masks among the images left out, as the ground truth has its own (test/crack/000_mask.png, "
+        "test/crack/001_mask.png)", "1 mask left out, as no image has that name (test/crack/007_mask.png)")
 
 
 def test_masks_among_good_images_are_neither_trained_on_nor_inspected(bolt):
@@ -203,7 +203,7 @@ def test_folders_of_images_have_masks_beside_them_or_in_a_folder_of_their_own(tm
     assert set(data.notes) == {
         "1 mask of good images left out (good/day0/0_mask.png)",
         "good: images in 5 sub-folders, each of them trained on or held out as a whole",
-        "1 mask among the images, taken as theirs (crack/a_GT.png)",
+        "1 mask among the images, used as their masks (crack/a_GT.png)",
         "ground_truth/dent: 1 image left out, as there is no folder of images of that name"}
 
 
@@ -213,7 +213,7 @@ def test_a_single_folder_of_defects_may_have_its_masks_in_a_single_folder(tmp_pa
     assert [s.mask and s.mask.name for s in test if s.label] == ["0.png", "1_mask.png"]
     data = open_dataset(put(root, "worse/0.png")).category("parts")
     assert not any(s.mask for s in data.test) and data.notes == (
-        "masks: 2 images left out, as a folder such as masks/crack was expected (masks/0.png, masks/1_mask.png)",)
+        "masks: 2 images left out; expected a folder such as masks/crack (masks/0.png, masks/1_mask.png)",)
 
 
 # Names of the good
@@ -276,7 +276,7 @@ def test_mvtec_ad_2_holds_out_its_validation_images(tmp_path):
     assert split_category(data, 0.1) == (list(data.train), list(data.held_out))
     assert [s.path for s in data.held_out] == [root / "validation/good/000_regular.png"]
     assert data.notes == (
-        "validation/good: 1 good image held out, in place of a share of those to train on",
+        "validation/good: 1 good image held out, instead of a share of the training images",
         f"test_private: 1 image without label, not in the test; --images {root / 'test_private'} inspects them",
         f"test_private_mixed: 1 image without label, not in the test; --images {root / 'test_private_mixed'} inspects "
         "them")
@@ -293,7 +293,7 @@ def test_so_does_mvtec_loco(bolt):
     put(bolt, "validation/good/a.png", "validation/good/b.png", "validation/c.png")
     train, held_out = split_category(category(bolt), 0.5)
     assert [s.path.name for s in train] == ["0.png", "1.png"] and [s.path.name for s in held_out] == ["a.png", "b.png"]
-    assert "validation: 1 image left out, as validation/good was expected (validation/c.png)" in category(bolt).notes
+    assert "validation: 1 image left out; expected validation/good (validation/c.png)" in category(bolt).notes
 
 
 # What is no file

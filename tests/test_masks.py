@@ -164,7 +164,7 @@ def test_a_palette_of_greys_is_read_as_an_image(tmp_path):
 def test_pixels_that_are_no_numbers_are_refused_by_name(value, tmp_path):
     pixels = DRAWN.astype(np.float32)
     pixels[3, 3] = value
-    with pytest.raises(UserError, match="m.tif: a mask with pixels that are not a number, or infinite") as error:
+    with pytest.raises(UserError, match="m.tif: a mask with pixels that are infinite or not a number") as error:
         marked(tmp_path / "m.tif", Image.fromarray(pixels))
     one_line(error)
 

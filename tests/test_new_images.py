@@ -95,7 +95,7 @@ def test_links_to_folders_are_followed_but_never_for_ever():
 @pytest.mark.parametrize("pattern, says", [
     ("in/mising.png", "matches nothing; expected image files"), ("in/*.tif", "matches nothing"),
     ("", "matches nothing"), ("empty", "no images in it; expected files such as 000.png"),
-    ("deep", "but in sub-folders; add --recursive"), ("dee?", "but in sub-folders; add --recursive")])
+    ("deep", "only in sub-folders; add --recursive"), ("dee?", "only in sub-folders; add --recursive")])
 def test_a_pattern_that_stands_for_no_image_is_named(pattern, says):
     made("in/a.png", "deep/1/a.png")
     write_text("empty/notes.txt", "")
@@ -319,7 +319,7 @@ def test_a_name_that_is_no_text_is_written_out():
 def test_images_among_the_results_are_refused():
     made("in/a.png")
     inspected("in")
-    with pytest.raises(UserError, match="out/overlays/a.png: lies in out, where the results go") as error:
+    with pytest.raises(UserError, match="out/overlays/a.png: lies in the results folder out") as error:
         inspect_new(Brightness(), find_images(["."], True), Path("out"), 1)
     one_line(error)
 

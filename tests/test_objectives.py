@@ -356,7 +356,7 @@ def test_weights_that_no_epoch_improves_on_are_kept_and_the_script_says_so(adapt
     monkeypatch.setattr(objectives, "held_out_losses", lambda *args: {"val_loss": float(next(rising))})
     after = adapt("--objective", "ddad", "--epochs_extractor", 9, "--extractor_patience", 2)
     assert same(after, build_extractor("efficientnet_lite0", resolution=32).state_dict())
-    assert ("ddad: held-out loss 0 with the pretrained weights, no epoch improved on it, and they are kept; stopped "
+    assert ("ddad: held-out loss 0 with the pretrained weights, no epoch was better, so they are kept; stopped "
             "after epoch 2") in capsys.readouterr().out
     assert [line["epoch"] for line in log()] == [1, 2]
 

@@ -171,7 +171,7 @@ def test_masks_that_are_empty_or_were_cut_are_named(pictures):
                               "empty": ["1.png"], "cut": ["2.png"]}
     line = headline("bolt", found, False)
     assert line.endswith(", 1 defective image with an empty mask (1.png)") and "no mask" not in line
-    assert mask_words(found["masks"], ("cut",)) == ["1 mask with shades, cut in the middle of their range (2.png)"]
+    assert mask_words(found["masks"], ("cut",)) == ["1 mask with gray levels, cut in the middle of their range (2.png)"]
 
 
 def test_the_headline_counts_masks_and_names_few(pictures):

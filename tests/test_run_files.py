@@ -69,7 +69,7 @@ def test_a_run_cannot_be_called_like_the_summary_beside_its_results(name):
 
 def test_categories_of_one_model_differ_by_more_than_their_case():
     check_categories(["bolt", "nut", "bolt"])
-    with pytest.raises(UserError, match="--item bolt Bolt: differ in upper and lower case only") as error:
+    with pytest.raises(UserError, match="--item bolt Bolt: names that differ only in case") as error:
         check_names(options(item=("bolt", "nut", "Bolt")))
     one_line(error)
 

@@ -220,7 +220,7 @@ def test_with_skip_threshold_the_given_thresholds_count_and_decide(trained, scri
 
 def test_without_skip_threshold_given_thresholds_are_said_not_to_count(trained, finished, script, tiny, capsys):
     script("train_tune_eval.py", *tiny, *ON_DISK, "--pxl_threshold", "1e-9", "--feature_threshold", "1e-9")
-    assert "the given thresholds are not used" in capsys.readouterr().out
+    assert "--pxl_threshold and --feature_threshold are not used" in capsys.readouterr().out
     assert (RESULTS / "scores.csv").read_bytes() == (finished / RESULTS / "scores.csv").read_bytes()
 
 
@@ -443,7 +443,7 @@ def test_a_stopped_training_ends_with_one_line_and_goes_on(workplace, finished, 
             script("train_ddim.py", *tiny_flags("train_ddim.py"))
     assert stop.value.code == 130
     printed = capsys.readouterr().err
-    assert printed.splitlines()[-1].startswith("train_ddim.py: stopped; what is finished is kept")
+    assert printed.splitlines()[-1].startswith("train_ddim.py: stopped; finished parts are kept")
     assert "Traceback" not in printed
     assert torch.load(RUN / "last.pt", weights_only=True)["step"] == 4 and not (RUN / "final.pt").exists()
     script("train_ddim.py", *tiny_flags("train_ddim.py"))
@@ -462,7 +462,7 @@ def test_an_inspection_that_is_stopped_at_its_report_ends_like_a_training_and_ke
         script("inference_ddim.py", "--item", "hazelnut", "--precision", "fp32", "--device", "cpu", "--images",
                "data/hazelnut/test/crack")
     assert stop.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith("inference_ddim.py: stopped; what is finished is kept")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("inference_ddim.py: stopped; finished parts are kept")
     assert len(rows_of(Path("results/hazelnut-images"))) == 3
     assert not list(Path().rglob(".*"))
 

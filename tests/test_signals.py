@@ -65,8 +65,8 @@ def test_a_signal_ends_whatever_a_script_does_with_the_words_and_the_status_of_a
         os.kill(os.getpid(), number)
         time.sleep(5)
     assert stop.value.code == 130
-    assert re.fullmatch(r"\S+: stopped; what is finished is kept, and a training goes on when the same command is "
-                        r"given again\n", capsys.readouterr().err)
+    assert re.fullmatch(r"\S+: stopped; finished parts are kept; the same command continues a training\n",
+                        capsys.readouterr().err)
     assert signal.getsignal(number) is before
 
 
@@ -84,4 +84,4 @@ def test_a_second_signal_ends_an_operation_that_does_not_end():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     first, second = done.stderr.splitlines()
-    assert first == "finishing this step (up to 60 s); press Ctrl-C again to stop now" and ": stopped; what" in second
+    assert first == "finishing this step (up to 60 s); press Ctrl-C again to stop now" and ": stopped; " in second

@@ -293,7 +293,7 @@ def test_a_click_on_a_head_sorts_by_it_and_leaves_what_is_missing_last(browser, 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(browser, tmp_path):
     runs = [a_run(tmp_path, item, seed) for item in ("screw", "metal_nut", "x" * 90) for seed in (0, 1)]
-    path = write_summary(tmp_path, runs, {"Other than the preset": "word" * 60}, "MVTec AD")
+    path = write_summary(tmp_path, runs, {"Changed from the preset": "word" * 60}, "MVTec AD")
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                             {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
     try:

@@ -87,7 +87,7 @@ def test_a_summary_that_is_no_table_is_kept_as_one_of_other_runs(tmp_path, capsy
     (tmp_path / "summary.csv").write_bytes(b'"' + b"x" * 200_000)
     keep_earlier(tmp_path, {("bolt", "0")})
     assert not (tmp_path / "summary.csv").exists() and (tmp_path / "summary.1.csv").exists()
-    assert "is kept in" in capsys.readouterr().out
+    assert "was moved to" in capsys.readouterr().out
 
 
 def test_no_other_module_writes_csv_files():

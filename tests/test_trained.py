@@ -78,7 +78,7 @@ def test_a_file_that_has_changed_is_told_with_the_calibration_that_was_read(meth
     changed.write_text("another")
     with pytest.raises(UserError) as error:
         check_digests(calibration, path)
-    assert one_line(error) == (f"{changed}: is not the file that {path} was measured with; run {SCRIPTS[method]} "
+    assert one_line(error) == (f"{changed}: differs from the file that {path} was measured with; run {SCRIPTS[method]} "
                                "again")
 
 
@@ -130,13 +130,13 @@ def test_a_detector_that_is_not_calibrated_names_the_script_of_its_family(monkey
     detector = tiny_detector(build_extractor("efficientnet_lite0", (1,), 32), calibration=None)
     for method, script in SCRIPTS.items():
         monkeypatch.setattr(DdimDetector, "family", method)
-        with pytest.raises(UserError, match=f"not calibrated; run {script} for its run folder"):
+        with pytest.raises(UserError, match=f"not calibrated; run {script} on its run folder"):
             detector(None)
 
 
 @each_method
 def test_a_test_for_drift_without_scores_names_the_script_of_the_method(method):
-    with pytest.raises(UserError, match=f"run {SCRIPTS[method]}, and leave"):
+    with pytest.raises(UserError, match=f"run {SCRIPTS[method]}, and do not set thresholds"):
         drift(Calibration({}, 1.0, 1.0), [1.0], script=FAMILIES[method].scripts.calibration)
 
 

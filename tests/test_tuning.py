@@ -178,14 +178,14 @@ def test_settings_once_tuned_stay_until_they_are_tuned_again_or_refused(trained,
         return json.loads((RUN / "calibration.json").read_text())["settings"]
     tuned = settings()
     script("evaluation.py", *flags, "--pixel_quantile", "0.9")
-    assert settings() == tuned and "settings as chosen before" in capsys.readouterr().out
+    assert settings() == tuned and "settings tuned before are used" in capsys.readouterr().out
     script("evaluation.py", *flags, "--blur_sigma", "3")
     assert settings() == tuned | {"blur_sigma": 3.0}
     script("evaluation.py", *flags, "--no_tune")
     assert settings()["recon_weight"] == 2.0 and settings()["map_norm"] == "none"
     (RUN / "tuned.json").write_text((RUN / "tuned.json").read_text().replace('"unet": "', '"unet": "0'))
     script("evaluation.py", *flags)
-    assert settings()["recon_weight"] == 2.0 and "belongs to other weights" in capsys.readouterr().out
+    assert settings()["recon_weight"] == 2.0 and "was tuned for other weights" in capsys.readouterr().out
 
 
 def test_a_normalisation_that_has_changed_is_refused(trained, script, tiny_flags, capsys):
@@ -194,4 +194,4 @@ def test_a_normalisation_that_has_changed_is_refused(trained, script, tiny_flags
     path.write_bytes(path.read_bytes()[:-4] + b"0000")
     with pytest.raises(SystemExit):
         script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data")
-    assert "normalisation.safetensors: is not the file" in capsys.readouterr().err
+    assert "normalisation.safetensors: differs from the file" in capsys.readouterr().err

@@ -126,7 +126,7 @@ UNTRAINED = {
     "a defect without the required mask": Mistake("train_tune_eval.py", "--masks required", (
         str(FIRST_CRACK), str(FIRST_MASK), "--masks where_there_are"), FIRST_MASK.unlink),
     "a mask with pixels that are no numbers": Mistake(
-        "train_tune_eval.py", "", (f"{FIRST_MASK.with_suffix('.tif')}: a mask with pixels that are not a number",),
+        "train_tune_eval.py", "", (f"{FIRST_MASK.with_suffix('.tif')}: a mask with pixels that are infinite",),
         lambda: (FIRST_MASK.unlink(), Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(
             FIRST_MASK.with_suffix(".tif")))),
     "a line break in a category": Mistake("train_ddim.py", ["--item", "hazel\nnut"], (r"--item 'hazel\nnut'", "plain")),
@@ -195,7 +195,7 @@ UNTRAINED = {
     "an extractor called like the weights": Mistake(
         "train_extractor.py", f"--save_to {RUN}/final.pt", (f"--extractor_path {RUN}/final.pt", "diffusion model")),
     "an extractor in place of an image": Mistake(
-        "train_extractor.py", f"--extractor_path {FIRST_GOOD}", (f"--extractor_path {FIRST_GOOD}", "no extractor")),
+        "train_extractor.py", f"--extractor_path {FIRST_GOOD}", (f"--extractor_path {FIRST_GOOD}", "not an extractor")),
     "an extractor in place of a folder": Mistake(
         "train_extractor.py", "--extractor_path data", ("--extractor_path data: a folder",)),
     "reconstructions of an untrained run": Mistake("train_extractor.py", "--extractor_use_diff",

@@ -64,8 +64,8 @@ def drift(calibration: Calibration, new_scores: Sequence[float], level: float = 
     """
     good, new = np.asarray(calibration.scores, np.float64), np.sort(np.asarray(new_scores, np.float64))
     if not len(good):
-        raise UserError("--drift_check: the calibration has no scores to compare with, as thresholds that are given by "
-                        f"hand; run {script}, and leave such thresholds out")
+        raise UserError("--drift_check: thresholds set by hand have no calibration scores to compare with; run "
+                        f"{script}, and do not set thresholds")
     if not len(new):
         raise UserError("--drift_check: no new scores; expected at least one image")
     body = new[:len(new) - int(TOLERATED_SHARE * len(new))]
@@ -100,7 +100,7 @@ def sentence(found: Drift) -> str:
              f"{found.share_observed:.1%}, expected of good images {found.share_expected:.1%}")
     test = f"Kolmogorov-Smirnov p = {found.p_value:.1g}"
     if found.detectable is None:
-        return f"Drift cannot be told: {new} and {good} are too few for a test ({facts})."
+        return f"Drift unknown: {new} and {good} are too few for a test ({facts})."
     if found.direction == "higher":
         return (f"Drift: the scores of {new} are higher than those of {good} ({test}; {facts}): the promised "
                 "false-alarm rate does not hold for these images. Either many of them are defective, or lighting, "
@@ -111,6 +111,6 @@ def sentence(found: Drift) -> str:
                 "as they may score lower too. Lighting, focus, position or material has changed: look at some of them, "
                 "and calibrate again with them if they are good.")
     shift = 2 * norm.ppf((1 + found.detectable) / 2)
-    least = f", as after a shift by about {shift:.1f} standard deviations" if math.isfinite(shift) else ""
-    return (f"No drift found in {new} against {good} ({test}; {facts}). So many images can only show a change that "
-            f"parts the two distributions of scores by {found.detectable:.2f} or more{least}.")
+    least = f", such as after a shift by about {shift:.1f} standard deviations" if math.isfinite(shift) else ""
+    return (f"No drift found in {new} against {good} ({test}; {facts}). With this number of images, only a "
+            f"Kolmogorov-Smirnov distance of {found.detectable:.2f} or more can be detected{least}.")

@@ -154,7 +154,7 @@ def check_promise(false_alarm_rate: float, count: int, category: str | None = No
         least = math.ceil(smallest_rate(count) * 1000) / 1000
         of = f" of {category}" if category else ""
         raise UserError(f"--false_alarm_rate {false_alarm_rate}: {count} held-out good images{of} can promise no less "
-                        f"than {least:.3f}; ask for that, or hold out more with --holdout")
+                        f"than {least:.3f}; expected at least that, or a larger --holdout")
 
 
 def smallest_rate(num_images: int) -> float:

@@ -42,7 +42,7 @@ def run_intensity(options: Reading, trained: Mapping[str, Any], samples: Sequenc
                           if value is not None), default=(0, None))
     bits = next((bits for bits in DEPTHS if largest < 2 ** bits), None)
     if bits is None:
-        raise UserError(f"{where}: largest value {largest}, more than the {2 ** DEPTHS[-1] - 1} of {DEPTHS[-1]} bits; "
+        raise UserError(f"{where}: largest value {largest}, above the {2 ** DEPTHS[-1] - 1} of {DEPTHS[-1]} bits; "
                         "expected --intensity window:LOW,HIGH")
     if where is not None and not quiet:
         print(f"images of {bits} bits: the largest value of {len(samples)} training images is {largest} ({where}); "

@@ -17,8 +17,8 @@ from dbad.errors import UserError
 
 Depth = Literal[8, 10, 12, 14, 16]  # bits per channel that cameras have
 DEPTHS = get_args(Depth)
-INTENSITY = ("what is black and white in images of more than 8 bits per channel: auto (0 and the highest number of the "
-             "bit depth that holds all training images), full (0 and 65535), or window:LOW,HIGH")       # help text
+INTENSITY = ("values that become black and white, for images of more than 8 bits per channel: auto (0 and the largest "
+             "number of the training images' bit depth), full (0 and 65535), or window:LOW,HIGH")       # help text
 _WINDOW = "--intensity window:LOW,HIGH"
 
 
@@ -103,12 +103,12 @@ class Intensity:
             return _scaled(deep.values, 0, deep.white)
         largest = largest_integer(deep, name)
         if self.bits is None:
-            raise UserError(f"{name}: more than 8 bits per channel, and no training images to tell how many of them "
-                            f"count; expected --intensity full or {_WINDOW}")
+            raise UserError(f"{name}: more than 8 bits per channel, and no training images to find the bit depth; "
+                            f"expected --intensity full or {_WINDOW}")
         if largest >= 2 ** self.bits:
-            raise UserError(f"{name}: largest value {largest}, but the run is trained on images of {self.bits} bits, "
-                            f"0 to {2 ** self.bits - 1} (--intensity auto); expected images like those, or a training "
-                            f"with {_WINDOW}")
+            raise UserError(f"{name}: largest value {largest}, but the run is trained on images of {self.bits} bits, 0 "
+                            f"to {2 ** self.bits - 1} (--intensity auto); expected such images, or a training with "
+                            f"{_WINDOW}")
         return _scaled(deep.values, 0, 2 ** self.bits - 1)
 
 
@@ -132,7 +132,7 @@ def largest_integer(deep: Deep, name: object) -> int:
 def check_finite(deep: Deep, name: object) -> None:
     """Raise `UserError` for pixels that are not a number, or infinite."""
     if not np.isfinite(deep.values).all():
-        raise UserError(f"{name}: pixels that are infinite or no number (NaN); expected finite ones")
+        raise UserError(f"{name}: pixels that are infinite or not a number (NaN); expected finite ones")
 
 
 def check_floats(deep: Deep, name: object) -> None:

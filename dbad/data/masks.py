@@ -62,7 +62,7 @@ def binary(picture: Image.Image, path: Path) -> tuple[np.ndarray, bool]:
     """The defect pixels of a mask as stored, (H, W) bool, and True if its shades were cut, see `Mask`."""
     levels = _levels(picture, path)
     if levels.dtype.kind == "f" and not np.isfinite(levels).all():
-        raise UserError(f"{path}: a mask with pixels that are not a number, or infinite; expected finite ones")
+        raise UserError(f"{path}: a mask with pixels that are infinite or not a number (NaN); expected finite ones")
     low, high = float(levels.min()), float(levels.max())
     if low == high:
         return np.full(levels.shape, high > 0), False

@@ -97,7 +97,7 @@ class Detector(ABC):
     def calibrated(self) -> Calibration:
         """The calibration; a `UserError` if it is not measured yet."""
         if self.calibration is None:
-            raise UserError(f"this detector is not calibrated; run {FAMILIES[self.family].scripts.calibration} for its "
+            raise UserError(f"this detector is not calibrated; run {FAMILIES[self.family].scripts.calibration} on its "
                             "run folder")
         return self.calibration
 
@@ -129,13 +129,13 @@ def load_detector(folder: str | Path, device: str = "auto", precision: str = "au
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     if trained.is_file() and read_json(trained).get(UNFINISHED):
-        raise UserError(f"{folder}: its training was stopped while it wrote the files of this run; give its command "
+        raise UserError(f"{folder}: its training was stopped while writing the files of this run; run its command "
                         "again")
     if category is not None:
         learnt = learnt_categories(read_json(trained), folder)
         if category not in learnt:
-            raise UserError(f"{folder}: has no thresholds of {category}; expected one of {', '.join(learnt)}, or none "
-                            "for those of all together")
+            raise UserError(f"{folder}: no thresholds for {category}; expected one of {', '.join(learnt)}, or no "
+                            "category for the common thresholds")
         path = calibration_file(folder, category, learnt)
     calibration = load_calibration(path)
     check_digests(calibration, path)

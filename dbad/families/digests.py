@@ -36,13 +36,12 @@ def check_digests(calibration: Calibration, path: Path, known: dict[Path, str] |
         if file not in known:
             known[file] = _digest(file, name, family)
         if name in calibration.digests and calibration.digests[name] != known[file]:
-            raise UserError(f"{file}: is not the file that {path} was measured with; run {family.scripts.calibration} "
-                            "again")
+            raise UserError(f"{file}: differs from the file that {path} was measured with; run "
+                            f"{family.scripts.calibration} again")
     training = calibration.digests.get("training")      # older ones have none
     if training and family.facts and training != _text_digest(family.facts(folder)):
-        raise UserError(f"{folder / TRAIN_OPTIONS} and {MODEL_CONFIG}: of another training than the one that {path} "
-                        "was measured with; give the command of that training again, or run "
-                        f"{family.scripts.calibration} again")
+        raise UserError(f"{folder / TRAIN_OPTIONS} and {MODEL_CONFIG}: from another training than the one that {path} "
+                        f"was measured with; repeat that training, or run {family.scripts.calibration} again")
 
 
 def _text_digest(facts: Any) -> str:

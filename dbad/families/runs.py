@@ -49,7 +49,7 @@ def trained_options(options: Named, *methods: str) -> dict[str, Any]:
     trained = with_intensity(read_json(path)) if path.is_file() else {}
     found = recorded_method(trained, path)
     if found is not None and found not in methods:
-        raise UserError(f"{folder}: no run of {script_of(methods[0])} but one of {script_of(found)}; expected another "
+        raise UserError(f"{folder}: a run of {script_of(found)}, not of {script_of(methods[0])}; expected another "
                         "--run_id")
     check_declared(trained, {**types_of(type(options)), **_TRAINED}, path)
     return trained

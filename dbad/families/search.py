@@ -147,7 +147,7 @@ def combined(detector: Detector, parts: Parts, window: tuple) -> list[tuple[Tens
 
     The scales are those of the good ones within the `window`.
     """
-    names = {kind: [f"image {number + 1} of the {kind} ones that settings are chosen with" for number in range(
+    names = {kind: [f"{kind} image {number + 1} of the tuning" for number in range(
         len(next(iter(found.values()))))] for kind, found in parts.items()}
     with naming(names["good"]):
         check_finite({f"{name} map": values for name, values in parts["good"].items()})

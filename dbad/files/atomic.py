@@ -110,12 +110,12 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} occurs twice")
     return found
 
 
 def _refused(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _finite(text: str) -> float:
@@ -132,7 +132,7 @@ def check_folders(**folders: Path) -> None:
     for option, path in folders.items():
         nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if not nearest.is_dir():
-            raise UserError(f"--{option} {path}: expected a folder, found a file in its place")
+            raise UserError(f"--{option} {path}: expected a folder, found a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise UserError(f"--{option} {path}: not writable (no permission in {nearest})")
 
@@ -154,7 +154,7 @@ def ensure_folders(**folders: Path) -> None:
                 with suppress(OSError):
                     folder.rmdir()
             if isinstance(error, (FileExistsError, NotADirectoryError)):
-                raise UserError(f"--{option} {path}: expected a folder, found a file in its place") from None
+                raise UserError(f"--{option} {path}: expected a folder, found a file") from None
             raise UserError(f"--{option} {path}: not writable ({error.strerror or error})") from error
 
 

@@ -22,7 +22,7 @@ from dbad.errors import UserError
 from dbad.files.atomic import atomic_write
 from dbad.files.special import check_no_special
 
-AGAIN = "copy it again, or make it anew"
+AGAIN = "copy it again, or create it again"
 _KEY = "crc32"
 
 
@@ -42,7 +42,7 @@ def check_archive(path: Path, advice: str = AGAIN) -> None:
     except Exception as error:      # a broken archive fails in many ways
         raise _damaged(path, str(error) or type(error).__name__, advice) from None
     if part is not None:
-        raise _damaged(path, f"its part {part} does not fit its checksum", advice)
+        raise _damaged(path, f"its part {part} does not match its checksum", advice)
 
 
 def write_tensors(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a safetensors file, or a truncated one ({error})") from None
     known = about.pop(_KEY, None)
     if known is not None and known != _checksum(state):
-        raise _damaged(path, "its tensors do not fit their checksum", AGAIN)
+        raise _damaged(path, "its tensors do not match their checksum", AGAIN)
     return state, about
 
 

@@ -105,7 +105,7 @@ def _acquire(path: Path, folder: Path, option: str) -> int | None:
             holder = _holder(path)
             os.close(handle)
             if error.errno in _HELD_ELSEWHERE:
-                raise UserError(f"{folder}: {holder} is writing there; wait until it has ended, or give another "
+                raise UserError(f"{folder}: {holder} is writing there; wait until it ends, or give another "
                                 f"--{option}") from None
             return _warn(folder, error)
         if mine:
@@ -150,7 +150,7 @@ def _holder(path: Path) -> str:
     """The holder of a lock, in words."""
     about = known_json(path)
     try:
-        return f"process {about['pid']} on {about['host']}, begun {about['since']},"
+        return f"process {about['pid']} on {about['host']}, started {about['since']},"
     except KeyError:
         return "another process"
 

@@ -117,11 +117,11 @@ def check_names(options: FileNames, trained: Mapping[str, Any] | None = None) ->
     name = options.diffusion_checkpoint_name
     free = epoch_of(name) is not None or (trained or {}).get("diffusion_checkpoint_name") == name
     if not free and (is_declared(name) or name.startswith(".")):
-        raise UserError(f"--diffusion_checkpoint_name {name}: the run folder has, or may get, another file of this "
-                        "name; expected a name such as final.pt")
+        raise UserError(f"--diffusion_checkpoint_name {name}: this name is reserved for another file of the run; "
+                        "expected a name such as final.pt")
     if options.run_id is not None and options.run_id.casefold() in SUMMARY:
-        raise UserError(f"--run_id {options.run_id}: the summary of several runs has a file of this name beside the "
-                        "results of each; expected another name")
+        raise UserError(f"--run_id {options.run_id}: this name is reserved for a file of the summary of several runs; "
+                        "expected another name")
     if not isinstance(options.item, str):
         check_categories(options.item)
 
@@ -135,8 +135,8 @@ def check_categories(names: Iterable[str]) -> None:
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            raise UserError(f"--item {other} {name}: differ in upper and lower case only, and so would the files that "
-                            "one model keeps for each; expected other names, or a model for each")
+            raise UserError(f"--item {other} {name}: names that differ only in case, so their files in one model "
+                            "collide; expected other names, or a model for each")
 
 
 def check_written(option: str, path: Path, name: str) -> None:
@@ -147,4 +147,5 @@ def check_written(option: str, path: Path, name: str) -> None:
     if path.is_dir():
         raise UserError(f"--{option} {path}: a folder; expected a file such as {path / name}")
     if path.name.casefold() != name and (is_declared(path.name) or path.name.startswith(".")):
-        raise UserError(f"--{option} {path}: another file of a run is called so; expected a name such as {name}")
+        raise UserError(f"--{option} {path}: this name is reserved for another file of a run; expected a name such as "
+                        f"{name}")

@@ -88,8 +88,8 @@ def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
                                 used.center_crop, paths)
         found[name] = replace(calibration, settings=used.record(), method=family.name)
         print(f"{name or ('all' if len(held_out) > 1 else next(iter(held_out)))}: {len(calibration.scores)} held-out "
-              f"good images; defective from a score of {calibration.image_threshold:.4g}, which promises at most "
-              f"{calibration.false_alarm_rate:.1%} false alarms")
+              f"good images; image threshold {calibration.image_threshold:.4g}, at most "
+              f"{calibration.false_alarm_rate:.1%} false alarms promised")
     return found
 
 

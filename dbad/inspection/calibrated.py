@@ -39,12 +39,12 @@ def resolve_calibrated(options: T, *methods: str) -> tuple[Calibration | None, T
                         f"{folder}: no trained run; run {script}, {family.scripts.extractor} and "
                         f"{family.scripts.calibration} first")
     if trained.get(UNFINISHED):
-        raise UserError(f"{folder}: {family.scripts.model} was stopped while it wrote the files of this run; give its "
+        raise UserError(f"{folder}: {family.scripts.model} was stopped while writing the files of this run; run its "
                         "command again")
     learnt = learnt_categories(trained, folder) if family.together else ()
     if family.together and options.item not in learnt:
-        print(printable(f"warning: {folder} has not learnt {options.item}, only {', '.join(learnt)}; its thresholds "
-                        "are those of all of these together"), file=sys.stderr)
+        print(printable(f"warning: {folder} was not trained on {options.item}, only on {', '.join(learnt)}; the common "
+                        "thresholds of all of these are used"), file=sys.stderr)
     path = calibration_file(folder, options.item, learnt)
     calibration = load_calibration(path)
     check_digests(calibration, path)

@@ -90,7 +90,7 @@ def _matches(pattern: str, recursive: bool) -> list[Path]:
     images = [path for hit in hits for path in (_images_in(hit, recursive) if os.path.isdir(hit) else [hit])]
     if not images:
         deeper = any(_images_in(hit, True) for hit in hits)
-        raise UserError(f"--images {pattern}: no images in it, but in sub-folders; add --recursive" if deeper else
+        raise UserError(f"--images {pattern}: no images in it, only in sub-folders; add --recursive" if deeper else
                         f"--images {pattern}: no images in it; expected files such as 000.png")
     return images
 
@@ -224,7 +224,7 @@ def _refuse_results(paths: Sequence[Path], folder: Path) -> None:
     home = os.path.realpath(folder)
     for path in paths:
         if Path(os.path.realpath(path)).is_relative_to(home):
-            raise UserError(f"--images {path}: lies in {folder}, where the results go; expected images elsewhere")
+            raise UserError(f"--images {path}: lies in the results folder {folder}; expected images elsewhere")
 
 
 def _overlays(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -16,28 +16,29 @@ from dbad.options.shared import AnyRunOptions, RunOptions
 class InspectionOptions:
     """Results."""
 
-    item_states: tuple[str, ...] = opt("folders of test/ to inspect, such as: good crack", ("all",),
+    item_states: tuple[str, ...] = opt("sub-folders of test/ to inspect, such as: good crack", ("all",),
                                        aliases=["--mvtec_item_states"])
     eval_resolution: Literal["network", "original"] = opt(
-        "where maps are compared with masks: at the network's resolution, or at the size of the files", "network")
+        "resolution for comparing maps with masks: the network's, or that of the original files", "network")
     masks: Literal["where_there_are", "required"] = opt(
-        "defective test images without mask: left out of pixel metrics, which is said, or refused", "where_there_are")
+        "defective test images without mask: leave them out of pixel metrics and say so, or refuse them "
+        "(required)", "where_there_are")
     export_maps: Literal["none", "mvtec"] = opt(
-        "also write the maps as float TIFF files, as the evaluation program of MVTec AD reads them; with the data of "
-        "MVTec AD 2 as its evaluation server does, and thresholded ones beside them", "none")
-    img_dir: Path = opt("folder in which every run has a folder of results", Path("results"))
-    plt_imgs: bool = opt("also show the figures on the screen, half a second each, where there is one", False)
+        "also write the maps as float TIFF files for the evaluation program of MVTec AD; for MVTec AD 2, in the form "
+        "of its evaluation server, with thresholded maps", "none")
+    img_dir: Path = opt("parent folder of the result folders", Path("results"))
+    plt_imgs: bool = opt("also show the figures on the screen, half a second each, if there is a screen", False)
     shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewImageOptions:
-    """Images without ground truth, instead of the test images of a data set."""
+    """New images without ground truth, instead of test images."""
 
-    images: tuple[str, ...] | None = opt("files, folders or quoted patterns such as 'camera/*.png'", None)
-    recursive: bool = opt("with --images: also those in sub-folders", False)
-    drift_check: bool = opt("with --images: test whether, as a whole, they still look like the good images of the "
-                            "calibration; if not, its promise is void", False)
+    images: tuple[str, ...] | None = opt("new images: files, folders or quoted patterns such as 'camera/*.png'", None)
+    recursive: bool = opt("with --images: also images in sub-folders", False)
+    drift_check: bool = opt("with --images: test whether their scores as a whole match those of the good images of the "
+                            "calibration; if not, the promised false-alarm rate does not hold", False)
 
 
 @dataclass(frozen=True, kw_only=True)

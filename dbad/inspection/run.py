@@ -59,8 +59,8 @@ def about_to_write(options: InspectionRun, folder: Path, *more: str) -> bool:
     check_folders(img_dir=options.img_dir)
     if folder.resolve() == run_folder(options).resolve() or any(
             (folder / name).is_file() for name in (MODEL_CONFIG, TRAIN_OPTIONS)):
-        raise UserError(f"--img_dir {options.img_dir}: the results would lie in {folder}, a run folder; expected "
-                        "another folder than that of the runs")
+        raise UserError(f"--img_dir {options.img_dir}: the results would be written to the run folder {folder}; "
+                        "expected another folder")
     written = (OVERLAYS,) if options.images else (METRICS, PAGE, *more)
     return announce(options, folder / SCORES, *(folder / name for name in written))
 
@@ -120,13 +120,13 @@ def check_new_images(options: AnyInspectionRun) -> None:
     if options.images is None:
         for name in ("recursive", "drift_check"):
             if getattr(options, name):
-                raise UserError(f"--{name}: counts only with --images")
+                raise UserError(f"--{name}: works only with --images")
         return
     for name in ("item_states", "eval_resolution", "masks", "export_maps", "plt_imgs"):
         if name in changed(options):
-            raise UserError(f"--{name}: needs ground truth or test folders, which --images have not")
+            raise UserError(f"--{name}: needs ground truth or test folders; --images have neither")
     if options.drift_check and getattr(options, "pxl_threshold", None):
-        raise UserError("--drift_check: needs the scores of a calibration; the thresholds were given by hand")
+        raise UserError("--drift_check: needs the scores of a calibration; the thresholds were set by hand")
     find_images(options.images, options.recursive)
 
 

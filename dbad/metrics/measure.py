@@ -83,5 +83,5 @@ class Measurement:
             return {"pixel": None, "reason": "no pixel metrics: no mask of a defective test image"}
         found = {"pixel": pixel, "pixel_rates": self.pixels.rates.as_dict()}
         if pixel is None:
-            found["reason"] = "no pixel metrics: the masks show no defect, or nothing else"
+            found["reason"] = "no pixel metrics: the masks are all empty, or cover all pixels"
         return found

@@ -222,7 +222,7 @@ def usual_layers(name: str, available: Sequence[Stage]) -> list[int]:
     if not layers:
         strides = ", ".join(str(stage.stride) for stage in available)
         raise UserError(f"--extractor {name}: no layer of stride 4, 8 or 16, its strides are {strides}; choose some of "
-                        "them by --extractor_layers, the first being 0")
+                        "them with --extractor_layers, counted from 0")
     return layers
 
 

@@ -154,7 +154,8 @@ def _batches(model: PatchExtractor, images: Sequence[Tensor], batch_size: int,
             largest = float(features.abs().amax())
             if not largest <= FLOAT16_MAX:          # so that not-a-number is found as well
                 raise UserError(f"--extractor {model.extractor.name}: its features reach {largest:.3g}; expected at "
-                                f"most {FLOAT16_MAX}, what float16 holds; choose other layers or another extractor")
+                                f"most {FLOAT16_MAX}, the largest float16 number; choose other layers or another "
+                                "extractor")
             yield features.half().cpu()
             bar.update(len(batch))
 

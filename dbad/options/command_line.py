@@ -30,8 +30,8 @@ class Runnable(Declared, Protocol):
     @property
     def dry_run(self) -> bool: ...
 
-FIRST = "First of all"                                  # the heading of the flags that matter first
-LAST = ("The data", "The run", "The machine")           # those of the flags that most scripts share
+FIRST = "Main options"                                  # the heading of the flags that matter first
+LAST = ("Data", "Run", "Hardware")                      # those of the flags that most scripts share
 
 
 def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:

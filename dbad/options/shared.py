@@ -33,16 +33,16 @@ def two_betas(value: tuple[float, ...]) -> str | None:
 class SeedOption:
     """The seed."""
 
-    heading: ClassVar[str] = "The run"
+    heading: ClassVar[str] = "Run"
 
-    seed: int = opt("every random number of the run follows from it", later=0, least=0, most=SEEDS - 1)
+    seed: int = opt("seed of all random numbers", later=0, least=0, most=SEEDS - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntensityOptions:
     """The gray levels of the images."""
 
-    heading: ClassVar[str] = "The data"
+    heading: ClassVar[str] = "Data"
 
     intensity: str = opt(INTENSITY, later="auto")
     intensity_bits: Depth | None = opt("bit depth of the data set, found with --intensity auto", None, flag=False)
@@ -59,12 +59,12 @@ class IntensityOptions:
 class Shared(SeedOption, IntensityOptions):
     """What shapes a prediction in every family."""
 
-    heading: ClassVar[str] = "The run"
+    heading: ClassVar[str] = "Run"
 
     patching: bool = opt("cut images into tiles of the network's size instead of resizing them", later=False,
                          aliases=["--patch_imgs", "--crop"])
     diffusion_checkpoint_name: str = opt(
-        "file name of the trained U-Net in the run folder; .safetensors is written as such", "final.pt",
+        "file name of the trained U-Net in the run folder; with .safetensors it is written in that format", "final.pt",
         aliases=["--checkpoint_name"])
 
 
@@ -72,21 +72,22 @@ class Shared(SeedOption, IntensityOptions):
 class CropOptions:
     """The part of an image that is inspected."""
 
-    heading: ClassVar[str] = "From maps to the score of an image"
+    heading: ClassVar[str] = "Crop, blur and image score"
 
     center_crop: int = opt(
-        "inspect and measure only the central square of so many px of a 256 px image (224: the papers' protocol); 0 "
-        "for the full frame", later=0, least=0,
+        "inspect and measure only the central square; its side in px for a 256 px image (the papers use 224); 0 = "
+        "whole image", later=0, least=0,
         check=lambda px: "expected at most 256, the side of the whole image" if px > 256 else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(CropOptions):
-    """From maps to the score of an image."""
+    """Crop, blur and image score."""
 
-    blur_sigma: float = opt("Gaussian blur of the maps, in px of a 256 px image; scales with the image", later=4.0,
+    blur_sigma: float = opt("sigma of the Gaussian blur of the maps, in px for a 256 px image; scaled with the image "
+                            "size", later=4.0,
                             least=0, most=256)
-    top_share: float = opt("image score: mean of this share of the map's highest pixels; 0 for the maximum", later=0.0,
+    top_share: float = opt("image score = mean over this share of the map's highest pixels; 0 = the maximum", later=0.0,
                            least=0, check=share)
 
 
@@ -94,35 +95,35 @@ class ScoreOptions(CropOptions):
 class DataOptions:
     """The data set."""
 
-    heading: ClassVar[str] = "The data"
+    heading: ClassVar[str] = "Data"
 
     dataset_path: Path | None = opt(
-        "folder of the data set (layouts: see --layout); without it the built-in demo data is drawn", None, first=2)
+        "folder of the data set (see --layout); if not given, the built-in demo data is drawn", None, first=2)
     layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
-        "how the data lie on disk; auto recognises it: python -m dbad.data PATH shows what is found", "auto")
-    holdout: float = opt("share of train/good kept out of training, for validation and calibration; a data set with "
-                         "validation/good has its own", later=0.1, between=(0, 1))
+        "folder layout of the data set; auto detects it; python -m dbad.data PATH shows what is found", "auto")
+    holdout: float = opt("share of train/good held out of training for validation and calibration; not used if the "
+                         "data set has validation/good", later=0.1, between=(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
     """The machine."""
 
-    heading: ClassVar[str] = "The machine"
+    heading: ClassVar[str] = "Hardware"
 
     device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto", first=5)
     precision: Literal["auto", "fp32", "bf16"] = opt(
-        "number format inside the networks; auto is bf16 where the processor has it", "auto")
-    num_workers: int = opt("threads that read images and draw figures; 0 for none", 2, least=0, most=1024)
+        "number format in the networks; auto uses bf16 if the processor supports it", "auto")
+    num_workers: int = opt("threads that read images and draw figures; 0 = none", 2, least=0, most=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """The run folder."""
 
-    heading: ClassVar[str] = "The run"
+    heading: ClassVar[str] = "Run"
 
-    diffusion_checkpoint_dir: Path = opt("folder in which every run has a folder of its own", Path("checkpoints"),
+    diffusion_checkpoint_dir: Path = opt("parent folder of the run folders", Path("checkpoints"),
                                          aliases=["--checkpoint_dir"])
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 
@@ -131,15 +132,15 @@ class FolderOptions:
 class AnyRunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
     """The run, of one category or of several."""
 
-    heading: ClassVar[str] = "The run"
+    heading: ClassVar[str] = "Run"
 
     item: str | tuple[str, ...] = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
-    run_id: str | None = opt("name of the run: its folders are called so (the item's name; with -lafite, -knn or "
-                             "-diad where the method is another than ddim)", None, aliases=["--run_name"], first=3)
+    run_id: str | None = opt("name of the run and of its folders (default: the item's name, followed by -lafite, -knn "
+                             "or -diad for these methods)", None, aliases=["--run_name"], first=3)
     preset: Literal["demo", "small", "base"] | None = opt(
-        "family of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, a GPU); "
-        "demo with the demo data; with real data small on a CPU and for lafite and knn, as the model is for diad, else "
-        "base", None, first=4)
+        "set of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, GPU) "
+        "(default: demo for the demo data; for real data the model's preset with diad, small on a CPU and with lafite "
+        "and knn, else base)", None, first=4)
     batch_size: int = opt("images per batch, over all processes", demo=4, base=8, least=1, most=65536)
 
 
@@ -147,7 +148,7 @@ class AnyRunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
 class RunOptions(AnyRunOptions):
     """The run of one category."""
 
-    heading: ClassVar[str] = "The run"
+    heading: ClassVar[str] = "Run"
 
     item: str = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
 
@@ -163,9 +164,9 @@ class SeveralItems:
 class BackboneOption:
     """The pretrained network that compares images."""
 
-    heading: ClassVar[str] = "The backbone"
+    heading: ClassVar[str] = "Backbone"
 
-    extractor: str = opt("backbone: efficientnet_lite0 (comes with its weights), a torchvision ResNet such as "
+    extractor: str = opt("backbone: efficientnet_lite0 (weights included), a torchvision ResNet such as "
                          "wide_resnet101_2 or resnet50, or any timm backbone", EMBEDDED)
 
 
@@ -173,49 +174,50 @@ class BackboneOption:
 class BackboneOptions(BackboneOption):
     """Its stages, and the size of the images that it sees."""
 
-    heading: ClassVar[str] = "The backbone"
+    heading: ClassVar[str] = "Backbone"
 
     extractor_layers: tuple[int, ...] | None = opt(
-        "feature stages to compare, the first being 0 (those of strides 4, 8 and 16; with lafite and knn that of "
-        "stride 2 too)", None)
-    feature_resolution: int = opt("side to which the extractor resizes images, in px", demo=128, base=256, small=256,
+        "feature stages to compare, counted from 0 (default: strides 4, 8 and 16; with lafite and knn also stride "
+        "2)", None)
+    feature_resolution: int = opt("side of the extractor's input images, in px", demo=128, base=256, small=256,
                                   least=32, most=4096)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdOptions:
-    """Thresholds from good images."""
+    """Calibration of thresholds on good images."""
 
-    pixel_quantile: float = opt("share of good pixels below the scales of the maps and the pixel threshold", 0.999,
+    pixel_quantile: float = opt("quantile of good pixels that sets the map scales and the pixel threshold", 0.999,
                                 between=(0, 1))
     false_alarm_rate: float | None = opt(
-        "promised share of good images called defective (0.05, or what the held-out images can promise)", None,
+        "largest share of good images that may be called defective (default: 0.05, or the smallest share that the "
+        "held-out images can promise if it is larger)", None,
         between=(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions:
-    """The search for settings on good images."""
+    """Tuning of settings on good images."""
 
     tune: bool | None = opt(
-        "choose the settings that are not given by pseudo-anomalies on good images; with --no_tune the preset's are "
-        "taken (on; evaluation.py alone: those chosen before)", None)
-    tune_minutes: float = opt("stop tuning after so many minutes, with the best settings so far", 30.0, least=0)
+        "choose all settings that are not given, with pseudo-anomalies on good images; --no_tune takes the preset's "
+        "(default: on; evaluation.py alone reuses the settings chosen before)", None)
+    tune_minutes: float = opt("time limit for tuning, in minutes; the best settings so far are taken", 30.0, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The course of a training."""
+    """Course of the training."""
 
-    resume: bool = opt("go on from the last saved state of this run, if there is one", True)
-    log_dir: Path = opt("folder for TensorBoard's events", Path("logs"))
+    resume: bool = opt("continue from the last saved state of this run, if there is one", True)
+    log_dir: Path = opt("folder for TensorBoard logs", Path("logs"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
     """Memory of a training."""
 
-    heading: ClassVar[str] = "The course of a training"
+    heading: ClassVar[str] = "Course of the training"
 
-    gradient_checkpointing: bool = opt("compute activations twice instead of keeping them: less memory, a third slower",
+    gradient_checkpointing: bool = opt("recompute activations in the backward pass: less memory, a third slower",
                                        False)

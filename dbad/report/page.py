@@ -115,7 +115,7 @@ def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, m
     """
     flat = flatten(metrics)
     tiles = [name for name in flat if len(name) <= 2 and _is_quality(name)]
-    limit = f"Pictures of the {len(gallery.shown)} highest-scoring of {len(rows)} images; numbers count all of them."
+    limit = f"Pictures of the {len(gallery.shown)} highest-scoring of {len(rows)} images; numbers cover all images."
     page = template("report.html").stream(
         title=", ".join(sorted({row.category for row in rows})),
         tiles=[(readable_name(name), readable_value(name, flat[name])) for name in tiles],

@@ -143,6 +143,6 @@ def show(paths: Iterable[Path | str], seconds_each: float = 0.5) -> bool:
             pyplot.pause(seconds_each)
         pyplot.close(figure)
     except Exception as error:  # each toolkit fails in its own way, and a window is never worth a failed run
-        print(f"No screen to show the pictures on: {' '.join(str(error).split())}")
+        print(f"No screen for the pictures: {' '.join(str(error).split())}")
         return False
     return True

@@ -32,7 +32,7 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
     known = known_json(path)        # nothing if it is broken: the results may be anyone's then
     if path.is_file() and record != {name: known.get(name) for name in record}:
         kept = folder.rename(numbered(folder))
-        print(f"{folder} held results of other options{' or images' * bool(inputs)}; they are kept in {kept}")
+        print(f"{folder} had results of other options{' or images' * bool(inputs)}; they were moved to {kept}")
     ensure_folders(img_dir=folder)
     write_json(path, record | {"versions": versions(), "commit": commit()})
     return folder
@@ -59,7 +59,7 @@ def listing_digest(paths: Iterable[Path]) -> str:
 def run_summary(options: RunOptions, calibration: Calibration, num_images: int, method: str) -> dict[str, str]:
     """What a report says of how it came about, as names and texts in reading order; `method` in words."""
     different = changed(options)
-    promise = "none; thresholds were given by hand"
+    promise = "none; thresholds were set by hand"
     if calibration.false_alarm_rate is not None:
         promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
                    "held-out ones")
@@ -70,7 +70,7 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int, 
         "Method": method,
         "False alarms promised": promise,
         "Preset": str(options.preset),
-        "Other than the preset": listed({name: value for name, value in different.items()
+        "Changed from the preset": listed({name: value for name, value in different.items()
                                          if name not in ("item", "preset", "dataset_path", "run_id", "images")}),
         "Seed": str(options.seed),
         "Commit": commit() or "unknown",
@@ -125,7 +125,7 @@ def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty"
     total = counted(masks["num_found"] + masks["num_missing"], "defective image")
     said = {"missing": f"no mask for {masks['num_missing']} of {total}, which pixel metrics leave out",
             "empty": f"{counted(masks['num_empty'], 'defective image')} with an empty mask",
-            "cut": f"{counted(masks['num_cut'], 'mask')} with shades, cut in the middle of their range"}
+            "cut": f"{counted(masks['num_cut'], 'mask')} with gray levels, cut in the middle of their range"}
     return [f"{said[kind]} ({', '.join(masks[kind][:3])}{f' and {n - 3} more' * (n > 3)})"
             for kind, n in number.items() if n]
 
@@ -141,7 +141,7 @@ def set_summary(options: AnyRunOptions, runs: Sequence[Any]) -> dict[str, str]:
         "Categories": ", ".join(dict.fromkeys(run.item for run in runs)),
         "Seeds": ", ".join(map(str, getattr(options, "seeds", None) or (options.seed or 0,))),
         "Preset": options.preset or ", ".join(dict.fromkeys(presets)) or "-",
-        "Other than the preset": listed(different),
+        "Changed from the preset": listed(different),
         "Commit": commit() or "unknown",
         "Versions": listed(versions()),
     }

@@ -104,7 +104,7 @@ def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
     for old, new in zip(olds, news, strict=True):
         if old.exists():
             old.rename(new)
-    print(f"{path} was the summary of other runs; it is kept in {news[0]}")
+    print(f"{path} was the summary of other runs; it was moved to {news[0]}")
 
 
 # What both documents show
@@ -149,11 +149,11 @@ def row(img_dir: Path, results: Results, item: str, shown: list[Cell]) -> Row:
 
 def notes(results: Results) -> list[str]:
     """What a reader must know of the numbers, in sentences."""
-    said = ["Areas and F1 are in percent. Missed defects and false alarms are images at the saved threshold; the last "
-            "row has their sum over the categories, and the mean of everything else."]
+    said = ["AUROC, AP, F1 and AUPRO are in percent. Missed defects and false alarms are numbers of images at the "
+            "saved threshold. The last row has their sums over the categories, and the means of all other columns."]
     if len({run.seed for run in results}) > 1:
-        said.append("Numbers are means over seeds; ± is the standard deviation over seeds (n − 1), in the last row "
-                    "that of the seeds' own means, over the seeds that have every category.")
+        said.append("Numbers are means over seeds; ± is the standard deviation over seeds (n − 1). The ± of the last "
+                    "row is that of the means of single seeds, over the seeds that have every category.")
     present = {column.title: values_of(results, column.name) for column in COLUMNS}
     for total in sorted({sum(map(bool, values.values())) for values in present.values()}, reverse=True):
         titles = [title for title, values in present.items() if sum(map(bool, values.values())) == total]
@@ -164,7 +164,7 @@ def notes(results: Results) -> list[str]:
     said += dict.fromkeys(f"{run.item}: {found.reason}." for run, found in results.items() if found.reason)
     commits = dict.fromkeys(found.commit or "unknown" for found in results.values() if not found.trouble)
     if len(commits) > 1:
-        said.append(f"The runs are of different commits: {', '.join(commits)}; summary.csv has that of each.")
+        said.append(f"The runs are from different commits: {', '.join(commits)}; summary.csv lists the commit of each.")
     return said
 
 
@@ -215,7 +215,7 @@ def markdown(summary: Summary) -> str:
     if summary.comparison:
         found = summary.comparison
         rows = {_text(item): pairs for item, pairs in found.rows.items()} | {"**Mean**": found.mean}
-        lines += ["", f"## Beside {found.published.method} as published", "", *_table(
+        lines += ["", f"## Compared with the published results of {found.published.method}", "", *_table(
             ["Category", *(head for title in found.titles for head in (title, found.published.method))],
             [[name, *(str(cell) for ours, theirs in pairs for cell in (ours, Cell(theirs)))]
              for name, pairs in rows.items()])]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 STATUS = 130            # exit status of a program that was stopped
-STOPPED = "stopped; what is finished is kept, and a training goes on when the same command is given again"
+STOPPED = "stopped; finished parts are kept; the same command continues a training"
 SAME_S = 1.0            # seconds; a launcher passes Ctrl-C on to processes that got it from the terminal already
 PATIENCE_S = 5.0        # seconds that the operation in progress may take after a second signal
 

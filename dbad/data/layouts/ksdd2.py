@@ -33,7 +33,7 @@ def _category(root: Path, name: str) -> Category:
     with ThreadPoolExecutor(8) as pool:         # decoding releases the interpreter's lock
         train, test = (tuple(pool.map(sample, _numbered(root / split, root, notes))) for split in SPLITS)
     for split in SPLITS:
-        left_out(subfolders(root / split), (), root, f"as images lie in {split} itself", notes)
+        left_out(subfolders(root / split), (), root, f"as images are expected in {split} itself", notes)
     good = tuple(s for s in train if not s.label)
     if len(good) < len(train):
         notes.append(f"{counted(len(train) - len(good), 'defective image')} of train left out")
@@ -47,6 +47,6 @@ def _numbered(folder: Path, root: Path, notes: list[str]) -> list[Path]:
     masks = {f"{path.stem}_GT" for path in images}
     others = [path for path in files if not path.stem.isdigit() and path.stem not in masks]
     if others:
-        notes.append(f"{folder.name}: {len(others)} left out, as images are called by a number and masks as their "
-                     f"image ({shortened(others, root)})")
+        notes.append(f"{folder.name}: {len(others)} left out, as expected names are NUMBER.png for images and "
+                     f"NUMBER_GT.png for masks ({shortened(others, root)})")
     return images

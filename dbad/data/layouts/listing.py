@@ -66,11 +66,11 @@ def defect_samples(folder: Path, defect: str, truth: Path | None, name: str, roo
     found, among = match(images, folder, masks, truth or folder), match(images, folder, beside, folder)
     taken = [path for image, path in among.masks.items() if image not in found.masks]
     for paths, what in (
-            (taken, "among the images, taken as theirs"),
+            (taken, "among the images, used as their masks"),
             ([path for image, path in among.masks.items() if image in found.masks],
-             "among the images, left out, as the ground truth has others"),
-            (found.second + among.second, "left out, as another one is there for the same image"),
-            (found.unused + among.unused, "left out, as there is no image of that name")):
+             "among the images left out, as the ground truth has its own"),
+            (found.second + among.second, "left out, as the image has another one"),
+            (found.unused + among.unused, "left out, as no image has that name")):
         if paths:
             notes.append(f"{counted(len(paths), 'mask')} {what} ({shortened(sorted(paths), root)})")
 
@@ -161,7 +161,7 @@ def loose_images(folder: Path, root: Path, expected: str, notes: list[str]) -> N
     """Add to `notes` the images that lie in a folder itself, which are not read."""
     images = list_images(folder)
     if images:
-        notes.append(f"{_below(folder, root)}: {counted(len(images), 'image')} left out, as {expected} was expected "
+        notes.append(f"{_below(folder, root)}: {counted(len(images), 'image')} left out; expected {expected} "
                      f"({shortened(images, root)})")
 
 

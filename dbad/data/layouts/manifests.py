@@ -123,7 +123,7 @@ def _located(entries: list[Entry], path: Path, bases: Sequence[Path]) -> Listing
         there = {category for category, image in firsts.items() if (base / image.split("/")[0]).exists()}
         if any((base / firsts[category]).is_file() for category in there):
             return Listing(base, [entry for entry in entries if entry.category in there])
-    raise UserError(f"{entries[0].where}: no file {entries[0].image}, neither in {bases[0]} nor in a folder of it")
+    raise UserError(f"{entries[0].where}: no file {entries[0].image} in {bases[0]} or in a folder of it")
 
 
 def _csv_entries(path: Path) -> Iterator[Entry]:

@@ -38,7 +38,7 @@ def _category(base: Path, name: str) -> Category:
     train, test_good = split_by_hash(train, TEST_SHARE)
     if num_left_out:
         notes.append(f"{counted(num_left_out, 'good image')} left out, as their tile shows a defect at another "
-                     "exposure, or cannot be told from such a tile")
+                     "exposure, or looks like such a tile")
     return Category(name, base, in_order(train), in_order(test + test_good), notes=tuple(notes))
 
 
@@ -56,7 +56,7 @@ def _images(base: Path, notes: list[str]) -> list[tuple[Path, str]]:
             notes.append(f"{len(others)} left out, as no .jpg has that name ({shortened(others, base)})")
         loose_images(kind, base, f"{kind.name}/Imgs", notes)
         deeper = (*subfolders(kind), *subfolders(kind / "Imgs"))
-        left_out(deeper, (kind / "Imgs",), base, f"as images lie in {kind.name}/Imgs itself", notes)
+        left_out(deeper, (kind / "Imgs",), base, f"as images are expected in {kind.name}/Imgs itself", notes)
         images += [(path, kind.name.removeprefix("MT_").lower()) for path in here]
     return images
 

@@ -57,7 +57,7 @@ def _category(base: Path, test_name: str, name: str) -> Category:
         raise UserError(f"{folder}: no images; expected files such as 000.png")
     held_out = _validation(root, name, notes)
     for split in ("train", "validation"):
-        left_out(subfolders(root / split), good_folders(root / split), root, "as only good ones are trained on", notes)
+        left_out(subfolders(root / split), good_folders(root / split), root, "as training uses good images only", notes)
         loose_images(root / split, root, f"{split}/good", notes)
     known = {root / part for part in ("train", "validation", test_name, TRUTH, *PRIVATE)}
     left_out(subfolders(root), known, root, f"as only train, validation, {test_name} and {TRUTH} are read", notes)
@@ -77,8 +77,8 @@ def _validation(root: Path, name: str, notes: list[str]) -> list[Sample]:
         return []
     samples = good_samples(folder, name, root, notes)
     if samples:
-        notes.append(f"{folder.relative_to(root).as_posix()}: {counted(len(samples), 'good image')} held out, in place "
-                     "of a share of those to train on")
+        notes.append(f"{folder.relative_to(root).as_posix()}: {counted(len(samples), 'good image')} held out, instead "
+                     "of a share of the training images")
     return samples
 
 

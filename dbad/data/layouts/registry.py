@@ -103,14 +103,14 @@ def open_dataset(path: Path, layout: str = "auto") -> DataSet:
         if found is not None:
             return DataSet(name, root, *found)
     if layout in ("auto", "mvtec", "mvtec_ad_2", "btad") and (root / "train").is_dir():
-        raise UserError(f"--dataset_path {path}: this is a category itself: give --dataset_path {root.parent} "
+        raise UserError(f"--dataset_path {path}: this is a category; give the data set: --dataset_path {root.parent} "
                         f"--item {root.name}")
     there = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "") if there else "nothing"
     if layout == "auto":
         hint = _hint(root) or "expected " + "; or ".join(f"{what} ({name})" for name, what in EXPECTED.items())
         raise UserError(f"--dataset_path {path}: no known layout; found {shown}; {hint}")
-    raise UserError(f"--layout {layout}: {path} is laid out otherwise; found {shown}; expected {EXPECTED[layout]}")
+    raise UserError(f"--layout {layout}: {path} has another layout; found {shown}; expected {EXPECTED[layout]}")
 
 
 def _hint(root: Path) -> str:

@@ -82,5 +82,5 @@ def outcome(objective: str, best: Best) -> str:
     before = f"{objective}: held-out loss {best.first:.4g} with the pretrained weights{decoder}"
     stopped = f"; stopped after epoch {best.seen}" if best.exhausted else ""
     if best.epoch == 0:
-        return f"{before}, no epoch improved on it, and they are kept{stopped}"
+        return f"{before}, no epoch was better, so they are kept{stopped}"
     return f"{before}, {best.loss:.4g} after epoch {best.epoch}, whose weights are kept{stopped}"

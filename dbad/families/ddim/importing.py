@@ -57,9 +57,9 @@ def import_ddim(path: Path, out: Path) -> str:
     new = [WEIGHTS, MODEL_CONFIG, TRAIN_OPTIONS] if found.unet else []
     new += [EXTRACTOR] if found.extractor else []
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: expected a folder, found a file in its place")
+        raise UserError(f"--out {out}: expected a folder, found a file")
     if taken := [name for name in new if (out / name).exists()]:
-        raise UserError(f"--out {out}: has {taken[0]} already, and nothing is written over; expected a new folder")
+        raise UserError(f"--out {out}: contains {taken[0]} already; nothing is overwritten; expected a new folder")
 
     # Convert.
     lines, resolution, network, extractor = [], 256, None, None
@@ -137,8 +137,8 @@ def _diffusion_based_ad(path: Path) -> Network:
     remarks = [f"set blending with weight {options['recon_weight']:g} (--recon_weight), 25 steps from 250, eta "
                f"{options['eta']:g}"]
     if options["noise_kind"] == "simplex":
-        remarks.append("its simplex noise was weaker than what this project draws, which has unit variance: expect "
-                       "other reconstructions than its own")
+        remarks.append("its simplex noise was weaker than the noise here, which has unit variance, so reconstructions "
+                       "differ")
     return Network(model_config(unet), unet.state_dict(), options, remarks)
 
 
@@ -163,7 +163,7 @@ def extractor_of(path: Path, resolution: int) -> Extractor:
         if shapes == {key: value.shape for key, value in extractor.state_dict().items()}:
             extractor.load_state_dict(state, assign=True)
             return extractor
-    raise UserError(f"{path}: weights of a ResNet, but of none of {', '.join(BACKBONES)}")
+    raise UserError(f"{path}: weights of an unknown ResNet; expected one of {', '.join(BACKBONES)}")
 
 
 def _next_steps(out: Path) -> list[str]:
@@ -176,5 +176,5 @@ def _next_steps(out: Path) -> list[str]:
     if not (out / EXTRACTOR).is_file():
         return [f"next: import a feature extractor too, with --out {out}, or: python train_extractor.py {flags}"]
     return [f"next: python evaluation.py {flags}; then inference_ddim.py with the same options",
-            "note: its training saw all of train/good, so the good images that evaluation.py sets the thresholds with "
-            "are not new to it: false alarms on new images may be more frequent than promised"]
+            "note: it was trained on all of train/good, so the good images for the thresholds are not new to it; new "
+            "images may give more false alarms than promised"]

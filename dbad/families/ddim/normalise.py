@@ -107,10 +107,10 @@ def save_normalisation(normalisation: Normalisation, path: Path) -> None:
 def load_normalisation(path: Path) -> Normalisation:
     """Read what `save_normalisation` wrote; anything else is a `UserError` that names the file."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file, yet the maps are to be normalised; run evaluation.py first")
+        raise UserError(f"{path}: no such file, but --map_norm needs it; run evaluation.py first")
     try:
         tensors, about = read_tensors(path)
         return Normalisation(about["kind"], tuple(about["names"].split()),
                              *(tensors[name] for name in ("mean", "std", "levels")), int(about["side"]))
     except (UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not what evaluation.py measured of good images ({error}); run it again") from None
+        raise UserError(f"{path}: not the statistics of good images by evaluation.py ({error}); run it again") from None

@@ -22,20 +22,22 @@ from dbad.options.shared import (
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Conditioned denoising: the parameters of inference that are worth editing."""
+    """Inference: conditioned denoising."""
 
     conditioning: Literal["ddad", "blend"] = opt(
         "how the inspected image guides denoising: ddad corrects the predicted noise, blend mixes the image in",
         later="ddad")
-    recon_weight: float = opt("w, pull towards the inspected image; 0 is unconditioned", later=2.0, least=0,
+    recon_weight: float = opt("w: how strongly the reconstruction is pulled towards the inspected image; 0 = "
+                              "unconditioned", later=2.0, least=0,
                               aliases=["--reconstruction_weight"], first=6)
     eta: float = opt(
-        "DDIM's share of fresh noise per step: 0 deterministic, 1 as DDPM", later=0.0, least=0,
+        "DDIM's eta, share of fresh noise per step: 0 = deterministic, 1 = as in DDPM", later=0.0, least=0,
         check=lambda eta: "expected a number from 0 (deterministic) to 1 (as DDPM)" if eta > 1 else None)
     start_at_timestep: int = opt("noise the image up to this training timestep", later=250, least=1, first=7)
-    steps_to_regenerate: int = opt("denoising steps from there back to 0", demo=3, base=25, least=1,
+    steps_to_regenerate: int = opt("denoising steps from --start_at_timestep to 0", demo=3, base=25, least=1,
                                    aliases=["--num_inference_steps"])
-    sampler: Literal["ddim", "dpm++"] = opt("solver of these steps; dpm++ is of second order from the third step on",
+    sampler: Literal["ddim", "dpm++"] = opt("solver of the denoising steps; dpm++ is second order from the third step "
+                                            "on",
                                             later="ddim")
 
     @staticmethod
@@ -50,35 +52,36 @@ class Reconstruction:
 
 def _weights(value: tuple[float, ...]) -> str | None:
     usable = min(value, default=-1) >= 0 and max(value) > 0
-    return None if usable else "expected numbers from 0, one of them above"
+    return None if usable else "expected numbers of at least 0, not all 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapOptions(ScoreOptions):
-    """From two images to one anomaly map."""
+    """Inference: anomaly map."""
 
-    num_samples: int = opt("noise draws per image, over which the maps are averaged", later=1, least=1, most=10_000)
+    num_samples: int = opt("noise draws per image; their maps are averaged", later=1, least=1, most=10_000)
     pixel_difference: Literal["max_square", "mean_abs"] = opt(
-        "pixel map: the largest squared difference of the colours, or their mean absolute one", later="max_square")
-    layer_weights: tuple[float, ...] = opt("weights of the extractor's layers in the feature map, or one for all",
+        "pixel map: maximum of the squared or mean of the absolute differences of the colour "
+        "channels", later="max_square")
+    layer_weights: tuple[float, ...] = opt("weight of each extractor layer in the feature map, or one weight for all",
                                            later=(1.0,), check=_weights)
     map_norm: Literal["none", "location", "contrast"] = opt(
-        "maps in standard deviations above what good images show: at the same pixel (aligned parts), or at the same "
-        "local contrast", later="none")
+        "normalise maps by mean and standard deviation over good images, at the same pixel (location; for aligned "
+        "parts) or at the same local contrast", later="none")
     feature_smoothing_kernel: int = opt(
-        "side of the mean filter over features, in feature pixels; 1 for none", later=3, least=1, most=255,
+        "side of the mean filter over features, in feature pixels; 1 = off", later=3, least=1, most=255,
         check=lambda side: None if side % 2 else "expected an odd number", aliases=["-fsk"])
     tile_overlap: float = opt(
-        "with --patching: share of a tile's side that it has in common with the next, at least", later=0.25,
+        "with --patching: smallest overlap of neighbouring tiles, as a share of a tile's side", later=0.25,
         check=lambda value: None if 0 <= value <= 0.9 else "expected a share from 0 to 0.9")
-    pl_contrib: float = opt("contribution of the pixel map to the anomaly map", later=0.7, least=0)
-    fl_contrib: float = opt("contribution of the feature map to the anomaly map", later=0.7, least=0)
+    pl_contrib: float = opt("weight of the pixel map in the anomaly map", later=0.7, least=0)
+    fl_contrib: float = opt("weight of the feature map in the anomaly map", later=0.7, least=0)
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
         """Yield messages about maps that cannot be made."""
         if given.patching and given.map_norm == "location":
-            yield "--map_norm location: images that are cut into tiles have no common places; try contrast"
+            yield "--map_norm location: the tiles of --patching have no common position; try contrast"
         if given.pl_contrib == 0 and given.fl_contrib == 0:
             yield "--pl_contrib and --fl_contrib are both 0: the anomaly map would be empty"
 
@@ -89,7 +92,7 @@ class AdaptedExtractor:
 
     heading: ClassVar[str] = "Training of the feature extractor"
 
-    extractor_path: Path | None = opt("file of the adapted extractor (extractor.pt in the run folder)", None,
+    extractor_path: Path | None = opt("file of the adapted extractor (default: extractor.pt in the run folder)", None,
                                       aliases=["--save_to"])
 
 
@@ -105,11 +108,12 @@ class DdimSettings(MapOptions, Reconstruction, AdaptedExtractor, Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenThresholds:
-    """Thresholds by hand, in place of the calibrated ones."""
+    """Thresholds set by hand, instead of calibrated."""
 
-    pxl_threshold: float | None = opt("pixel difference that counts as 1 in the anomaly map (calibrated)", None,
+    pxl_threshold: float | None = opt("pixel difference that becomes 1 in the anomaly map (default: calibrated)", None,
                                       above=0, aliases=["--pl_threshold"])
-    feature_threshold: float | None = opt("feature difference that counts as 1 in the anomaly map (calibrated)", None,
+    feature_threshold: float | None = opt("feature difference that becomes 1 in the anomaly map (default: "
+                                          "calibrated)", None,
                                           above=0, aliases=["--fl_threshold"])
 
 
@@ -120,7 +124,7 @@ class ProcessOptions:
     heading: ClassVar[str] = "Training of the diffusion model"
 
     train_steps: int = opt("timesteps of the diffusion process", 1000, least=2, most=100_000)
-    max_timestep: int = opt("train on timesteps up to this one only, as inspection visits no others; 0 for all",
+    max_timestep: int = opt("largest timestep of the training; --start_at_timestep cannot exceed it; 0 = --train_steps",
                             demo=250, base=0, least=0)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
     noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
@@ -148,8 +152,8 @@ class ImageSize:
 
     heading: ClassVar[str] = "Training of the diffusion model"
 
-    resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching (the "
-                          "extractor's adaptation takes that of the trained diffusion model, if there is one)",
+    resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching; "
+                          "train_extractor.py takes that of the trained diffusion model, if there is one",
                           demo=64, small=128, base=256, least=8, most=4096)
 
 
@@ -157,24 +161,24 @@ class ImageSize:
 class DiffusionOptions(ProcessOptions, ImageSize, TrainingOptions):
     """Training of the diffusion model."""
 
-    channels: tuple[int, ...] = opt("channels of the U-Net at each resolution, the full one first",
+    channels: tuple[int, ...] = opt("channels of each U-Net level, full resolution first",
                                     demo=(32, 32, 64, 128), small=(32, 32, 64, 128, 128),
                                     base=(128, 128, 256, 256, 512, 512), most=4096, check=one_for_each_level)
-    layers_per_block: int = opt("residual layers at each resolution", demo=1, base=2, least=1, most=16)
-    attention_levels: tuple[int, ...] = opt("resolutions with self-attention, 0 being the full one", demo=(),
+    layers_per_block: int = opt("residual layers of each U-Net level", demo=1, base=2, least=1, most=16)
+    attention_levels: tuple[int, ...] = opt("U-Net levels with self-attention; 0 = full resolution", demo=(),
                                             base=(4,))
-    epochs_diffusion: int | None = opt("length of the training in epochs", demo=None, base=1000, least=0,
+    epochs_diffusion: int | None = opt("training length in epochs", demo=None, base=1000, least=0,
                                        aliases=["--epochs"])
-    steps_diffusion: int | None = opt("length of the training in optimiser steps, instead of epochs", demo=900,
+    steps_diffusion: int | None = opt("training length in optimiser steps, instead of epochs", demo=900,
                                       small=3000, base=None, least=0)
     learning_rate: float = opt("peak learning rate of AdamW", demo=3e-3, small=2e-3, base=1e-4, between=(0, 1))
-    adam_betas: tuple[float, ...] = opt("AdamW's decay rates of the mean gradient and of its square", demo=(0.9, 0.99),
+    adam_betas: tuple[float, ...] = opt("AdamW's beta1 and beta2", demo=(0.9, 0.99),
                                         base=(0.95, 0.999), check=two_betas)
-    warmup_steps: int = opt("steps in which the learning rate rises, at most a tenth of all; then it falls as a cosine",
+    warmup_steps: int = opt("warm-up steps of the learning rate, at most a tenth of all steps; then cosine decay",
                             demo=50, small=100, base=500, least=0)
     flip: bool = opt("mirror training images at random", False)
-    rotate: float = opt("turn training images at random, up to so many degrees", 0.0, least=0, most=360)
-    color_jitter: float = opt("change brightness, contrast and saturation at random, up to this share", 0.0, least=0,
+    rotate: float = opt("rotate training images at random, by up to this many degrees", 0.0, least=0, most=360)
+    color_jitter: float = opt("change brightness, contrast and saturation at random, by up to this share", 0.0, least=0,
                               most=10)
     save_n_epochs: int = opt("epochs between checkpoints, validations and sample pictures", demo=4, small=10, base=50,
                              least=1)
@@ -192,16 +196,18 @@ class ExtractorOptions(BackboneOptions, AdaptedExtractor, ImageSize, TrainingOpt
     """Training of the feature extractor."""
 
     objective: Literal["autoencoder", "reconstruction", "ddad"] | None = opt(
-        "what is learnt: autoencoder decodes the image from its features, reconstruction the diffusion model's "
-        "reconstruction of it (both mean squared error); ddad brings the features of an image and of another one "
-        "denoised towards it together (cosine distance) and distils the pretrained network (autoencoder)", None)
-    extractor_use_diff: bool = opt("the same as --objective reconstruction", False, aliases=["--use_diffusion_model"])
-    extractor_weight: float = opt("lambda, weight of ddad's two distillation terms, against forgetting", 0.1, least=0)
-    extractor_recon_weight: float = opt("w of ddad's pairs, pull towards the other image while denoising", 3.0, least=0)
-    epochs_extractor: int = opt("epochs of adaptation at most; 0 keeps the pretrained weights. Where it is not given, "
-                                "few images get more epochs, for 100 steps", demo=1, base=30, least=0)
-    extractor_patience: int = opt("epochs without a lower loss on the held-out good images after which adaptation "
-                                  "stops, 0 for never; the weights of the best epoch are kept in any case", 3, least=0)
+        "training objective. autoencoder: decode the image from its features; reconstruction: decode the diffusion "
+        "model's reconstruction of it (both mean squared error); ddad: equal features (cosine distance) for an image "
+        "and another image denoised towards it, with distillation of the pretrained network (default: "
+        "autoencoder)", None)
+    extractor_use_diff: bool = opt("same as --objective reconstruction", False, aliases=["--use_diffusion_model"])
+    extractor_weight: float = opt("lambda: weight of the two distillation terms of --objective ddad", 0.1, least=0)
+    extractor_recon_weight: float = opt("w for the image pairs of --objective ddad: pull towards the other image in "
+                                        "denoising", 3.0, least=0)
+    epochs_extractor: int = opt("maximum number of epochs; 0 keeps the pretrained weights; if not given, few images "
+                                "get more epochs, to reach 100 steps", demo=1, base=30, least=0)
+    extractor_patience: int = opt("stop after this many epochs without a lower loss on the held-out good images; 0 = "
+                                  "never; the weights of the best epoch are kept", 3, least=0)
     extractor_learning_rate: float = opt("peak learning rate of AdamW for the extractor", 1e-4, between=(0, 1))
 
     def __post_init__(self):

@@ -55,8 +55,8 @@ def check_epoch(name: str, last: int) -> None:
     """Raise `UserError` if the final weights have the file name of an epoch before the last."""
     epoch = epoch_of(name)
     if epoch is not None and epoch < last:
-        raise UserError(f"--diffusion_checkpoint_name {name}: the weights after epoch {epoch} of {last} are called so; "
-                        "expected another name, such as final.pt")
+        raise UserError(f"--diffusion_checkpoint_name {name}: this name is reserved for the weights after epoch "
+                        f"{epoch} of {last}; expected another one, such as final.pt")
 
 
 def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: DdimTraining,
@@ -90,7 +90,7 @@ def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
     if num_steps is None:
         num_steps = -(-(options.epochs_diffusion or 0) * num_images // options.batch_size)
     if num_steps == 0:
-        raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train to go on with a trained model")
+        raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train for a run that is trained")
     settings = {name: value for name, value in plain(options).items() if name in SHAPING} | {
         IMAGES: fingerprint(images)}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,

@@ -42,7 +42,7 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     write_trials(folder / TUNING, search.trials, best, (Reconstruction, MapOptions))
     plot_trials(folder / TUNING_PLOT, search.trials, best)
     print(f"tuned on {len(images.pseudo)} pseudo-anomalies{' until --tune_minutes' * search.stopped}: "
-          f"{outcome(first, best)} with {listed(changes(first, best))}")
+          f"{outcome(first, best)}; changed: {listed(changes(first, best))}")
     return best.settings
 
 
@@ -74,9 +74,9 @@ def tuned_before(folder: Path, settings: DdimSettings, given: Collection[str]) -
     check_declared(known["settings"], types_of(DdimSettings), path)
     now = _weights(folder, settings)
     if not known["digests"] or {**now, **known["digests"]} != now:      # older ones have fewer
-        print(f"{path} belongs to other weights; the preset's settings are taken")
+        print(f"{path} was tuned for other weights; the preset's settings are used")
         return settings
-    print(f"settings as chosen before ({path}); --tune chooses again, --no_tune takes the preset's")
+    print(f"settings tuned before are used ({path}); --tune tunes again, --no_tune uses the preset's")
     chosen = types_of(Reconstruction, MapOptions).keys() - set(given)
     return replace(settings, **{name: tuple(value) if isinstance(value, list) else value
                                 for name, value in known["settings"].items() if name in chosen})

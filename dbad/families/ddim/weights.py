@@ -55,8 +55,8 @@ def convert(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tens
     """
     base, in_channels = state["down.0.0.weight"].shape[:2]
     if base not in HEADS:
-        raise UserError(f"DDAD's U-Net with {base} base channels: expected 64 (DDAD) or 32 (DDAD-S), since the file "
-                        "does not tell its number of attention heads otherwise")
+        raise UserError(f"DDAD's U-Net with {base} base channels: expected 64 (DDAD) or 32 (DDAD-S); for others the "
+                        "number of attention heads is unknown")
     if in_channels != 3:
         raise UserError(f"DDAD's U-Net for images of {in_channels} channels: expected 3")
 
@@ -86,7 +86,7 @@ def convert(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tens
         depth = 3 if words[0] in ("down", "up") else 2
         block, layer, kind = ".".join(words[:depth]), ".".join(words[depth:-1]), words[-1]
         if block not in blocks or layer not in {"", "to_qkv", *_LAYER}:
-            raise UserError(f"a U-Net like DDAD's, but with {key}, which DDAD's has not")
+            raise UserError(f"a U-Net like DDAD's, but with {key}, which DDAD's does not have")
         if layer == "to_qkv":
             parts = zip(("to_q", "to_k", "to_v"), _split_heads(value, HEADS[base]), strict=True)
             converted |= {f"{blocks[block]}.{name}.{kind}": part for name, part in parts}

@@ -31,18 +31,18 @@ def check_build(options: BuildOptions) -> None:
     if options.random and not options.size:
         raise UserError(f"--random: expected --size too, {', '.join(SIZES)}")
     if options.size and not options.random:
-        raise UserError(f"--size {options.size}: the size of Stable Diffusion is its own; --size goes with --random")
+        raise UserError(f"--size {options.size}: Stable Diffusion has a fixed size; expected --size only with --random")
     if not options.random and options.autoencoder is None:
         raise UserError("--autoencoder: not given; expected one that was fine-tuned on the good images "
-                        f"(finetune_autoencoder.py), or {options.stable_diffusion} again, to take Stable Diffusion's")
+                        f"(finetune_autoencoder.py), or {options.stable_diffusion} for Stable Diffusion's own")
     for name in ("stable_diffusion", "autoencoder", "prompt_embedding"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             raise UserError(f"--{name} {path}: no such file or folder")
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out}: expected a folder, found a file in its place")
+        raise UserError(f"--out {options.out}: expected a folder, found a file")
     if (options.out / MODEL_CONFIG).exists():
-        raise UserError(f"--out {options.out}: has {MODEL_CONFIG} already, and nothing is written over; expected a new "
+        raise UserError(f"--out {options.out}: contains {MODEL_CONFIG} already; nothing is overwritten; expected a new "
                         "folder")
 
 
@@ -94,8 +94,8 @@ def size_of(options: Assembled) -> SizeName:
         published = options.stable_diffusion and not options.preset
         size = "sd15" if published else default_of(fields_of(ModelOptions)["size"], preset)
     if (size == "sd15") != (options.stable_diffusion is not None):
-        raise UserError(f"--size {size}: expected --stable_diffusion with sd15, and only with it; tiny and middle "
-                        "begin with random weights")
+        raise UserError(f"--size {size}: expected --stable_diffusion with sd15 and only with it; tiny and middle start "
+                        "from random weights")
     return size
 
 

@@ -87,7 +87,7 @@ def open_diad(folder: Path, settings: DiadSettings, machine: Machine) -> DiadDet
     model = load_diad(folder, torch.bfloat16 if machine.precision == "bf16" else None)      # at once: half the memory
     extractor = build_extractor(settings.extractor, settings.extractor_layers, settings.feature_resolution)
     if weights_digest(extractor) != settings.extractor_weights:
-        raise UserError(f"{folder}: was calibrated with other weights of {extractor.name} than are installed; run "
-                        "train_diad.py again")
+        raise UserError(f"{folder}: calibrated with weights of {extractor.name} that differ from the installed ones; "
+                        "run train_diad.py again")
     return DiadDetector(settings=settings, machine=machine, extractor=extractor,
                         model=ready(model, machine.device, machine.precision))

@@ -193,8 +193,8 @@ def _check_parts(resolution: int, autoencoder: AutoencoderKL, unet: UNet2DCondit
                         "this U-Net")
     cell = 2 ** (levels - 1 + len(unet.config["block_out_channels"]) - 1)
     if resolution % cell or resolution < 2 * cell:
-        raise UserError(f"resolution {resolution}: expected a multiple of {cell} px, which are one cell of the U-Net's "
-                        "deepest level, and at least two of them")
+        raise UserError(f"resolution {resolution}: expected a multiple of {cell} px (one cell of the deepest U-Net "
+                        "level), at least twice that")
 
 
 def build_unet(channels: Sequence[int], cross_attention_dim: int, heads: int = HEADS) -> UNet2DConditionModel:

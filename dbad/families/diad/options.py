@@ -37,12 +37,13 @@ SizeName = Literal["tiny", "middle", "sd15"]
 
 @dataclass(frozen=True, kw_only=True)
 class DiadMapOptions(CropOptions):
-    """From an image and its sample to one anomaly map: the parameters of inference that are worth editing."""
+    """Inference: from an image and its sample to the anomaly map."""
 
     latent_start: int = opt("noise latents up to this timestep of 1000", demo=200, small=400, base=1000, least=1)
-    latent_steps_back: int = opt("denoising steps from there back to 0", demo=5, small=10, base=10, least=1)
-    paper_exact: bool = opt("visit the timesteps that DiAD's published code visits", later=False)
-    map_sigma: float = opt("Gaussian blur of the map, in px of a 256 px image; scales with the image", later=5.0,
+    latent_steps_back: int = opt("denoising steps from --latent_start to 0", demo=5, small=10, base=10, least=1)
+    paper_exact: bool = opt("use the same timesteps as DiAD's published code", later=False)
+    map_sigma: float = opt("sigma of the Gaussian blur of the map, in px for a 256 px image; scaled with the image "
+                           "size", later=5.0,
                            least=0, most=256)
 
     @staticmethod
@@ -72,22 +73,22 @@ class DiadSettings(DiadMapOptions, BackboneOptions, Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentOptions(BackboneOptions, ThresholdOptions, TrainingOptions, MemoryOptions):
-    """Training of the guided latent diffusion."""
+    """Training of the guided latent diffusion model."""
 
-    model: Path | None = opt("folder of the model to begin with, of build_diad.py (diad in --diffusion_checkpoint_dir; "
-                             "train_tune_eval.py builds one)", None)
+    model: Path | None = opt("folder of the initial model, written by build_diad.py (default: diad in "
+                             "--diffusion_checkpoint_dir; train_tune_eval.py builds a model)", None)
     train_unet: Literal["decoder", "whole"] | None = opt(
-        "what of the U-Net learns: its decoder, as published, or the whole (the whole for models of random weights)",
+        "part of the U-Net to train (default: decoder, as published; whole for a model with random weights)",
         None)
-    steps_latent: int = opt("length of the training in optimiser steps; 0 only calibrates", demo=600, small=10_000,
+    steps_latent: int = opt("training length in optimiser steps; 0 = only calibrate", demo=600, small=10_000,
                             base=75_000, least=0)
     latent_batch_size: int = opt("images per training batch, over all processes", demo=8, base=12, least=1, most=65536)
-    latent_accumulate: int = opt("batches whose mean gradient makes an optimiser step", demo=1, base=4, least=1)
+    latent_accumulate: int = opt("batches per optimiser step (gradient accumulation)", demo=1, base=4, least=1)
     latent_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, small=3e-4, base=1e-5, between=(0, 1))
-    latent_schedule: Literal["cosine", "constant"] = opt("course of the learning rate", demo="cosine", base="constant")
-    latent_max_timestep: int = opt("train on timesteps up to this one of 1000; inspection can visit no others",
+    latent_schedule: Literal["cosine", "constant"] = opt("learning-rate schedule", demo="cosine", base="constant")
+    latent_max_timestep: int = opt("largest timestep of the training, of 1000; --latent_start cannot exceed it",
                                    demo=200, small=400, base=1000, least=1)
-    fused_optimizer: bool = opt("AdamW in one kernel: faster, and less memory for what it works with", False)
+    fused_optimizer: bool = opt("fused AdamW: faster, with less working memory", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,33 +98,35 @@ class DiadTraining(SeveralItems, AnyRunOptions, LatentOptions, DiadMapOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """The run, by its folder."""
+    """Run folder."""
 
-    resume_path: Path | None = opt("run folder of the model, instead of --run_id and --diffusion_checkpoint_dir", None)
+    resume_path: Path | None = opt("folder of the run, instead of --run_id and --diffusion_checkpoint_dir", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """Weights to begin with."""
+    """Initial weights."""
 
     stable_diffusion: Path | None = opt(
-        "Stable Diffusion 1.5: a folder as diffusers saves it, or one file (.safetensors, or v1-5-pruned.ckpt)", None)
+        "Stable Diffusion 1.5: a folder in diffusers' format, or one file (.safetensors, or v1-5-pruned.ckpt)", None)
     autoencoder: Path | None = opt(
-        "auto-encoder: the folder of a fine-tuned one (finetune_autoencoder.py trains one), one as diffusers saves it, "
-        "or a file (kl-f8, mvtecad_fs.ckpt); that of --stable_diffusion to take Stable Diffusion's own", None)
+        "auto-encoder: a run folder of finetune_autoencoder.py, a folder in diffusers' format, or a file (kl-f8, "
+        "mvtecad_fs.ckpt); the path of --stable_diffusion for Stable Diffusion's own", None)
     prompt_embedding: Path | None = opt(
-        "file with the empty prompt's embedding, one tensor 1x77x768, where --stable_diffusion has no text encoder",
+        "file with the embedding of the empty prompt, one tensor 1x77x768; needed if --stable_diffusion has no text "
+        "encoder",
         None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(WeightFiles):
-    """The model that is put together where --model names none."""
+    """New model, if --model is not given."""
 
     size: SizeName | None = opt(
-        "the networks: sd15 are the published ones and need --stable_diffusion, the others are smaller and begin with "
-        "random weights", demo="tiny", small="middle", base="sd15")
-    autoencoder_start: Path | None = opt("what finetune_autoencoder.py is to --start with (random weights)", None)
+        "size of the networks: sd15 is the published one and needs --stable_diffusion; the others are smaller and "
+        "start from random weights", demo="tiny", small="middle", base="sd15")
+    autoencoder_start: Path | None = opt("initial weights for finetune_autoencoder.py, its --start (default: random "
+                                         "weights)", None)
     autoencoder_steps: int | None = opt("optimiser steps of finetune_autoencoder.py", demo=500, small=4000,
                                         base=100_000, least=1)
 
@@ -134,15 +137,16 @@ class Assembled(ModelOptions, DiadTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(WeightFiles, SeedOption):
-    """What the model is assembled from; saved as build_arg_config.json in its run folder."""
+    """New model; saved as build_arg_config.json in its run folder."""
 
     out: Path = opt("run folder to write, such as checkpoints/diad")
-    random: bool = opt("random weights instead of --stable_diffusion, for a training of the whole U-Net", False)
+    random: bool = opt("random weights instead of --stable_diffusion; train_diad.py then trains the whole U-Net", False)
     size: SizeName | None = opt(
         "with --random: tiny (6 M parameters, 128 px), middle (98 M, 256 px) or sd15 (1415 M, 256 px)", None)
-    resolution: int | None = opt("side of the images in px (256, or that of --size)", None, least=8, most=4096)
-    weights: Literal["fp32", "bf16"] = opt("number format of the saved weights; a training needs fp32", "fp32")
-    paper_exact: bool = opt("start the SFF block at zero as the published code does; it then never learns", False)
+    resolution: int | None = opt("side of the images, in px (default: 256, or that of "
+                                 "--size)", None, least=8, most=4096)
+    weights: Literal["fp32", "bf16"] = opt("number format of the saved weights; training needs fp32", "fp32")
+    paper_exact: bool = opt("initialise the SFF block with zeros as in the published code; it then never learns", False)
     dry_run: bool = opt("print the options and what would be written, then stop", False)
 
 
@@ -169,35 +173,38 @@ class AutoencoderOptions(SeveralItems, BackboneOption, DataOptions, IntensityOpt
                          MemoryOptions, MachineOptions, FolderOptions):
     """Training of the auto-encoder."""
 
-    run_id: str = opt("name of the run: its folders are called so", "autoencoder", aliases=["--run_name"])
+    run_id: str = opt("name of the run and of its folders", "autoencoder", aliases=["--run_name"])
     size: Literal["tiny", "middle", "kl-f8"] | None = opt(
-        "the network, and the defaults of its training: kl-f8 is the published one (84 M parameters), the others have "
-        "its shape and fewer channels (that of --start, else tiny with the demo data; with real data middle on a CPU, "
-        "kl-f8 on a GPU)", None)
-    start: Path | None = opt("what to begin with: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
-                             "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (random weights)", None)
+        "size of the network, and the defaults of its training: kl-f8 is the published one (84 M parameters), the "
+        "others have fewer channels (default: that of --start; else tiny for the demo data; for real data middle on a "
+        "CPU, kl-f8 on a GPU)", None)
+    start: Path | None = opt("initial weights: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
+                             "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (default: random "
+                             "weights)", None)
     resolution: int = by_size("side to which images are resized, in px", "resolution", least=8, most=4096)
     batch_size: int = by_size("images per batch, over all processes", "batch_size", least=1, most=65536)
-    accumulate: int = by_size("batches whose mean gradient makes an optimiser step", "accumulate", least=1)
-    num_steps: int = by_size("optimiser steps at most", "num_steps", least=1)
-    epoch_steps: int = by_size("steps of an epoch, after which the held-out loss is measured", "epoch_steps",
+    accumulate: int = by_size("batches per optimiser step (gradient accumulation)", "accumulate", least=1)
+    num_steps: int = by_size("maximum number of optimiser steps", "num_steps", least=1)
+    epoch_steps: int = by_size("steps per epoch; each epoch ends with a measurement of the held-out "
+                                      "loss", "epoch_steps",
                                       least=1)
-    patience: int = by_size("epochs without a lower held-out reconstruction loss after which training stops, 0 "
-                                   "for never; the weights of the best epoch are kept in any case", "patience", least=0)
-    learning_rate: float = by_size("learning rate of Adam, for auto-encoder and discriminator", "learning_rate",
+    patience: int = by_size("stop after this many epochs without a lower held-out reconstruction loss; 0 = "
+                                   "never; the weights of the best epoch are kept", "patience", least=0)
+    learning_rate: float = by_size("Adam's learning rate, for auto-encoder and discriminator", "learning_rate",
                                           between=(0, 1))
-    schedule: Literal["cosine", "constant"] = by_size("course of the learning rate", "schedule")
-    adam_betas: tuple[float, ...] = opt("Adam's decay rates of the mean gradient and of its square", (0.5, 0.9),
+    schedule: Literal["cosine", "constant"] = by_size("learning-rate schedule", "schedule")
+    adam_betas: tuple[float, ...] = opt("Adam's beta1 and beta2", (0.5, 0.9),
                                         check=two_betas)
     perceptual: Literal["lpips", "features", "none"] = opt(
-        "perceptual distance: features of --extractor, or LPIPS (as published), which needs the package lpips and "
-        "downloads a VGG-16", "features")
+        "perceptual distance: features of --extractor, none, or LPIPS (as published; needs the package lpips and "
+        "downloads a VGG-16)", "features")
     perceptual_weight: float = opt(
         f"weight of the perceptual distance beside L1 (default: "
         f"{', '.join(f'{name} {value:g}' for name, value in PERCEPTUAL_WEIGHTS.items())})", None, least=0)
     kl_weight: float = opt("weight of the KL divergence of the latents from a normal distribution", 1e-6, least=0)
-    discriminator_weight: float = opt("weight of the patch discriminator, beside its adaptive factor", 0.5, least=0)
-    discriminator_start: int = opt("step at which the discriminator comes in", 50_001, least=0)
+    discriminator_weight: float = opt("weight of the patch discriminator, multiplied by its adaptive "
+                                      "factor", 0.5, least=0)
+    discriminator_start: int = opt("first step with the discriminator", 50_001, least=0)
 
 
 def check_foreign(options: Shared) -> None:

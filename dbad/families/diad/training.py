@@ -44,13 +44,13 @@ def model_to_begin_with(model: Path) -> tuple[str, str]:
     channels = tuple(read_diad_config(model)["unet"].get("block_out_channels", ()))
     for name in DIAD_FILES:
         if not (model / name).is_file():
-            raise UserError(f"{model / name}: no such file; expected a whole model, as build_diad.py writes it")
+            raise UserError(f"{model / name}: no such file; expected a complete model, as build_diad.py writes it")
     size = fields_of(ModelOptions)["size"]
     known = {SIZES[default_of(size, preset)].channels: preset for preset in PRESETS}
     built = read_built(model)
     if built and built["autoencoder"] is None:
-        raise UserError(f"--model {model}: its auto-encoder has random weights; expected one that was trained "
-                        "(finetune_autoencoder.py), and the model built with it: build_diad.py --autoencoder")
+        raise UserError(f"--model {model}: its auto-encoder has random weights; expected a trained one: run "
+                        "finetune_autoencoder.py, then build_diad.py --autoencoder")
     return known.get(channels, "base"), "whole" if built.get("random") else "decoder"
 
 

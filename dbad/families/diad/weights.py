@@ -36,8 +36,8 @@ def read_stable_diffusion(path: Path) -> tuple[UNet2DConditionModel, Tensor | No
     """Stable Diffusion's U-Net, and the embedding of the empty prompt if there is a text encoder too."""
     if path.is_dir():
         if not (path / "unet" / "config.json").is_file():
-            raise UserError(f"{path}: has no unet/config.json; expected a folder of Stable Diffusion 1.5 as diffusers "
-                            "saves it, or its single file")
+            raise UserError(f"{path}: has no unet/config.json; expected a folder of Stable Diffusion 1.5 in diffusers' "
+                            "format, or its single file")
         config = read_json(path / "unet" / "config.json")
         _check_version(path, config.get("cross_attention_dim"), config.get("addition_embed_type") is not None,
                        config.get("in_channels"))
@@ -81,7 +81,7 @@ def read_autoencoder(path: Path) -> AutoencoderKL:
     folder = next((folder for folder in (path / "vae", path) if (folder / "config.json").is_file()), None)
     if folder is None:
         raise UserError(f"{path}: has no auto-encoder; expected a run folder of finetune_autoencoder.py, or "
-                        "config.json or vae/config.json as diffusers saves them")
+                        "config.json or vae/config.json in diffusers' format")
     return _from_diffusers(AutoencoderKL, folder)
 
 
@@ -114,12 +114,12 @@ def is_diad_file(path: Path) -> bool:
 def import_diad(path: Path, out: Path) -> str:
     """Convert DiAD's file into the run folder `out`, which must not hold a model yet; returns what was done."""
     if (out / MODEL_CONFIG).exists():
-        raise UserError(f"--out {out}: has {MODEL_CONFIG} already, and nothing is written over; expected a new folder")
+        raise UserError(f"--out {out}: contains {MODEL_CONFIG} already; nothing is overwritten; expected a new folder")
     state = read_weights(path)
     model = convert_diad(state, path)
     save_diad(model, out)
     count = sum(value.numel() for value in model.parameters()) / 1e6
     lines = [f"found the networks of DiAD, {count:.0f} M parameters: {path}"]
     if not any(bool(weight.any()) for weight in model.guide.fusion.down.parameters()):
-        lines.append("note: the convolutions of its SFF block are all zero; they were so at first and never learnt")
+        lines.append("note: the convolutions of its SFF block are all zero; they were initialised so and never learnt")
     return "\n".join([*lines, f"wrote a model of the diad family, {model.resolution} px, in {out}"])

@@ -109,8 +109,8 @@ class Bank:
             raise UserError(f"features of shape {tuple(queries.shape)}: the memory bank has vectors of "
                             f"{self.vectors.shape[1]} channels; it belongs to another extractor or other layers")
         if not 1 <= k <= len(self.vectors):
-            raise UserError(f"{k} neighbours of every patch: expected 1 to {len(self.vectors)}, the vectors of the "
-                            "memory bank; try a larger --bank_mb")
+            raise UserError(f"{k} neighbours of every patch: expected 1 to {len(self.vectors)}, the number of vectors "
+                            "in the memory bank; try a larger --bank_mb")
 
     def _nearest(self, queries: Tensor, k: int, proximity: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         """`nearest` of (q, C) float32, `columns` vectors at a time.

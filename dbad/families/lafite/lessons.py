@@ -160,8 +160,8 @@ def teach(lessons: Mapping[str, Lesson], seed: int) -> dict[str | None, Discrimi
     judges: dict[str | None, Discriminator] = {}
     for name, lesson in lessons.items():
         images = len(lesson.shown.good)
-        print(f"{name}: the discriminator learns from {len(lesson.shares)} pseudo-anomalies on {images} of the good "
-              "images")
+        print(f"{name}: the discriminator is trained on {len(lesson.shares)} pseudo-anomalies from {images} of the "
+              "good images")
         judges[name] = lesson.taught(torch.ones(images, dtype=torch.bool), seed)
     good, damaged = (torch.cat(parts) for parts in zip(*(lesson.known for lesson in lessons.values()), strict=True))
     shares = torch.cat([lesson.shares for lesson in lessons.values()])

@@ -32,22 +32,23 @@ def _timestep(value: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMapOptions(ScoreOptions):
-    """From features to one anomaly map: the parameters of inference that are worth editing."""
+    """Inference: from features to the anomaly map."""
 
-    neighbours: int = opt("nearest good patches of which a patch's edited version is a weighted mean", later=3,
+    neighbours: int = opt("number of nearest good patches; their weighted mean is the edited patch", later=3,
                           least=1)
-    editing: bool = opt("edit features before they are noised and denoised", later=True)
+    editing: bool = opt("edit the features before noising and denoising", later=True)
     feature_start: int = opt("noise features up to this timestep of 1000", later=600, least=1, check=_timestep)
-    feature_steps_back: int = opt("denoising steps from there back to 0", later=1, least=1)
+    feature_steps_back: int = opt("denoising steps from --feature_start to 0", later=1, least=1)
     context_power: float = opt(
-        "distances are divided by this power of the error that the network expects of a patch, given its surroundings; "
-        "0 for plain distances", later=0.0, least=0, most=10)
-    discriminator_contrib: float = opt("contribution of the network that judges a patch by all its distances, learnt "
-                                       "from pseudo-anomalies", later=1.0, least=0)
-    knn_contrib: float = opt("contribution of the distance to the nearest good patch", later=0.0, least=0)
-    edit_contrib: float = opt("contribution of the distance to the edited patch", later=0.0, least=0)
-    denoise_contrib: float = opt("contribution of the distance to the denoised patch", later=0.0, least=0)
-    inversion_contrib: float = opt("contribution of how unlikely the noise is that the features lead to", later=0.0,
+        "exponent for dividing each distance by the error predicted from the patch's surroundings; 0 = "
+        "off", later=0.0, least=0, most=10)
+    discriminator_contrib: float = opt("weight of the discriminator, a network trained on pseudo-anomalies that scores "
+                                       "a patch by all its distances", later=1.0, least=0)
+    knn_contrib: float = opt("weight of the distance to the nearest good patch", later=0.0, least=0)
+    edit_contrib: float = opt("weight of the distance to the edited patch", later=0.0, least=0)
+    denoise_contrib: float = opt("weight of the distance to the denoised patch", later=0.0, least=0)
+    inversion_contrib: float = opt("weight of the inversion map: how unlikely the noise is that belongs to the "
+                                   "features", later=0.0,
                                    least=0)
 
     @staticmethod
@@ -83,19 +84,21 @@ class FeatureSettings(FeatureMapOptions, Settings):
 class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOptions):
     """Features, memory bank and training of the denoiser."""
 
-    method: Literal["lafite", "knn"] = opt("lafite, or knn: the memory bank alone, without diffusion (lafite)", None)
-    grid: int = opt("side of the grid of patches", later=32, least=4, most=512)
-    feature_cache: Path | None = opt("folder in which extracted features are kept (~/.cache/dbad/features)", None)
-    bank_mb: float = opt("size of the memory bank in 10^6 bytes, shared equally by the categories", later=8.0, above=0,
+    method: Literal["lafite", "knn"] = opt("lafite, or knn (memory bank only, no diffusion) (default: lafite)",
+                                                  None)
+    grid: int = opt("patches along each side of an image", later=32, least=4, most=512)
+    feature_cache: Path | None = opt("folder for extracted features (default: ~/.cache/dbad/features)", None)
+    bank_mb: float = opt("size of the memory bank in MB (10^6 bytes), divided equally among the "
+                         "categories", later=8.0, above=0,
                          most=1_000_000)
-    components: int = opt("principal components of the features that are diffused, at most all", later=64, least=1,
+    components: int = opt("number of principal components of the features for diffusion", later=64, least=1,
                           most=65536)
     prediction: Literal["x0", "v", "epsilon"] = opt(
-        "what the network learns to give: clean features, velocity or noise", later="x0")
-    feature_channels: tuple[int, ...] = opt("channels of the U-Net at each resolution, the full grid first",
+        "what the network predicts: clean features (x0), velocity (v) or noise (epsilon)", later="x0")
+    feature_channels: tuple[int, ...] = opt("channels of each U-Net level, full grid first",
                                             demo=(64, 128, 192), base=(128, 256, 384, 512), most=4096,
                                             check=one_for_each_level)
-    steps_features: int = opt("length of the training in optimiser steps", demo=600, small=1500, base=20000, least=1)
+    steps_features: int = opt("training length in optimiser steps", demo=600, small=1500, base=20000, least=1)
     feature_batch_size: int = opt("feature maps per training batch, over all processes", demo=8, base=64, least=1,
                                   most=65536)
     feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1))

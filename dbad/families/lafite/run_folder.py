@@ -49,7 +49,7 @@ def load_space(folder: Path) -> FeatureSpace:
     extractor = build_extractor(about["backbone"], about["layers"], about["resolution"])
     patches = PatchExtractor(extractor, about["grid"], about["smoothing"])
     if patches.description() != about:
-        raise UserError(f"{path}: was made with other weights of {about['backbone']} than are installed; run "
+        raise UserError(f"{path}: made with weights of {about['backbone']} that differ from the installed ones; run "
                         "train_lafite.py again")
     components = state["components"] and Components(**state["components"])
     return FeatureSpace(patches, Standardisation.from_state(state["standardisation"]), state["tau"], components,
@@ -78,8 +78,8 @@ def load_discriminator(path: Path, layers: int) -> Discriminator:
     if not isinstance(state, dict) or not isinstance(state.get("mean"), Tensor):
         raise UserError(f"{path}: not a discriminator written by train_lafite.py")
     if len(state["mean"]) != planes:
-        raise UserError(f"{path}: a discriminator that judges by {len(state['mean'])} numbers per patch, expected "
-                        f"{planes}; run train_lafite.py again, which keeps the denoiser")
+        raise UserError(f"{path}: a discriminator for {len(state['mean'])} numbers per patch; expected {planes}; run "
+                        "train_lafite.py again (it keeps the denoiser)")
     judge = Discriminator(planes)
     load_weights(judge, path, "train_lafite.py")
     return judge.eval().requires_grad_(False)
