@@ -84,8 +84,7 @@ class FeatureSettings(FeatureMapOptions, Settings):
 class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOptions):
     """Features, memory bank and training of the denoiser."""
 
-    method: Literal["lafite", "knn"] = opt("lafite, or knn (memory bank only, no diffusion) (default: lafite)",
-                                                  None)
+    method: Literal["lafite", "knn"] = opt("lafite, or knn (memory bank only, no diffusion) (default: lafite)", None)
     grid: int = opt("patches along each side of an image", later=32, least=4, most=512)
     feature_cache: Path | None = opt("folder for extracted features (default: ~/.cache/dbad/features)", None)
     bank_mb: float = opt("size of the memory bank in MB (10^6 bytes), divided equally among the "
