@@ -139,7 +139,7 @@ def test_another_extractor_than_calibrated_with_is_refused(folder):
     content = read_json(folder / "calibration.json")
     content["settings"]["extractor_weights"] = "other"
     write_json(folder / "calibration.json", content)
-    with pytest.raises(UserError, match="other weights of efficientnet_lite0") as error:
+    with pytest.raises(UserError, match="calibrated with weights of efficientnet_lite0") as error:
         load_detector(folder, "cpu", "fp32")
     one_line(error)
 

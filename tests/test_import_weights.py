@@ -319,7 +319,7 @@ def test_the_backbone_is_told_by_its_shapes(name, monkeypatch, tmp_path):
 def test_another_resnet_is_refused(tmp_path):
     from torchvision.models import resnet18
     path = save(tmp_path / "feat4", resnet18(weights=None))
-    with pytest.raises(UserError, match="none of wide_resnet101_2, wide_resnet50_2, resnet50") as error:
+    with pytest.raises(UserError, match="expected one of wide_resnet101_2, wide_resnet50_2, resnet50") as error:
         run(path, tmp_path / "out")
     one_line(error)
 

@@ -46,7 +46,7 @@ def test_a_second_process_is_told_of_the_first_in_one_line(writing, elsewhere, t
     with pytest.raises(UserError) as error, writing(folder):
         raise AssertionError("both write")
     line = one_line(error)
-    assert line.startswith(f"{folder}: process 4711 on press-3, begun 2026-01-02 03:04:05, is writing there; wait")
+    assert line.startswith(f"{folder}: process 4711 on press-3, started 2026-01-02 03:04:05, is writing there; wait")
     assert line.endswith(f"another --{option}")
 
 

@@ -166,7 +166,7 @@ def test_a_part_without_weight_does_not_count_at_all():
     torch.testing.assert_close(fuse(parts, {"feature": 2.0}, {"pixel": 0.0, "feature": 1.0}), fused)
     with pytest.raises(UserError) as error:
         fuse(parts, {"feature": 2.0}, {"pixel": 1.0, "feature": 1.0})
-    assert "lack pixel" in one_line(error)
+    assert "no scale for the pixel map" in one_line(error)
 
 
 def test_the_score_is_the_largest_value_of_each_map():

@@ -157,7 +157,7 @@ def test_results_of_other_options_are_kept_under_a_number(trained, script, tiny,
     first = (RESULTS / "scores.csv").read_bytes()
     for number, flag in enumerate(("--eta 0.5", "--eta 1"), start=1):
         script("train_tune_eval.py", *tiny, *ON_DISK, *flag.split())
-        assert f"kept in results/hazelnut.{number}" in capsys.readouterr().out
+        assert f"moved to results/hazelnut.{number}" in capsys.readouterr().out
     assert Path("results/hazelnut.1/scores.csv").read_bytes() == first
     etas = [json_of(Path("results", name, "options.json"))["options"]["eta"]
             for name in ("hazelnut.1", "hazelnut.2", "hazelnut")]
