@@ -218,7 +218,7 @@ class _State:
         return {name: value for name, value in self.model.state_dict().items() if name in names}
 
     def save(self, path: Path | None) -> None:
-        """Write the file that `restore` reads. All processes must call it together; without a `path` none is written."""
+        """Write the file that `restore` reads. All processes must call it together; no file without a `path`."""
         losses = self.losses.state(self.accelerator)
         if path is None:
             return
