@@ -54,7 +54,7 @@ def simplex(shape: Sequence[int], streams: Sequence[Generator]) -> Tensor:
     Simplex noise (Perlin, 2001) is linear in the random gradients of its lattice points, and the grid of pixels is
     always the same. So the geometry is one sparse matrix, made once per shape, and a batch of noise is its product with
     a batch of random gradients. Its rows are scaled so that the variance of every pixel is exactly 1 (gradients are
-    Perlin's twelve, brought to unit length, so that their components are uncorrelated, each of variance 1/3).
+    Perlin's twelve, scaled to unit length, so that their components are uncorrelated, each of variance 1/3).
     """
     matrix, num_points = _simplex_matrix(*shape)
     picks = [torch.randint(0, 12, (num_points,), generator=s, dtype=torch.uint8) for s in streams]

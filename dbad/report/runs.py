@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as tables show it: `name` as in metrics.csv; a count is shown as part of the sum of it and `rest`."""
+    """A metric as tables show it: `name` as in metrics.csv; a count is shown as part of a whole, count + `rest`."""
 
     title: str
     name: str
@@ -117,7 +117,7 @@ def over_categories(by_item: Mapping[str, Mapping[int, float]], combine: Callabl
     """The `combine` (fmean or sum) of the categories' means over seeds, and its standard deviation over seeds.
 
     `by_item` is {item: {seed: value}}; categories without a value are left out. The deviation is taken over the seeds
-    that have a value in all other categories: missing values must not add to it.
+    that have a value in every other category: missing values must not add to it.
     """
     present = [values for values in by_item.values() if values]
     if not present:

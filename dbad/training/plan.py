@@ -17,7 +17,7 @@ IMAGES = "images"       # the setting that holds the fingerprint of the training
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train, by AdamW.
+    """The length and speed of a training by AdamW.
 
         num_steps          optimiser steps
         steps_per_epoch    steps after which the mean loss is logged
