@@ -28,7 +28,7 @@ def window(size, centre, reach):
 
 
 def coverage(distance, pixel):
-    """Share of a pixel that lies inside an edge, from the signed distance to it (negative inside)."""
+    """The share of a pixel that lies inside an edge, from its signed distance to the edge (negative inside)."""
     return np.clip(0.5 - distance / pixel, 0, 1)
 
 
@@ -83,7 +83,7 @@ def mixed(rng, first, second):
 
 
 def exposed(image, rng, x, y, gain, slope):
-    """The picture with random lighting: overall brightness, a gradient across, warmth, sensor noise."""
+    """The picture with random lighting and sensor noise: overall brightness, a gradient across, warmth."""
     angle = rng.uniform(0, 6.28)
     light = rng.uniform(*gain) * (1 + rng.uniform(0, slope) * (np.cos(angle) * x + np.sin(angle) * y))
     warmth = rng.uniform(-0.04, 0.04)

@@ -1,4 +1,4 @@
-"""Where the object of a good image lies, so that it is damaged and not the background."""
+"""The segmentation of the object in a good image, so that damage is drawn on it and not on the background."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dbad.data.images import to_pixels
 
 
 def as_picture(image: Tensor) -> Picture:
-    """A good image (3, H, W) in [-1, 1] with its foreground, as the kinds of damage take it."""
+    """A good image (3, H, W) in [-1, 1] with its foreground, the input of the kinds of damage."""
     pixels = to_pixels(image).astype(np.float32) / 255
     ground = foreground(image)[0].numpy()
     margin = max(1.0, 0.008 * ground.size ** 0.5)
@@ -30,7 +30,7 @@ def foreground(image: Tensor) -> Tensor:
     """The pixels of the object in a good image (3, H, W) in [-1, 1], as (1, H, W) bool; all if it fills the frame.
 
     The background is a quadratic surface in each channel, fitted to the border; the object is what differs from it. Of
-    several thresholds, the one counts at whose outline the difference rises steepest, relative to itself: a shadow
+    several thresholds on the difference, the one is chosen whose outline has the steepest relative slope: a shadow
     fades slowly, an object ends at an edge. If the border is uneven or the object hardly differs, all is foreground.
     """
     height, width = image.shape[-2:]
@@ -66,7 +66,7 @@ def _background_difference(pixels: np.ndarray, border: np.ndarray) -> tuple[np.n
                                                           border.shape, strict=True))
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2)
     weights = np.ones(border.sum())
-    for _ in range(10):         # Cauchy's weights: a large difference, as of an object across the border, hardly counts
+    for _ in range(10):         # Cauchy's weights: a large difference, as of an object at the border, hardly counts
         fit = np.linalg.lstsq(terms[border] * weights[:, None], pixels[border] * weights[:, None], rcond=None)[0]
         difference = np.abs(pixels - terms @ fit).max(axis=2)
         spread = 1.5 * float(np.median(difference[border])) + 1 / 255
@@ -75,7 +75,7 @@ def _background_difference(pixels: np.ndarray, border: np.ndarray) -> tuple[np.n
 
 
 def _solid(region: np.ndarray) -> np.ndarray:
-    """The large parts of a region (h, w) bool, bridged and filled; crumbs are left out."""
+    """The large parts of a region (h, w) bool, with gaps and holes filled; small parts are left out."""
     region = ndimage.binary_opening(region)
     labels, count = ndimage.label(ndimage.binary_closing(region, iterations=max(1, max(region.shape) // 64)) | region)
     if count == 0:

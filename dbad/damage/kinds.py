@@ -1,8 +1,8 @@
 """The kinds of damage a pseudo-anomaly can show, each painted on a window of a good image.
 
 A kind is a function from a `Site` to the `Window` it worked on and that window's new pixels. A pixel that it leaves
-exactly as it was does not belong to the anomaly. Sizes that a kind draws itself are shares of the image's side, so that
-a picture is damaged alike at any resolution.
+unchanged does not belong to the anomaly. Sizes that a kind draws itself are shares of the image's side, so that the
+damage looks the same at any resolution.
 
 Sources: cutting, pasting and scars, CutPaste (arXiv:2104.04015); foreign texture behind thresholded Perlin noise, DRAEM
 (arXiv:2108.07610); pasting by the Poisson equation, see `dbad.damage.poisson`.
@@ -38,13 +38,13 @@ def poisson_paste(site: Site) -> tuple[Window, np.ndarray]:
 
 
 def within(site: Site, here: Window, region: np.ndarray) -> np.ndarray:
-    """The region without the object's outline, where the background bleeds in; all of it if half would be lost."""
+    """The region without the object's outline, where the background bleeds in; the whole one if half would be lost."""
     left = region & site.picture.inner[here.box]
     return left if 2 * left.sum() > region.sum() else region
 
 
 def missing(site: Site) -> tuple[Window, np.ndarray]:
-    """A region filled from its surroundings; at the object's rim also a bite, filled from the background alone."""
+    """A region filled from its surroundings, or a bite at the object's rim, filled from the background alone."""
     rng, rim = site.rng, site.picture.rim
     bite = len(rim) > 0 and rng.uniform() < 0.5
     if bite:
@@ -90,7 +90,7 @@ def foreign(site: Site, here: Window, near: np.ndarray) -> np.ndarray:
 
 
 def stain(site: Site) -> tuple[Window, np.ndarray]:
-    """A soft, uneven discolouration that lets the surface show through, at times with a darker seam."""
+    """A soft, uneven discolouration that lets the surface show through, sometimes with a darker seam."""
     rng = site.rng
     here, alpha = blob(site, rough=rng.uniform(0, 0.5), softness=1.0)
     near = mean_colour(here.pixels, alpha)
@@ -126,7 +126,7 @@ def spots(site: Site) -> tuple[Window, np.ndarray]:
 # Lines.
 
 def scar(site: Site) -> tuple[Window, np.ndarray]:
-    """A thin straight strip: a piece of a good image in another light, or one flat tone."""
+    """A thin straight strip: a piece of a good image with another brightness, or one flat tone."""
     rng, side = site.rng, site.picture.side
     width = max(1.5, side * rng.uniform(0.01, 0.04))
     length = np.clip(site.area / width, 2.5 * width, 0.4 * side)
@@ -142,7 +142,7 @@ def scar(site: Site) -> tuple[Window, np.ndarray]:
 
 
 def scratch(site: Site) -> tuple[Window, np.ndarray]:
-    """A thin bent line that tapers off, at times with a rim of the opposite tone; or a jagged line like a crack."""
+    """A thin bent line that tapers off, sometimes with a rim of the opposite tone; or a jagged line like a crack."""
     rng, side = site.rng, site.picture.side
     length = side * np.exp(rng.uniform(np.log(0.08), np.log(0.4)))
     width = max(1.2, np.clip(site.area / length, 0.005 * side, 0.016 * side))

@@ -1,4 +1,4 @@
-"""What the kinds of damage are painted with: noise, regions, tones, and pieces cut out of good images."""
+"""Building blocks of the kinds of damage: noise, regions, tones, and pieces cut out of good images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def perlin(shape: tuple[int, int], cell: float | np.floating, rng: np.random.Gen
 def blob(site: Site, rough: float = 0.0, softness: float = 0.5) -> tuple[Window, np.ndarray]:
     """A compact region of `site.area` pixels around the centre: its window, and its opacity alpha (h, w) in [0, 1].
 
-    The region is a turned ellipse or rounded box with a wavy outline, cut to the object. It takes the pixels nearest by
-    that shape's own distance, so that its area does not depend on where it lies.
+    The region is a turned ellipse or rounded box with a wavy outline, cut to the object. It consists of the nearest
+    pixels, by a distance of that shape, so that its area does not depend on its place.
 
         rough       how strongly Perlin noise frays the outline; 1 tears the region into islands
-        softness    the edge is up to this share of the radius wide, at least one pixel
+        softness    largest width of the edge, as a share of the radius; at least one pixel
     """
     rng, radius = site.rng, np.float32((site.area / np.pi) ** 0.5)
     stretch = np.float32(np.exp(rng.uniform(0, np.log(2))))
@@ -72,12 +72,12 @@ def mean_colour(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def lay(pixels: np.ndarray, full: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The pixels under `full`, (h, w, 3) or a colour (3,), of opacity alpha; exactly the pixels where alpha is 0."""
+    """The pixels covered by `full`, (h, w, 3) or a colour (3,), with opacity alpha; unchanged where alpha is 0."""
     return np.where(alpha[..., None] > 0, pixels + alpha[..., None] * (full - pixels), pixels)
 
 
 def faded(site: Site, here: Window, full: np.ndarray, alpha: np.ndarray, least: float) -> np.ndarray:
-    """The window under `full`, faded until the mean change is the site's contrast; its opacity is `least` to 1."""
+    """The window covered by `full`, faded until the mean change is the site's contrast; the opacity is `least` to 1."""
     change = np.abs(full - here.pixels).max(axis=2)
     mean = (alpha * change).sum() / max(alpha.sum(), 1e-6)
     return lay(here.pixels, full, alpha * np.clip(site.contrast / max(mean, 1e-6), least, 1))

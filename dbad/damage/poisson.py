@@ -8,7 +8,7 @@ from scipy.sparse.linalg import splu
 
 
 def solve_poisson(target: np.ndarray, guide: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """The target (h, w, 3) whose `region` (h, w) bool takes the guide's gradients and meets the pixels around it.
+    """The target (h, w, 3) with `region` (h, w) bool filled: gradients of the guide, continuous with the target around.
 
     Perez et al. 2003, Eq. 7: for every p of the region, with q its up to four neighbours in the window,
         sum_q (f_p - f_q) = sum_q (g_p - g_q),   f_q = target_q where q is not in the region.

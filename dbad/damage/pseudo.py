@@ -1,4 +1,4 @@
-"""Pseudo-anomalies: good images with damage drawn on them, by which settings are chosen without any test image.
+"""Pseudo-anomalies: good images with damage drawn on them, used to choose settings without any test image.
 
 `dbad.damage.kinds` holds the kinds of damage; `dbad.report.damage_sheet` draws a sheet of them to look at.
 """
@@ -22,17 +22,17 @@ from dbad.errors import UserError
 
 KINDS: tuple[str, ...] = tuple(kinds.KINDS)
 
-AREA = 0.001, 0.05              # shares of the image's area to change, log-uniform; lines and spots follow their widths
+AREA = 0.001, 0.05              # shares of the image's area to change, log-uniform; lines and spots have own widths
 CONTRAST = 0.06, 0.5            # drawn change in units of the full range, log-uniform
-CHANGED = 4                     # 8-bit levels: a pixel belongs to the mask where its smoothed change is above
-VISIBLE = 12                    # 8-bit levels of mean change on the mask that are seen on a smooth surface
+CHANGED = 4                     # 8-bit levels: a pixel belongs to the mask if its smoothed change is larger
+VISIBLE = 12                    # 8-bit levels of mean change on the mask that are visible on a smooth surface
 MIN_PIXELS = 4                  # smaller masks are drawn again
 MAX_DRAWS = 20
 
 
 @dataclass(frozen=True)
 class PseudoAnomaly:
-    """A good image with one anomaly, and what of it was changed.
+    """A good image with one drawn anomaly, and the changed region.
 
         image       (3, H, W) float32 in [-1, 1]; the good image where the mask is 0, on 8-bit levels where it is 1
         mask        (1, H, W) float32 in {0, 1}, 1 where the anomaly is
@@ -49,7 +49,7 @@ class PseudoAnomaly:
 
 
 def make(image: Tensor, kind: str, rng: np.random.Generator, sources: Sequence[Tensor] = ()) -> PseudoAnomaly:
-    """Damage one good image (3, H, W) in [-1, 1]; `sources` are good images to cut from, by default itself.
+    """Damage one good image (3, H, W) in [-1, 1]; `sources` are good images to cut from, by default the image itself.
 
     Raises `UserError` for a kind that cannot be seen on this image, as a blur cannot on an even surface.
     """
@@ -64,7 +64,7 @@ def make_all(images: Sequence[Tensor] | Tensor, names: Sequence[str] | None = No
     """`per_image` pseudo-anomalies for each good image (3, H, W) in [-1, 1], image by image.
 
     The kinds take turns over the images. An anomaly follows from the seed, its kind and the image's name (without
-    `names`, its content), whatever the order of the images. Pieces are cut out of these images, ordered by name. Where
+    `names`, its content), and not from the order of the images. Pieces are cut out of these images, ordered by name. If
     a kind cannot be seen on an image, the next kind takes its place.
     """
     keys = list(names) if names is not None else [
@@ -97,7 +97,7 @@ def generator(seed: int, *keys: int | str) -> np.random.Generator:
 
 def draw_on(image: Tensor, picture: Picture, kind: str, rng: np.random.Generator,
             sources: Sequence[Picture]) -> PseudoAnomaly:
-    """`make`, where the pictures of the image and of the sources are known already."""
+    """Damage an image as `make` does, with the pictures of the image and of the sources given."""
     largest = min(AREA[1], max(2 * AREA[0], 0.15 * len(picture.places) / picture.cover.size))   # of a small object
     for failed in range(MAX_DRAWS):
         area = max(MIN_PIXELS, picture.cover.size * log_uniform(rng, AREA[0], largest))
@@ -130,11 +130,11 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def changed_region(before: np.ndarray, after: np.ndarray, side: float) -> tuple[np.ndarray, float] | None:
-    """Where two windows (h, w, 3) uint8 differ, (h, w) bool, and their mean difference there, 1 for the full range.
+    """The region (h, w) bool in which two windows (h, w, 3) uint8 differ, and the mean difference there, in [0, 1].
 
-    None where the change is too small to be seen; a rough surface hides a change that does not alter its roughness.
-    Parts below a twentieth of the largest are left out. A gap inside belongs to the region if it was touched, or if it
-    is a pinhole, where the new pixel happens to equal the old one.
+    None if the change is too small to be seen; a rough surface hides a change that does not alter its roughness. Parts
+    below a twentieth of the largest are left out. A gap inside belongs to the region if it was changed, or if it is a
+    pinhole, where the new pixel happens to equal the old one.
     """
     difference = np.abs(after.astype(np.float32) - before).max(axis=2)
     touched = difference > 0
@@ -157,13 +157,13 @@ def changed_region(before: np.ndarray, after: np.ndarray, side: float) -> tuple[
 
 
 def detail(pixels: np.ndarray, side: float) -> np.ndarray:
-    """Difference in brightness of each pixel (h, w, 3) from those around it, (h, w), in a picture of that `side`."""
+    """The difference in brightness of each pixel (h, w, 3) from its surroundings, (h, w); `side` as of `Picture`."""
     surface = pixels.mean(axis=2, dtype=np.float32)
     return np.abs(surface - ndimage.gaussian_filter(surface, max(1.0, side / 128)))
 
 
 def roughness(picture: Picture, at: np.ndarray) -> float:
-    """Mean detail of the surface around a place; a smaller change is hard to see there."""
+    """The mean `detail` of the surface around a place; a smaller change is hard to see there."""
     reach = max(3, round(0.04 * picture.side))
     box = tuple(slice(max(0, middle - reach), middle + reach + 1) for middle in at)
     return float(detail(picture.pixels[box], picture.side).mean())

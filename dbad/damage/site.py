@@ -24,7 +24,7 @@ class Picture:
 
     @property
     def side(self) -> float:
-        """The length that sizes are shares of: the side of a square of the same area."""
+        """The length to which sizes are relative: the side of a square of the same area."""
         return float(self.cover.size ** 0.5)
 
     def pick(self, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -34,13 +34,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a good image is damaged, how much, and with what."""
+    """The place of a damage on a good image, its size and contrast, and the images to cut from."""
 
     picture: Picture
     sources: Sequence[Picture]      # good images to cut from, always in the same order
     at: np.ndarray                  # (2,) row and column of the centre
     area: float                     # pixels to change
-    contrast: float                 # change of a changed pixel's most changed channel, where the kind can choose it
+    contrast: float                 # change of a changed pixel's most changed channel, if the kind can choose it
     rng: np.random.Generator
 
 
@@ -56,7 +56,7 @@ class Window:
 
 
 def window(site: Site, reach: float | np.floating) -> Window:
-    """The pixels at most `reach` rows and columns from the centre; fewer at the picture's border."""
+    """The window of the pixels at most `reach` rows and columns from the centre; smaller at the picture's border."""
     reach = int(np.ceil(reach))
     low = np.maximum(site.at - reach, 0)
     high = np.minimum(site.at + reach + 1, site.picture.cover.shape)

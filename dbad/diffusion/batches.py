@@ -1,4 +1,4 @@
-"""Training a denoiser: batches of noised good images, the loss, its validation."""
+"""The training of a denoiser: batches of good images and noise, the loss, the validation loss."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dbad.runtime.device import autocast
 
 @dataclass(frozen=True)
 class NoisedImages(Dataset):
-    """Good images with the noise and the timestep that a training step gives them.
+    """Good images with the noise and the timestep of a training step.
 
-    Items are asked for as lists of (step, slot, index), see `training.StepBatches`; all randomness follows from the
+    Items are requested as lists of (step, slot, index), see `training.StepBatches`; all randomness follows from the
     seed, the purpose, the step and the slot. A batch is
     {"image": (N, 3, S, S) in [-1, 1], "noise": likewise, "timestep": (N,) int64}.
 
         images          uint8 (3, H, W) each
         purpose         "train" or "validation", so that the two never share their noise
         num_timesteps   timesteps are drawn from 0 to num_timesteps - 1
-        crop_px         cut squares of this side at random places; None takes whole images, which are then of one size
+        crop_px         side of the squares that are cut at random places; None for whole images, all of one size
         flip, rotate, color_jitter   see `data.augment`
     """
 
@@ -58,7 +58,8 @@ class NoisedImages(Dataset):
 def spread_timesteps(numbers: Sequence[int], count: int, num_timesteps: int, streams: Sequence[Generator]) -> Tensor:
     """A random timestep from 0 to num_timesteps - 1 for each of `numbers`, (N,) int64.
 
-    `count` numbers in a row get one out of each of as many equal ranges: every step sees light and heavy noise alike.
+    The timesteps are divided into `count` equal ranges, and `count` consecutive numbers get one timestep from each
+    (stratified sampling): every training step sees light and heavy noise alike.
     """
     place = torch.stack([(number % count + torch.rand((), generator=stream)) / count
                          for number, stream in zip(numbers, streams, strict=True)])
@@ -66,10 +67,10 @@ def spread_timesteps(numbers: Sequence[int], count: int, num_timesteps: int, str
 
 
 def take_turns(index: int, counts: Sequence[int]) -> tuple[int, int]:
-    """Which category, and which of its images, the `index` of a pass over all categories stands for.
+    """The category and the image in it at place `index` of a pass over all categories.
 
-    A pass has len(counts) * max(counts) of them: categories take turns, and one with fewer images begins again sooner,
-    so that each is seen equally often. `counts` are their numbers of images.
+    `counts` are the numbers of images per category. A pass has len(counts) * max(counts) places. Categories take turns,
+    and one with fewer images starts again sooner, so that all categories are seen equally often.
     """
     place, category = divmod(index, len(counts))
     return category, place % counts[category]
@@ -90,9 +91,9 @@ def denoising_loss(model: nn.Module, batch: dict[str, Tensor], abar: Tensor, pre
 
 @torch.no_grad()
 def validation_loss(data: Any, loss_of: Callable[[dict[str, Tensor]], Tensor], device: torch.device) -> float:
-    """The mean loss on held-out images, each at least once, with the same noise and timesteps every time.
+    """The mean loss on held-out images, each used at least once, with the same noise and timesteps at every call.
 
-        data      a data set such as `NoisedImages`: a length, a batch_size, and batches of (step, slot, index)
+        data      a data set such as `NoisedImages`, with a length, a batch_size, and batches by (step, slot, index)
         loss_of   batch on `device` -> scalar
     """
     count, total = -(-len(data) // data.batch_size), 0.0

@@ -1,7 +1,7 @@
 """Conditioned denoising: from the image under inspection to its defect-free version.
 
-The image is noised to an intermediate timestep and denoised again in a few deterministic steps (DDIM), each of which is
-pulled towards the image itself, so that what the model knows about good parts replaces defects and keeps the rest.
+The image is noised to an intermediate timestep and denoised again in a few deterministic steps (DDIM). Each step is
+pulled towards the image itself. So the model replaces defects with what it knows of good parts, and keeps the rest.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def schedule(train_steps: int, beta_schedule: str) -> Tensor:
 
 
 def visited_timesteps(start: int, num_steps: int) -> list[int]:
-    """The indices into abar that are visited, from start - 1 evenly down; after the last one the image is clean.
+    """The indices into abar at which steps begin, evenly spaced down from start - 1; after the last the image is clean.
 
-    250 in 10 steps: 249, 224, ..., 24. The image is noised at the first of them, which is also the first that the
-    network is told.
+    250 in 10 steps: 249, 224, ..., 24. The image is noised to the first of them, which is also the first timestep that
+    the network receives.
     """
     return [round(start * (num_steps - i) / num_steps) - 1 for i in range(num_steps)]
 
@@ -36,7 +36,7 @@ def conditioned_step(x_t, eps, y, abar_t, abar_prev, w=0.0, sigma=0.0, fresh=Non
 
     DDIM: arXiv:2010.02502, Eq. 12. Conditioning: arXiv:2305.15956, Eq. 6 to 8, where
     eps_hat = eps - w sqrt(1 - abar_t) (y_t - x_t) with y_t = sqrt(abar_t) y + sqrt(1 - abar_t) eps. Since
-    y_t - x_t = sqrt(abar_t) (y - x_0), this moves x_0 by the share lambda = w (1 - abar_t) of its way to y. A share
+    y_t - x_t = sqrt(abar_t) (y - x_0), this moves x_0 by the share lambda = w (1 - abar_t) of the way to y. A share
     above 1 would overshoot the image; it is clamped.
         x_t        noisy sample                                (N, C, H, W)
         eps        eps_theta(x_t, t), predicted noise          (N, C, H, W)
@@ -53,7 +53,7 @@ def conditioned_step(x_t, eps, y, abar_t, abar_prev, w=0.0, sigma=0.0, fresh=Non
 
 
 def ddim_towards(x_t, x_0, abar_t, abar_prev, sigma=0.0):
-    """DDIM's next sample, fresh noise aside, where the estimate is x_0; arguments as for `conditioned_step`."""
+    """DDIM's next sample for the estimate x_0, without fresh noise; arguments as for `conditioned_step`."""
     eps_hat = (x_t - abar_t ** 0.5 * x_0) / (1 - abar_t) ** 0.5         # the noise that leads to this x_0
     return abar_prev ** 0.5 * x_0 + max(1 - abar_prev - sigma ** 2, 0.0) ** 0.5 * eps_hat
 
@@ -62,8 +62,8 @@ def extrapolated(x_0, x_0_before, abar_before, abar_t, abar_prev):
     """The estimate of x_0 that makes a DDIM step one of DPM-Solver++(2M): arXiv:2211.01095, algorithm 2.
 
         x_0, x_0_before    estimates of this step and of the one before    (N, C, H, W)
-        abar_*             cumulative alpha at the step before, at this and at the next one, each larger, below 1
-    With the half log-SNR lambda = log(abar / (1 - abar)) / 2 as the measure of time, it lies beyond x_0 by half a step.
+        abar_*             cumulative alpha at the step before, at this and at the next one, rising, below 1
+    Measured in the half log-SNR lambda = log(abar / (1 - abar)) / 2, the estimate lies half a step beyond x_0.
     """
     before, now, then = (0.5 * math.log(abar / (1 - abar)) for abar in (abar_before, abar_t, abar_prev))
     return x_0 + (then - now) / (2 * (now - before)) * (x_0 - x_0_before)

@@ -1,7 +1,7 @@
 """Gaussian and simplex noise, one random stream per image.
 
-A stream follows from a seed and from what it is for (an image, a training step), so that the noise of an image is the
-same whatever its batch, its place in it, the number of processes and the device: it is always drawn on the CPU.
+A stream follows from a seed and its purpose (an image, a training step). So the noise of an image does not depend on
+its batch, its place in the batch, the number of processes or the device: it is always drawn on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
-# Octaves of the simplex noise: feature size of the first one in px, number, and loss of amplitude from one to the next
+# Octaves of the simplex noise: feature size of the first in px, number, and factor of amplitude from one to the next
 # (AnoDDPM, Wyatt et al., CVPRW 2022, as github.com/NilsB98/Diffusion-Based-AD sets them).
 FIRST_FEATURE_PX, NUM_OCTAVES, PERSISTENCE = 32, 6, 0.6
 
@@ -27,9 +27,9 @@ def stream(seed: int, *keys: int | str | bytes) -> Generator:
 
 
 def image_stream(seed: int, image: Tensor, sample: int = 0) -> Generator:
-    """The stream of one image (3, H, W) in [-1, 1]; the same image has the same stream, wherever it lies.
+    """The random stream of one image (3, H, W) in [-1, 1]. It depends on the pixels, not on the file.
 
-    Every `sample` has a stream of its own.
+    Every `sample` of an image has its own stream.
     """
     pixels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     content = hashlib.blake2b(pixels.cpu().contiguous().numpy().tobytes()).digest()
@@ -39,7 +39,7 @@ def image_stream(seed: int, image: Tensor, sample: int = 0) -> Generator:
 def draw(kind: str, shape: Sequence[int], streams: Sequence[Generator]) -> Tensor:
     """Noise of `kind` ("gaussian" or "simplex") with zero mean and unit variance, one image of `shape` per stream.
 
-    Returns (N, C, H, W) float32 on the CPU. Each call moves the streams on.
+    Returns (N, C, H, W) float32 on the CPU. Each call advances the streams.
     """
     if kind == "gaussian":
         return torch.stack([torch.randn(tuple(shape), generator=s) for s in streams])
@@ -68,7 +68,7 @@ _GRADIENTS = torch.tensor([g for g in itertools.product((-1.0, 0.0, 1.0), repeat
 
 @lru_cache(maxsize=4)
 def _simplex_matrix(channels: int, height: int, width: int) -> tuple[Tensor, int]:
-    """The sparse matrix (C * H * W, 3 * P) from the gradients of P lattice points, by component, to the noise; and P.
+    """The sparse matrix (C * H * W, 3 * P) that maps gradients of P lattice points, by component, to noise; and P.
 
     Every pixel has the same number of entries: 4 corners times 3 components in each octave.
     """
@@ -76,7 +76,7 @@ def _simplex_matrix(channels: int, height: int, width: int) -> tuple[Tensor, int
     points, weights = [], []
     num_points = 0
     for octave in range(NUM_OCTAVES):
-        # An offset of its own for every octave: else all would vanish together at the lattice point (0, 0, 0).
+        # Every octave has its own offset: else all would be 0 together at the lattice point (0, 0, 0).
         shifted = grid * 2.0 ** octave / FIRST_FEATURE_PX + torch.tensor([0.137, 0.371, 0.619]) * (octave + 1)
         lattice, kernel = _simplex_corners(shifted)                             # (n, 4, 3) integers, (n, 4, 3)
         lattice = lattice - lattice.amin(dim=(0, 1))
@@ -96,11 +96,11 @@ def _simplex_matrix(channels: int, height: int, width: int) -> tuple[Tensor, int
 
 
 def _simplex_corners(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The four lattice corners around each of n points, and what each corner's gradient is multiplied with.
+    """The four lattice corners around each of n points, and the factors of each corner's gradient.
 
         points   (n, 3) float64
-    Returns integer lattice coordinates (n, 4, 3) and kernel * offset (n, 4, 3), kernel = max(0, 0.5 - |offset|^2)^4;
-    the noise is the sum over corners and components of that times the corner's gradient.
+    Returns integer lattice coordinates (n, 4, 3) and kernel * offset (n, 4, 3), kernel = max(0, 0.5 - |offset|^2)^4.
+    The noise is the sum of factor times gradient over corners and components.
     """
     skew, unskew = 1 / 3, 1 / 6
     cell = (points + points.sum(1, keepdim=True) * skew).floor()

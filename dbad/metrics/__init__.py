@@ -1,4 +1,4 @@
-"""How well scores find defects; plain functions of numpy arrays, see `dbad.metrics.areas`."""
+"""Metrics of how well scores find defects: plain functions of numpy arrays, see `dbad.metrics.areas`."""
 
 from dbad.metrics.areas import (
     MAX_EXACT_PIXELS,

@@ -1,11 +1,11 @@
-"""How well scores find defects: AUROC, AP, F1-max, AUPRO and their curves.
+"""Metrics of how well scores find defects: AUROC, AP, F1-max, AUPRO and their curves.
 
     from dbad.metrics import aupro, image_metrics, pixel_metrics
     pixel_metrics(masks, maps)      # {'auroc': 0.98, 'ap': 0.61, ..., 'aupro_0.3': 0.94, 'method': 'exact', ...}
 
 Plain functions of numpy arrays. A higher score means more anomalous; labels and masks are bool, or 0 and 1, where 1 is
-defective. Scores are ranked in their own type, so they may have any scale. What has no answer (no defect, no good
-item, NaN, different shapes, masks that are not binary) raises ValueError and never gives a number.
+defective. Scores are ranked in their own type, so they may have any scale. Input for which a metric is not defined (no
+defect, no good item, NaN, different shapes, masks that are not binary) raises ValueError.
 """
 
 import math
@@ -24,7 +24,7 @@ MAX_EXACT_PIXELS = 200_000_000                                      # sorting co
 
 
 def auroc(labels, scores):
-    """Area under the ROC curve: how often a defective item scores higher than a good one, ties counting half.
+    """Area under the ROC curve: the share of pairs in which the defective item scores above the good one; ties half.
 
     labels, scores: arrays of one shape, or sequences of such arrays; all are taken together. Returns a float in [0, 1].
     """
@@ -40,7 +40,7 @@ def average_precision(labels, scores):
 
 
 def f1_max(labels, scores):
-    """The highest F1 that any threshold reaches, and that threshold; the highest one where several reach it.
+    """The highest F1 over all thresholds, and its threshold; the highest one if several reach it.
 
     labels, scores: arrays of one shape, or sequences of such arrays; all are taken together. Returns (f1, threshold),
     floats; `score >= threshold` reaches f1.
@@ -51,9 +51,9 @@ def f1_max(labels, scores):
 def aupro(masks, maps, limit=0.3):
     """Area under the per-region-overlap curve up to a false-positive rate of `limit`, divided by `limit`.
 
-    At every threshold, the curve (Bergmann et al., IJCV 2021) has the share found of a ground-truth region, averaged
-    over the 8-connected regions of all masks, against the false-positive rate over the good pixels of all images.
-    Every distinct score is a threshold, and straight lines join the points, also at `limit`.
+    The curve (Bergmann et al., IJCV 2021) plots, for every threshold, the share of a ground-truth region that is found,
+    averaged over the 8-connected regions of all masks, against the false-positive rate over the good pixels of all
+    images. Every distinct score is a threshold, and straight lines join the points, also at `limit`.
 
         masks, maps  (N, H, W) or (N, 1, H, W), or sequences of (H, W) arrays, also of different sizes
         limit        in (0, 1]
@@ -98,14 +98,14 @@ def roc_curve(labels, scores, max_points=None):
     """The ROC curve, from (0, 0) to (1, 1), as (fpr, tpr, thresholds), three float64 arrays of one length.
 
     At point i, `score >= thresholds[i]` gives a false-positive rate of fpr[i] and a true-positive rate of tpr[i]. Only
-    corners of the curve are listed: between two of them, thresholds let in good items only, and the points lie on a
+    corners of the curve are listed: thresholds between two corners add good items only, so their points lie on a
     straight line. The first threshold is infinite. A threshold just above a score, at which the curve turns upwards, is
-    the next float64. `max_points`, for plotting, keeps at most that many points, evenly spaced along the curve, both
-    ends among them.
+    the next float64. `max_points`, for plotting, keeps at most that many points, evenly spaced along the curve,
+    including both ends.
     """
     return formulas.roc_curve(rank(flat_pairs(labels, scores)), max_points)
 
 
 def pro_curve(masks, maps, max_points=None):
-    """The per-region-overlap curve of `aupro` as (fpr, pro, thresholds), listed as `roc_curve` lists its points."""
+    """The per-region-overlap curve of `aupro` as (fpr, pro, thresholds), in the form of `roc_curve`."""
     return formulas.pro_curve(rank(image_pairs(masks, maps), regions=True), max_points)

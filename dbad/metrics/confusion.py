@@ -1,4 +1,4 @@
-"""What a threshold decides: counts of right and wrong decisions, and the rates that follow from them."""
+"""Decisions at a threshold: counts of right and wrong ones, and the rates that follow from the counts."""
 
 from dataclasses import asdict, dataclass
 
@@ -9,7 +9,7 @@ from dbad.metrics.pairs import flat_pairs
 
 @dataclass(frozen=True)
 class Rates:
-    """What a threshold decides, as counts of items and as rates in [0, 1]; a rate of nothing (0 / 0) is None."""
+    """The decisions at a threshold, as counts of items and as rates in [0, 1]; a rate of nothing (0 / 0) is None."""
 
     tp: int
     fp: int
@@ -25,7 +25,7 @@ class Rates:
 
     @classmethod
     def of(cls, tp, fp, tn, fn):
-        """The Rates that belong to counts."""
+        """The Rates that follow from counts."""
         return cls(
             tp=tp, fp=fp, tn=tn, fn=fn,
             true_positive_rate=_ratio(tp, tp + fn),
@@ -47,10 +47,10 @@ class Rates:
 
 
 def rates(labels, scores, threshold):
-    """The Rates of calling every item anomalous whose score is `threshold` or higher.
+    """The Rates when every item whose score is `threshold` or higher is called anomalous.
 
-    labels, scores: images (N,) or pixels, as arrays of one shape or sequences of such arrays. Unlike a ranking metric
-    this also has an answer when all items are good or all defective. Raises ValueError for a threshold that is NaN.
+    labels, scores: images (N,) or pixels, as arrays of one shape or sequences of such arrays. Unlike a ranking metric,
+    it is defined even if all items are good or all are defective. Raises ValueError for a threshold that is NaN.
     """
     threshold = np.array([threshold], np.float64)       # numpy would round a single number to the scores' type
     if np.isnan(threshold).any():

@@ -1,7 +1,7 @@
 """The metrics and their curves as formulas on a Ranking.
 
-A threshold at which only good items come in never decides anything: it moves every curve horizontally, lowers F1 and
-leaves recall alone. So the distinct scores of defective items are enough.
+A lower threshold that adds only good items moves every curve horizontally, lowers F1 and leaves recall unchanged. So
+the distinct scores of defective items are enough as thresholds.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ AUPRO_LIMITS = (0.3, 0.05)
 
 
 def auroc(ranking):
-    """The share of pairs of a good and a defective item in which the defective one scores higher, ties half."""
+    """The share of pairs of a good and a defective item in which the defective one scores higher; ties count half."""
     pairs_twice = 2 * ranking.num_good - ranking.good_above - ranking.good_from         # good below, twice, + good tied
     won_twice = int(np.dot(ranking.defective, pairs_twice))                             # integers: no rounding
     return won_twice / (2 * ranking.num_good * ranking.num_defective)
@@ -34,9 +34,9 @@ def f1_max(ranking):
 def aupro(ranking, limit):
     """The area under the per-region-overlap curve up to the false-positive rate `limit`, divided by `limit`.
 
-    It is a sum over defect scores: each lifts the curve, from good_above to good_from, by its overlap. Along the ramp
-    between the two, of width w, the lift grows linearly: up to the false-positive count x it holds an area of t^2 / 2w,
-    t <= w being the part of the ramp before x. After the ramp the lift is constant.
+    It is a sum over the scores of defects. Each raises the curve by its overlap, linearly on a ramp of width w from
+    good_above to good_from. Up to the false-positive count x, the area of the ramp is t^2 / 2w times the overlap, where
+    t <= w is the part of the ramp before x. After the ramp the rise is constant.
     """
     x = limit * ranking.num_good
     width = ranking.good_from - ranking.good_above
@@ -46,7 +46,7 @@ def aupro(ranking, limit):
 
 
 def check_limit(limit):
-    """Raise ValueError for a `limit` of `aupro` that is no false-positive rate above 0."""
+    """Raise ValueError for a `limit` of `aupro` outside (0, 1]."""
     if not 0 < limit <= 1:
         raise ValueError(f"limit must be a false-positive rate in (0, 1], found {limit}")
 
@@ -63,7 +63,7 @@ def classification_metrics(ranking):
 
 
 def pixel_metrics(ranking, method):
-    """The dict of `dbad.metrics.pixel_metrics`, whose Ranking was found by `method`."""
+    """The dict of `dbad.metrics.pixel_metrics` for a Ranking that `method` found."""
     regions = {f"aupro_{limit}": aupro(ranking, limit) for limit in AUPRO_LIMITS}
     num_pixels = ranking.num_good + ranking.num_defective
     return classification_metrics(ranking) | regions | {"method": method, "num_pixels": num_pixels}
@@ -75,12 +75,12 @@ def roc_curve(ranking, max_points):
 
 
 def pro_curve(ranking, max_points):
-    """The corners of the per-region-overlap curve, listed as those of `roc_curve`."""
+    """The corners of the per-region-overlap curve, in the form of `roc_curve`."""
     return _curve(ranking, np.append(np.cumsum(ranking.overlap[:-1]).clip(max=1), 1.0), max_points)
 
 
 def _curve(ranking, found, max_points):
-    """The corners of the curve that reaches `found` (K,) at the scores of a Ranking, thinned out to `max_points`."""
+    """The corners of the curve with the values `found` (K,) at the scores of a Ranking, thinned out to `max_points`."""
     if max_points is not None and max_points < 2:
         raise ValueError(f"max_points must be at least 2, the two ends of the curve, found {max_points}")
     score = ranking.score.astype(np.float64)
@@ -88,7 +88,7 @@ def _curve(ranking, found, max_points):
     false = _between(0, _alternating(ranking.good_above, ranking.good_from), ranking.num_good)
     found = _between(0, _alternating(np.append(0, found[:-1]), found), 1)
     threshold = _between(np.inf, _alternating(np.nextafter(score, np.inf), score), ranking.lowest)
-    # The first of two is a corner only if good items came in before it, and the last is new only if some were left.
+    # The first point of a pair is a corner only if good items were added before it; so is the end of the curve.
     corner = np.ones(len(false), bool)
     corner[1::2] = false[1::2] > false[:-1:2]
     fpr, found, threshold = false[corner] / ranking.num_good, found[corner], threshold[corner]

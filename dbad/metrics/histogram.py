@@ -1,4 +1,4 @@
-"""Pixel metrics of maps that arrive batch by batch: their scores condensed to a histogram of bounded size."""
+"""Pixel metrics of maps that arrive batch by batch, from a histogram of bounded size."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ from dbad.metrics.ranking import Points, check_both_kinds, counts_of, ranking_of
 class PixelHistogram:
     """The metrics of `pixel_metrics` for maps that arrive batch by batch, in bounded memory.
 
-    Each region's pixels are weighted when their image arrives, which must therefore arrive whole. The distribution of
-    the scores is kept as a histogram with bins of given shares of the pixels (`Pool`), so neither the range nor the
-    scale of the scores matters. It has 2^18 bins for good pixels, finest at low false-positive rates, and 2^17 for
-    pixels of defects. Errors are below 1e-4 (`python -m benchmarks.metrics` measures them); there are none until
-    GOOD_BUFFER good or DEFECT_BUFFER defective pixels have come.
+    The pixels of a region get their weights when the image arrives, so images must arrive whole. Scores are kept as a
+    histogram whose bins hold given shares of the pixels (`Pool`), so neither the range nor the scale of the scores
+    matters. It has 2^18 bins for good pixels, finest at low false-positive rates, and 2^17 for pixels of defects.
+    Errors are below 1e-4 (`python -m benchmarks.metrics` measures them). Below GOOD_BUFFER good and DEFECT_BUFFER
+    defective pixels the metrics are exact.
     """
 
     METHOD = "histogram"
@@ -28,7 +28,7 @@ class PixelHistogram:
         self.lowest = np.inf
 
     def update(self, masks, maps):
-        """Take in whole images: masks and maps as for `pixel_metrics`. Batches may hold good images only."""
+        """Add whole images: masks and maps as for `pixel_metrics`. Batches may hold good images only."""
         for mask, score_map in image_pairs(masks, maps):
             good, defects = score_map[~mask], score_map[mask]       # copies, so the caller may reuse the arrays
             share, num_regions = region_shares(mask)
@@ -57,12 +57,12 @@ class PixelHistogram:
 
 
 class Pool:
-    """A stream of scores, condensed: at most `len(edges)` points for each of a few summaries stand for any number.
+    """A stream of scores, condensed to a few summaries of at most `len(edges)` points each.
 
-    This is a histogram whose bins hold given shares of the items rather than given ranges of scores: `edges`, from 0
-    up to below 1, cut the items, in descending order of score, and each piece is replaced by one point at the score
-    in its middle. So no range needs to be known, and order alone matters. Every `buffer` items make a summary, and
-    summaries of equally many items are merged in pairs and condensed again. So an item is condensed at most
+    A summary is a histogram whose bins hold given shares of the items, not given ranges of scores. `edges`, from 0 to
+    below 1, divide the items in descending order of score, and one point at the score in its middle replaces each bin.
+    So the range need not be known, and only the order matters. Every `buffer` items make a summary, and summaries of
+    equally many items are merged in pairs and condensed again. So an item is condensed at most
     1 + log2(items / buffer) times, and each time ranks change by less than a bin.
     """
 
@@ -72,7 +72,7 @@ class Pool:
         self.summaries = []                                         # (level, Points), each of 2**level buffers
 
     def add(self, score, share=None, count=None):
-        """Take in the columns of `Points`, each (n,) in any order, which must not change later."""
+        """Add items as the columns of `Points`, each (n,) in any order; the arrays must not change later."""
         self.waiting.append(Points(score, count, share))
         self.num_waiting += len(score)
         if self.num_waiting >= self.buffer:
@@ -84,7 +84,7 @@ class Pool:
             self.waiting, self.num_waiting = [], 0
 
     def points(self):
-        """All items so far as Points in ascending order of score; those still waiting for their summary are exact."""
+        """All items so far as Points in ascending order of score; items that are not in a summary yet are exact."""
         return _joined([points for _, points in self.summaries] + self.waiting)
 
 
@@ -101,10 +101,10 @@ def _joined(parts):
 
 
 def _condensed(points, edges):
-    """At most len(edges) points in place of many, both in ascending order of score; see Pool.
+    """The Points condensed to at most len(edges), both in ascending order of score; see Pool.
 
-    A point belongs to the bin in which the middle of its mass lies. For pixels of defects a bin is a share of pixels
-    and of regions alike: mass is the mean of the two.
+    A point belongs to the bin in which the middle of its mass lies. For pixels of defects, mass is the mean of the
+    share of pixels and the share of regions.
     """
     num_points = len(points.score)
     if num_points <= len(edges):

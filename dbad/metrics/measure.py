@@ -1,4 +1,4 @@
-"""All metrics of a test, from images that come one by one and are not kept."""
+"""All metrics of a test, from images that arrive one by one and are not kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dbad.records import ScoreRow
 
 
 class Measurement:
-    """The metrics of one category. `rows` has the light row of every image so far.
+    """The metrics of one category. `rows` has the `ScoreRow` of every image so far.
 
-    A group of metrics is None, with the reason beside it, where the test has nothing to measure. Pixel metrics are
-    those of the good images and of the defective ones that have a mask.
+    A group of metrics is None, with the reason beside it, if the test has nothing to measure. Pixel metrics cover the
+    good images and the defective ones that have a mask.
     """
 
     def __init__(self, thresholds: Thresholds, protocol: Protocol):
@@ -32,7 +32,7 @@ class Measurement:
 
     def add(self, row: ScoreRow, anomaly_map: np.ndarray, mask: np.ndarray | None, own_mask: np.ndarray | None = None,
             cut: bool = False) -> None:
-        """Take in an image: its row, its map and mask at the detector's resolution, and what its file's mask is.
+        """Add an image: its row, and its map and mask at the detector's resolution.
 
         See `Protocol.pair` for `own_mask`, and `dbad.data.masks` for `cut`.
         """
@@ -46,10 +46,10 @@ class Measurement:
             self.pixels.add(*self.protocol.pair(anomaly_map, mask, own_mask))
 
     def masks(self) -> dict[str, Any]:
-        """The masks of the defective images: how many there are, and of which images they are missing or unusual.
+        """The numbers of the defective images' masks, and the images whose mask is missing or unusual.
 
             missing     there is no mask: pixel metrics leave the image out
-            empty       the mask marks nothing, at the detector's resolution: all of the image counts as good
+            empty       the mask marks nothing at the detector's resolution: the whole image counts as good
             cut         the mask has shades and was cut in the middle of their range, see dbad.data.masks
         """
         num_defective = sum(row.label == 1 for row in self.rows)
@@ -57,7 +57,7 @@ class Measurement:
                 **{f"num_{name}": len(found) for name, found in self.unusual.items()}, **self.unusual}
 
     def result(self) -> tuple[dict[str, Any], Curves]:
-        """All metrics, and the curves they belong to.
+        """All metrics as a dict, and the curves.
 
             image, pixel               threshold-free (AUROC, AP, F1-max, AUPRO)
             image_rates, pixel_rates   at the saved thresholds

@@ -1,4 +1,4 @@
-"""Labels and scores, or masks and maps, as checked pairs of arrays: what every metric reads."""
+"""Labels and scores, or masks and maps, as checked pairs of arrays: the input of every metric."""
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def _plane(image):
 
 
 def _checked_pairs(labels, scores, label_name, score_name, as_array):
-    """The pairs; masks that already are bool or uint8, and scores of a type that can be sorted, are not copied."""
+    """The checked pairs. Masks of type bool or uint8, and scores of a type that can be sorted, are not copied."""
     if len(labels) != len(scores):
         raise ValueError(f"{len(labels)} images have a {label_name}, {len(scores)} a {score_name}: each needs both")
     if len(labels) == 0:

@@ -1,12 +1,12 @@
-"""Pixel metrics of images that come one by one, in bounded memory; they say how exact they are.
+"""Pixel metrics of images that arrive one by one, in bounded memory; the result names the method.
 
     pixels                      what is kept                                        method
     up to MAX_FLOAT32_PIXELS    every score: 4 bytes, on a defect 12                exact
     up to MAX_EXACT_PIXELS      how often each float16 occurs: 1.5 MB in all        exact, maps rounded to float16
     more                        `PixelHistogram`                                    histogram
 
-A float16 has three and a half digits, and there are 65536 of them. Counting how many good pixels have each, and how
-many pixels of defects, is as exact as sorting the rounded maps and takes no memory to speak of.
+A float16 has about three and a half digits and 65536 values. Counting the good pixels and the pixels of defects at each
+value is as exact as sorting the rounded maps, and takes little memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dbad.metrics.ranking import Points, check_both_kinds, ranking_of
 from dbad.metrics.verdicts import MAX_CURVE_POINTS, Curve
 
 MAX_FLOAT32_PIXELS = 1 << 24        # 256 images of 256 px
-PIECE = 1 << 23                     # scores in one array: arrays above 32 MB go back to the system one by one
+PIECE = 1 << 23                     # scores in one array: arrays of 32 MB and more return to the system when freed
 
 
 class PixelMetrics:
-    """Metrics, rates at a threshold and PRO curve of pairs of mask and map; see the module for what is kept of them."""
+    """Metrics, rates at a threshold and PRO curve of pairs of mask and map; the module says what is kept of them."""
 
     def __init__(self, threshold: float):
         self.threshold = threshold
@@ -34,7 +34,7 @@ class PixelMetrics:
         self.found: PixelScores | PixelCounts | PixelHistogram = PixelScores()
 
     def add(self, mask: np.ndarray, values: np.ndarray) -> None:
-        """Take in a whole image: its mask, (H, W) bool, and its map, (H, W) float32."""
+        """Add a whole image: its mask, (H, W) bool, and its map, (H, W) float32."""
         self.rates += metrics.rates(mask, values, self.threshold)
         num_pixels = self.found.num_good + self.found.num_defective + mask.size
         if num_pixels > metrics.MAX_EXACT_PIXELS and isinstance(self.found, _Handed):
@@ -44,20 +44,20 @@ class PixelMetrics:
         self.found.update([mask], [values])
 
     def result(self) -> tuple[dict[str, Any] | None, Curve | None]:
-        """The metrics, as `dbad.metrics.pixel_metrics` gives them, and the PRO curve; None where a class is missing."""
+        """The metrics, as of `dbad.metrics.pixel_metrics`, and the PRO curve; both None if a class is missing."""
         if not self.found.num_good or not self.found.num_defective:
             return None, None
         return self.found.metrics(), self.found.pro_curve(MAX_CURVE_POINTS)
 
 
 class _Handed(PixelHistogram):
-    """What takes in images as `PixelHistogram` does, and can be continued by another such."""
+    """A `PixelHistogram` with another store of scores, whose images can be moved to a further one."""
 
     good: _AllScores | _Counts
     defects: _AllScores | _Counts
 
     def handed_to(self, other: PixelHistogram) -> PixelHistogram:
-        """The other one, with all images so far; this one may not be used any more."""
+        """Move all images so far to `other` and return it; this object must not be used afterwards."""
         for ours, theirs in ((self.good, other.good), (self.defects, other.defects)):
             for points in ours.pieces():
                 theirs.add(points.score, points.share, points.count)
@@ -71,7 +71,7 @@ class _Handed(PixelHistogram):
 
 
 class PixelScores(_Handed):
-    """The exact metrics, by sorting; every score is kept."""
+    """Exact metrics by sorting; every score is kept."""
 
     METHOD = "exact"
 
@@ -81,7 +81,7 @@ class PixelScores(_Handed):
 
 
 class PixelCounts(_Handed):
-    """The exact metrics of maps that are rounded to float16; scores beyond the largest, 65504, count as that."""
+    """Exact metrics of maps rounded to float16; scores beyond its largest value, 65504, count as 65504."""
 
     METHOD = "exact, maps rounded to float16"
 
@@ -91,9 +91,9 @@ class PixelCounts(_Handed):
 
 
 class _AllScores:
-    """Scores, and shares of a region, one by one; see `ranking.Pool` for the methods.
+    """Every score, and its share of a region; see `histogram.Pool` for the methods.
 
-    With `in_order` they stay in the order in which they came, else they get sorted.
+    With `in_order` scores keep the order in which they were added, else they are sorted.
     """
 
     def __init__(self, in_order: bool):
@@ -106,7 +106,7 @@ class _AllScores:
             self.share.extend(share)
 
     def pieces(self) -> Iterator[Points]:
-        """All of them, a piece at a time."""
+        """Yield all scores, one array at a time."""
         shares = self.share.pieces()
         for score in self.score.pieces():
             yield Points(score, None, next(shares, None))
@@ -119,15 +119,15 @@ class _AllScores:
 
 
 class _Column:
-    """Numbers of one type, in arrays of `PIECE`."""
+    """A growing column of numbers of one type, in arrays of `PIECE` numbers."""
 
     def __init__(self, kind: type):
         self.kind = kind
         self.arrays: list[np.ndarray] = []
-        self.room = 0           # in the last one
+        self.room = 0           # free places in the last array
 
     def extend(self, values: np.ndarray) -> None:
-        """Copy numbers behind the others."""
+        """Append a copy of the numbers."""
         while len(values):
             if not self.room:
                 self.arrays.append(np.empty(PIECE, self.kind))
@@ -138,14 +138,14 @@ class _Column:
             values = values[len(part):]
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """The arrays, as far as they are filled; each is forgotten when the next is asked for."""
+        """Yield the filled part of each array; the column drops an array when it yields it."""
         while self.arrays:
             array = self.arrays.pop(0)
             yield array if self.arrays or not self.room else array[:-self.room]
         self.room = 0
 
     def whole(self) -> np.ndarray:
-        """All numbers in one array, which from then on is the first."""
+        """All numbers in one array, which replaces the others."""
         if len(self.arrays) != 1 or self.room:
             whole, filled = np.empty(sum(map(len, self.arrays)) - self.room, self.kind), 0
             for array in self.pieces():
@@ -156,7 +156,7 @@ class _Column:
 
 
 class _Counts:
-    """How often each float16 occurs among scores, and their shares of a region; see `ranking.Pool` for the methods."""
+    """The number of scores at each float16, and the sum of their shares of a region; methods as in `histogram.Pool`."""
 
     def __init__(self):
         self.count, self.share = np.zeros(1 << 16, np.int64), np.zeros(1 << 16)
@@ -176,7 +176,7 @@ class _Counts:
         return Points(_scores(there), self.count[there], self.share[there] if self.has_shares else None)
 
     def pieces(self) -> Iterator[Points]:
-        """All of them at once: they are few."""
+        """All points in one piece: they are few."""
         yield self.points()
 
 

@@ -1,6 +1,6 @@
-"""How pixel metrics are measured: at which resolution, on which part of the image, on how many images.
+"""The protocol of pixel metrics: the resolution, the part of the image and the number of images they are measured on.
 
-The same maps give different numbers at another mask resolution, so the protocol stands in every result.
+The same maps give different numbers at another mask resolution, so every result states its protocol.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dbad.maps import central_window
 
 @dataclass(frozen=True)
 class Protocol:
-    """Where maps are compared with masks.
+    """The resolution and the part of the image at which maps are compared with masks.
 
-        resolution    "network": both at the resolution the detector works at; "original": the mask as it is in its
-                      file, the map brought to that size bilinearly
+        resolution    "network": both at the detector's resolution; "original": the mask as in its file, the map
+                      resized to it bilinearly
         center_crop   side of the central part that counts, in px of a 256 px image; 0 for the full frame
     """
 
@@ -29,7 +29,7 @@ class Protocol:
     def describe(self, num_masked: int, num_images: int) -> dict[str, str]:
         """The protocol in words, for the results.
 
-        `num_masked` of `num_images` are good or have a mask; it is 0 where no defective one has.
+        `num_masked` counts the images that are good or have a mask; it is 0 if no defective image has a mask.
         """
         where = {"network": "the detector's resolution", "original": "the files' own size, maps upsampled bilinearly"}
         crop = f"central {self.center_crop} of 256 px, images scored there too" if self.center_crop else "full frame"
@@ -40,10 +40,10 @@ class Protocol:
 
     def pair(self, anomaly_map: np.ndarray, mask: np.ndarray, own_mask: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
-        """The mask, bool, and the map, float32, of an image where they are compared, of one shape (H, W).
+        """The mask (bool) and the map (float32) of an image as they are compared, of one shape (H, W).
 
             anomaly_map, mask    at the detector's resolution
-            own_mask             as it is in its file; needed for resolution "original"
+            own_mask             the mask as in its file; needed for resolution "original"
         """
         if self.resolution == "original":
             assert own_mask is not None
@@ -53,7 +53,7 @@ class Protocol:
 
 
 def resized_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map (h, w) brought to `size` = (H, W) bilinearly, float32."""
+    """A map (h, w) resized bilinearly to `size` = (H, W), float32."""
     if values.shape == size:
         return values
     maps = torch.from_numpy(values)[None, None]

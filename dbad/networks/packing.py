@@ -1,4 +1,4 @@
-"""Models made ready to infer: number format, memory order, and weights in the order that the CPU's kernels want."""
+"""Prepare models for inference: number format, memory format, and weights in the layout of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class PackedConv2d(nn.Module):
-    """A convolution whose weights are brought into the order of oneDNN's kernels once, and not at every call.
+    """A convolution whose weights are converted to the layout of oneDNN's kernels once, not at every call.
 
-    Calls of another shape than the first are right as well, and may be slower. It gives bfloat16, as its weights are.
-    There are no gradients, and no weights left in the state_dict.
+    Calls with another input shape than the first are correct, but may be slower. The output is bfloat16, like the
+    weights. There are no gradients, and the state_dict has no weights.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -27,17 +27,17 @@ class PackedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.bfloat16)
-        if self.packed is None:         # what order is best depends on the shape
+        if self.packed is None:         # the best layout depends on the shape
             assert self.weight is not None
-            weight, self.weight = self.weight.detach().to_mkldnn(), None        # else there would be two of it
+            weight, self.weight = self.weight.detach().to_mkldnn(), None        # keeps one copy, not two
             self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.how, x.shape)  # ty: ignore
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.how, "none", [], "")
 
 
 def ready(model: M, device: torch.device, precision: str) -> M:
-    """`model` itself on `device`, without gradients: to infer, and neither to be trained nor saved any more.
+    """Prepare `model` for inference on `device` and return it; it can no longer be trained or saved.
 
-    With `precision` bf16 the weights become bfloat16, so that autocast has nothing left to cast at every call.
+    With `precision` bf16 the weights become bfloat16, so that autocast does not cast them at every call.
     """
     model = nn.Module.to(model.eval().requires_grad_(False), device, torch.bfloat16 if precision == "bf16" else None)
     model = nn.Module.to(model, memory_format=torch.channels_last)

@@ -12,10 +12,10 @@ from dbad.errors import UserError
 def build_unet(resolution: int, channels: tuple[int, ...], layers_per_block: int,
                attention_levels: tuple[int, ...], image_channels: int = 3,
                options: tuple[str, str] = ("resolution", "channels")) -> UNet2DModel:
-    """The denoising U-Net; levels count from 0, the full resolution, and each halves the side.
+    """The denoising U-Net. Level 0 has the full resolution, and each further level halves the side.
 
     Attention has heads of 32 channels: diffusers' default of 8 is slow to train. Without attention levels the middle
-    block has none either. `options` are what errors call the resolution and the channels.
+    block has no attention either. `options` are the names of resolution and channels in error messages.
     """
     levels = range(len(channels))
     divisor = 2 ** (len(channels) - 1)

@@ -29,22 +29,22 @@ def heat(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    """The image, (H, W, 3) uint8, covered by the colours of the map (H, W) the more, the higher the map."""
+    """The image, (H, W, 3) uint8, covered by the colours of the map (H, W); high values cover more than low ones."""
     cover = 0.85 * _strength(values, scale)[..., None]
     return (image + cover * (heat(values, scale).astype(np.float32) - image)).astype(np.uint8)
 
 
 def map_scales(calibration: Calibration) -> dict[str, float]:
-    """The value shown in the highest colour, for each kind of map: twice what the calibration has for it.
+    """The value shown in the highest colour, for each kind of map.
 
-    For the anomaly map that is twice the pixel threshold, so that green is where a defect begins; for a part, twice its
-    scale, so that green is as different as good images get. Both are known before the first image: a colour means the
-    same in all pictures of a run, whatever else is inspected.
+    For the anomaly map it is twice the pixel threshold, so that a defect begins at green. For a part it is twice its
+    scale, so that green means "as different as good images get". Both are fixed before the first image: a colour means
+    the same in all pictures of a run.
     """
     scales = {f"{name} map": 2 * scale for name, scale in calibration.scales.items()}
     return scales | {"anomaly map": 2 * calibration.pixel_threshold}
 
 
 def maps_of(pictures: Pictures) -> dict[str, np.ndarray]:
-    """All maps of an image by the title they are shown under, the parts first."""
+    """All maps of an image by their titles, the parts first."""
     return {f"{name} map": part for name, part in pictures.parts.items()} | {"anomaly map": pictures.anomaly_map}

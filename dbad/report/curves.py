@@ -16,7 +16,7 @@ from dbad.report.drawing import DEFECTIVE, GOOD, INK, UNKNOWN
 def write_curves(path: Path | str, rows: Sequence[ScoreRow], thresholds: Thresholds, found: Curves) -> Path:
     """Write the score histogram, the ROC curve and the PRO curve as one picture.
 
-    What labels or masks do not allow is left out, and a line below says so.
+    A curve that lacks its labels or masks is left out, and a line below says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

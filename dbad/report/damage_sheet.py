@@ -27,9 +27,9 @@ from dbad.runtime.failures import one_line_failures
 
 
 def preview(images: Sequence[Tensor], names: Sequence[str], seed: int = 0, side: int = 192) -> Image.Image:
-    """A sheet with a row for each good image and a column for each kind: the damaged image, below it outlined.
+    """A sheet with a row for each good image and a column for each kind: the damaged image, and below it its outline.
 
-    `side` is the longer side of a tile in pixels. Under each pair stand the share of area changed and the contrast.
+    `side` is the longer side of a tile in pixels. Below each pair are the share of area changed and the contrast.
     """
     pictures = [as_picture(image) for image in images]
     margin, title, caption = 6, 22, 16

@@ -22,7 +22,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def shorten(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
-    """The end of `text` that fits into `width` pixels: of a path, the end tells most."""
+    """The end of `text` that fits into `width` pixels: the end of a path says most."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     if face.getlength(text) <= width:
         return text
@@ -38,12 +38,12 @@ def tile(pixels: np.ndarray, side: int, enlarge: bool = True) -> Image.Image:
     if factor == 1 or (factor > 1 and not enlarge):
         return picture
     width, height = (max(1, round(length * factor)) for length in picture.size)
-    smooth = pixels.ndim == 3 and factor < 1  # enlarged pixels stay visible as what they are
+    smooth = pixels.ndim == 3 and factor < 1  # enlarged pixels stay visible as squares
     return picture.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
 
 
 def outlined(picture: Image.Image, region: np.ndarray) -> Image.Image:
-    """The picture with the border of `region`, a bool array of any resolution: two bright pixels, one black inside."""
+    """The picture with the outline of `region`, a bool array of any size: two bright pixels, and a black one inside."""
     inside = np.asarray(Image.fromarray(region).resize(picture.size, Image.Resampling.NEAREST))
     pixels = np.array(picture)
     for width, colour in ((3, (0, 0, 0)), (2, OUTLINE)):
@@ -52,7 +52,7 @@ def outlined(picture: Image.Image, region: np.ndarray) -> Image.Image:
 
 
 def _shrunk(inside: np.ndarray, width: int) -> np.ndarray:
-    """A bool region (H, W) less its outermost `width` pixels; what lies at the border of the picture ends there."""
+    """A bool region (H, W) without its outermost `width` pixels; the border of the picture is an edge, too."""
     padded = np.pad(inside, width)
     height, length = inside.shape
     across = [padded[width:width + height, shift:shift + length] for shift in (0, 2 * width)]

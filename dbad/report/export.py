@@ -25,9 +25,9 @@ SAMPLE_FORMAT, IEEE_FLOAT = 339, 3      # the TIFF tag, and its value for floati
 
 
 class MapExport:
-    """Writes the maps of a category's test images, one channel each, below the folder of the results.
+    """Writer of the maps of a category's test images, one channel each, below the folder of the results.
 
-    Maps of MVTec AD 2 are as its server reads them, those of any other data set as the program of MVTec AD does.
+    Maps of MVTec AD 2 have the format of its server, those of any other data set that of MVTec AD's program.
     """
 
     def __init__(self, folder: Path, category: Category, pixel_threshold: float):
@@ -36,7 +36,7 @@ class MapExport:
         self.places = _places(category)
 
     def write(self, number: int, anomaly_map: np.ndarray, size: tuple[int, int]) -> None:
-        """Write the map (h, w) of the test image of this number, whose size is (H, W)."""
+        """Write the map (h, w) of the test image of this `number`, whose `size` is (H, W)."""
         values, place = resized_map(anomaly_map, size), self.places[number]
         if not self.for_server:
             with atomic_write(self.folder / ANOMALY_MAPS / place.with_name(f"{place.name}.tiff")) as temporary:
@@ -50,9 +50,9 @@ class MapExport:
 
 
 def _places(category: Category) -> list[Path]:
-    """Where the map of every test image goes, without suffix: CATEGORY/test/DEFECT/000, each place once.
+    """The path of every test image's map, without suffix: CATEGORY/test/DEFECT/000; no path occurs twice.
 
-    Sub-folders of a defect are kept, and the suffix where 000.png lies beside 000.jpg.
+    Sub-folders of a defect are kept. The image's suffix is kept if 000.png lies beside 000.jpg.
     """
     test = "test_public" if category.layout == "mvtec_ad_2" else "test"
     folders: dict[str, list[str]] = {}

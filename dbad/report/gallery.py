@@ -1,4 +1,4 @@
-"""The pictures of images in a report: encoded as soon as they are known, so that no array is kept."""
+"""The pictures of images in a report, encoded at once, so that no array is kept."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dbad.report.drawing import tile
 MOST = 2000             # images of a report: more would make the page too large to use
 IMAGE_BYTES = 50_000    # for all pictures of one image; base64 adds a third, so 200 images stay below 15 MB
 PICTURE_SIDE = 256      # pixels, the longer side at most
-FREE = 200              # images with pictures of that side; of more they are smaller
+FREE = 200              # most images with pictures of that side; if there are more, pictures are smaller
 
 
 class Shown(NamedTuple):
-    """The pictures of one image as a report has them: encoded files by name, None where there is none."""
+    """The pictures of one image in a report: encoded files by name, None for a missing one."""
 
     shape: tuple[int, int]      # of the image, (H, W)
     files: dict[str, bytes | None]
@@ -35,24 +35,24 @@ class Shown(NamedTuple):
 
 
 class Gallery:
-    """The pictures of the highest-scoring images out of many that go by, at most `most`.
+    """The pictures of the highest-scoring images of a stream, at most `most`.
 
     More than `FREE` images get smaller pictures, so that memory and the page grow slowly.
     """
 
     def __init__(self, num_images: int, most: int = MOST):
-        """`num_images` is how many will come."""
+        """`num_images` is the number of images in the stream."""
         self.most, count = most, max(1, min(num_images, most))
         self.side = max(64, round(PICTURE_SIDE * min(1.0, (FREE / count) ** 0.5)))
         self.shown: dict[int, Shown] = {}
         self._lowest: list[tuple[float, int]] = []      # a heap of (score, -number)
 
     def wants(self, number: int, score: float) -> bool:
-        """Whether the image of this number and score would be kept, of those that have been put in so far."""
+        """True if an image of this number and score would be kept, given the images so far."""
         return len(self._lowest) < self.most or (bool(self._lowest) and (score, -number) > self._lowest[0])
 
     def put(self, number: int, score: float, shown: Shown) -> None:
-        """Take in the pictures of an image, and let go those of the lowest score where there are too many."""
+        """Add the pictures of an image; if there are too many, drop those of the lowest score."""
         self.shown[number] = shown
         heapq.heappush(self._lowest, (score, -number))
         if len(self._lowest) > self.most:
@@ -62,7 +62,7 @@ class Gallery:
 def encode(pictures: Pictures, scale: float, side: int = PICTURE_SIDE) -> Shown:
     """The pictures of one image, together at most `IMAGE_BYTES` before base64; `scale` is that of the anomaly map.
 
-    Photographs are JPEG; quality, and for the busiest images the size, give way until the sum fits. The mask is PNG.
+    Photographs are JPEG; their quality, and then their size, is reduced until the sum fits. The mask is PNG.
     """
     photographs = {"input": pictures.image, "reconstruction": pictures.reconstruction,
                    "map": heat(pictures.anomaly_map, scale),

@@ -1,4 +1,4 @@
-"""One picture of the images worth looking at first, chosen while they go by: no image is kept but as small pictures."""
+"""One picture of the images worth looking at first, chosen from a stream: only small pictures are kept."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dbad.report.panels import verdict
 
 ROWS = 12           # of the overview
 SIDE = 176          # px, of its pictures
-AROUND = 16         # on either side of the middle of a defect kind, so many images may become its typical one
+AROUND = 16         # candidates for the typical image of a defect kind, on each side of its middle
 
 
 class Overview:
-    """Chooses telling images out of many that go by, see `telling`, and keeps the pictures of few candidates.
+    """The choice of the images worth looking at in a stream, see `telling`; it keeps the pictures of few candidates.
 
-    An image is offered with its row; where the answer is yes, its pictures are wanted. Candidates are the `ROWS`
-    images at the ends of the scores that are shown, and for every defect kind the 32 in the middle of what has come so
-    far: of kinds with more, the typical image is that of the candidates which is nearest to the middle at the end.
+    `offer` takes an image's row, and returns True if its pictures are wanted. Candidates are the `ROWS` images at the
+    ends of the scores that are shown, and for every defect kind the 32 in the middle of those so far. If a kind has
+    more images, its typical one is the candidate nearest to the middle at the end.
     """
 
     def __init__(self, origins: Sequence[Origin], thresholds: Thresholds):
-        """`origins` are those of all images that will come, in their order."""
+        """`origins` are those of all images of the stream, in order."""
         self.thresholds, self.kinds = thresholds, kinds(origins)
         self.rows: dict[int, ScoreRow] = {}
         self.candidates: dict[int, dict[str, bytes]] = {}
@@ -42,7 +42,7 @@ class Overview:
                          for kind in sorted(defects)[:ROWS]}
 
     def offer(self, number: int, row: ScoreRow) -> bool:
-        """Take in the row of the image of this number; whether its pictures are wanted."""
+        """Add the row of the image of this number; True if its pictures are wanted."""
         self.rows[number] = row
         rankings = [self._ends[row.label]]
         if row.label == 1 and self.kinds[number] in self._middles:
@@ -56,12 +56,12 @@ class Overview:
         return number in wanted
 
     def put(self, number: int, files: dict[str, bytes]) -> None:
-        """Take in what `small_pictures` made of an image that was wanted; it may not be any more."""
+        """Add the `small_pictures` of an image that was wanted; ignored if it is no candidate any more."""
         if number in self.candidates:
             self.candidates[number] = files
 
     def write(self, path: Path, counterpart: str = "reconstruction") -> None:
-        """Write the picture: input, reconstruction, overlay and ground truth of each, by rows."""
+        """Write the picture: a row per image with input, reconstruction, overlay and ground truth."""
         chosen = telling(self.rows, self.kinds, self.candidates)
         titles = ["input", "reconstruction", "anomaly map", "ground truth"]
         if not any("reconstruction" in self.candidates[number] for _, number in chosen):
@@ -94,7 +94,7 @@ class Overview:
 
 
 class _Ranking:
-    """Keys (-score, path, number) in their order, and which of so many are candidates."""
+    """Sorted keys (-score, path, number); `window` gives the slice of candidates for a number of keys."""
 
     def __init__(self, window: Callable[[int], slice]):
         self.keys: list[tuple[float, str, int]] = []
@@ -108,7 +108,7 @@ class _Ranking:
 
 
 def small_pictures(pictures: Pictures, scale: float) -> dict[str, bytes]:
-    """The pictures of an image in the overview by their titles, each a PNG file; those that there are none of left out.
+    """The pictures of an image for the overview by their titles, each a PNG file; missing ones are left out.
 
     `scale` is that of the anomaly map, see `map_scales`.
     """
@@ -125,14 +125,14 @@ def small_pictures(pictures: Pictures, scale: float) -> dict[str, bytes]:
 
 def telling(rows: Mapping[int, ScoreRow], names: Sequence[str], candidates: Collection[int], most: int = ROWS
             ) -> list[tuple[str, int]]:
-    """At most so many images worth looking at first, each as the reason and its number.
+    """At most `most` images worth looking at first, each as (reason, number).
 
     A quarter are the good images with the highest scores, a quarter the defective ones with the lowest; the rest are
     the middle of every defect kind, by score. Images without ground truth are taken from the highest score down.
 
         rows          of all images, by their numbers
         names         the kind of every image, by its number
-        candidates    the numbers among which to choose
+        candidates    the numbers to choose from
     """
     ranked = sorted(rows, key=lambda number: (-rows[number].score, rows[number].path))
     good = [("highest-scoring good", n) for n in ranked if rows[n].label == 0]

@@ -29,7 +29,7 @@ def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> Path:
         path, category, defect    texts: one that a spreadsheet would take for a formula begins with a single quote
         label, decision           1 defective, 0 good
         score, p_value, normalised    numbers that read back exactly
-    What is unknown is an empty field.
+    An unknown value is an empty field.
     """
     return write_table(path, ScoreRow._fields, (plain(row) for row in rows))
 
@@ -37,7 +37,7 @@ def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> Path:
 def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write metrics.json, as nested as given, and metrics.csv, one line per number with its dotted name.
 
-    What is not finite becomes null in JSON and an empty field in CSV, since neither format has a common word for it.
+    A number that is not finite becomes null in JSON and an empty field in CSV, as neither format has a common word.
     """
     json_path, csv_path = Path(folder, METRICS), Path(folder, METRICS_TABLE)
     write_json(json_path, plain(metrics))
@@ -46,7 +46,7 @@ def write_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> tuple[Path,
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's types: NumPy and torch scalars and arrays become numbers and lists, not-finite ones None."""
+    """The value in JSON's types: NumPy and torch scalars and arrays become numbers and lists, non-finite ones None."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if hasattr(value, "tolist"):
@@ -75,7 +75,7 @@ def readable_name(name: tuple[str, ...]) -> str:
 
 
 def readable_value(name: tuple[str, ...], value: Any) -> str:
-    """Rates in percent, areas and the like with four digits after the point, other numbers with four significant."""
+    """A value as text: rates in percent, areas and the like with four decimals, others with four significant digits."""
     if value is None:
         return "–"
     if not isinstance(value, float):
@@ -86,7 +86,7 @@ def readable_value(name: tuple[str, ...], value: Any) -> str:
 
 
 def _is_quality(name: tuple[str, ...]) -> bool:
-    """Whether a metric is one of those by which detectors are compared, and not a count, threshold or duration."""
+    """True for a metric that serves to compare detectors, and not for a count, threshold or duration."""
     words = set(name[-1].split("_"))
     return bool(words & (PERCENTAGES | ACRONYMS.keys())) and "threshold" not in words
 
@@ -96,7 +96,7 @@ def _is_quality(name: tuple[str, ...]) -> bool:
 
 @lru_cache
 def template(name: str) -> Template:
-    """A page of dbad/templates; what it is given is escaped, and a name that it lacks is an error."""
+    """A template of dbad/report/templates. The values are escaped; a missing value is an error."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                        lstrip_blocks=True).get_template(name)
@@ -107,10 +107,10 @@ def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, m
     """Write the report of a run as one HTML file without outside resources; below 15 MB for 200 images.
 
         rows          of all images, in any order; the report sorts by score
-        gallery       the pictures of the images by their place in `rows`; a line says so where some have none
+        gallery       the pictures of the images by their place in `rows`; a line says so if some have none
         metrics       numbers, may be nested: the outer areas and rates are shown large, all numbers in a table
-        summary       what the run was, as name -> text, in the order to show
-        thresholds    where the draggable threshold starts, and the middle of the maps' colours
+        summary       facts of the run, as name -> text, in the order to show
+        thresholds    the start of the draggable threshold, and the middle of the maps' colours
         found         the curves
     """
     flat = flatten(metrics)
@@ -124,12 +124,12 @@ def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, m
         data=_report_data(rows, gallery, thresholds, found), images=_report_images(rows, gallery),
     )
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        page.dump(file, "utf-8", "backslashreplace")        # piece by piece: the page is larger than all that is kept
+        page.dump(file, "utf-8", "backslashreplace")        # in pieces: the whole page would need too much memory
     return Path(path)
 
 
 def _report_data(rows: Sequence[ScoreRow], gallery: Gallery, thresholds: Thresholds, found: Curves) -> dict[str, Any]:
-    """What the script in the report works on, beside the images, in JSON's types."""
+    """The data of the script in the report, without the images, in JSON's types."""
     return plain({
         "threshold": thresholds.image, "logarithmic": verdicts.spans_decades([row.score for row in rows]),
         "roc": found.roc and np.stack(found.roc[:2], 1).round(5),
@@ -141,7 +141,7 @@ def _report_data(rows: Sequence[ScoreRow], gallery: Gallery, thresholds: Thresho
 
 
 def _report_images(rows: Sequence[ScoreRow], gallery: Gallery) -> Iterator[dict[str, Any]]:
-    """What the script in the report works on of every image, one at a time."""
+    """Yield the data of the script in the report for every image, in JSON's types."""
     for number, (row, kind) in enumerate(zip(rows, verdicts.kinds(rows), strict=True)):
         shown = gallery.shown.get(number)
         yield plain({

@@ -1,4 +1,4 @@
-"""The picture of every image: all that is known of it side by side, or its map over it."""
+"""The picture of a single image: a panel of all that is known of it, or an overlay of its map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dbad.report.drawing import DEFECTIVE, INK, MUTED, OUTLINE, PAPER, font, out
 
 
 def verdict(row: ScoreRow, image_threshold: float | None) -> tuple[str, tuple[int, int, int]]:
-    """What was decided and whether that was right, in words, and a colour that makes wrong decisions easy to find."""
+    """The decision and its outcome in words, and a colour that makes wrong decisions easy to find."""
     decision = decide(row, image_threshold)
     if decision is None:
         return "not calibrated", MUTED
@@ -33,8 +33,8 @@ def panel(row: ScoreRow, pictures: Pictures, thresholds: Thresholds, scales: dic
           side: int = 256) -> Image.Image:
     """Everything known about one image, side by side: input, reconstruction, maps, decision, ground truth.
 
-    `scales` comes from `map_scales`; a map that has none there is shown on the scale of its own maximum. A column that
-    the detector or the data cannot fill is left out. `side` is the longer side of a tile in pixels.
+    `scales` comes from `map_scales`; a map without a scale is shown on the scale of its own maximum. A column that the
+    detector or the data cannot fill is left out. `side` is the longer side of a tile in pixels.
     """
     shown, scales = tile(pictures.image, side), scales or {}
     columns = {"input": shown}
@@ -79,7 +79,7 @@ def write_panel(path: Path, row: ScoreRow, pictures: Pictures, thresholds: Thres
 
 
 def panel_names(origins: Iterable[Origin | ScoreRow]) -> list[str]:
-    """A file name for every image, `<defect>_<stem>.png`: safe on every system and unique, also where case is ignored.
+    """A file name for every image, `<defect>_<stem>.png`: safe on every system and unique, even if case is ignored.
 
     Characters other than letters, digits, dot, hyphen and underscore become an underscore; a name that occurs again
     gets a number. With several categories the category comes first.
@@ -101,7 +101,7 @@ def panel_names(origins: Iterable[Origin | ScoreRow]) -> list[str]:
 
 
 def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pixel_threshold: float) -> None:
-    """Write the image at its own size, covered by the colours of its map (H, W), anomalous pixels outlined.
+    """Write the image at its own size, covered by the colours of its map (H, W), with anomalous pixels outlined.
 
     The highest colour stands for twice the pixel threshold, so that colours mean the same in every image and every run.
     """
@@ -121,9 +121,9 @@ def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pi
 
 
 def show(paths: Iterable[Path | str], seconds_each: float = 0.5) -> bool:
-    """Show the pictures one after the other in one window, waiting for nobody; without a screen, say so in one line.
+    """Show the pictures one after the other in one window, without waiting for input; True if there is a screen.
 
-    Closing the window ends the show. Returns whether there was a screen.
+    Closing the window ends the show. Without a screen one line is printed.
     """
     try:
         from matplotlib import pyplot

@@ -1,4 +1,4 @@
-"""What papers state for the categories of a data set, to stand beside what was measured here."""
+"""Results that papers state for the categories of a data set, to compare with measured ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("image.auroc", "pixel.auroc", "pixel.aupro_0.3")       # as in metrics.
 class Published:
     """The results of one method on one data set: for every category the metrics of `NAMES`, in percent.
 
-    The caveat is a sentence that belongs beside the numbers wherever they are shown.
+    The caveat is a sentence to show beside the numbers wherever they appear.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Result folders: what they hold, and that none is written over."""
+"""Result folders: their records and their names; results of other options are never overwritten."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dbad.options.shared import AnyRunOptions, RunOptions
 
 
 def results_folder(folder: Path, options: RunOptions, inputs: str | None = None) -> Path:
-    """Make the folder with options.json in it, and return it.
+    """Make the results folder with its options.json and return it.
 
-    Results of the same options, and of the same `inputs` where they are told, are written again. Results of others
-    that lie there are kept: their folder gets a number behind its name.
+    Results of the same options, and of the same `inputs` if given, are overwritten. Other results in its place are
+    kept: their folder gets a number behind its name.
     """
     record = {"options": plain(options)} | ({"inputs": inputs} if inputs else {})
     path = folder / OPTIONS
-    known = known_json(path)        # nothing if it is broken: the results may be anyone's then
+    known = known_json(path)        # empty if it is broken: the results may be of any options
     if path.is_file() and record != {name: known.get(name) for name in record}:
         kept = folder.rename(numbered(folder))
         print(f"{folder} had results of other options{' or images' * bool(inputs)}; they were moved to {kept}")
@@ -39,7 +39,7 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
 
 
 def numbered(path: Path) -> Path:
-    """The path with the lowest number behind its name that nothing has: results -> results.1."""
+    """The path with the lowest number behind its name that does not exist yet: results -> results.1."""
     return next(new for n in count(1) if not (new := path.with_name(f"{path.name}.{n}")).exists())
 
 
@@ -57,7 +57,7 @@ def listing_digest(paths: Iterable[Path]) -> str:
 
 
 def run_summary(options: RunOptions, calibration: Calibration, num_images: int, method: str) -> dict[str, str]:
-    """What a report says of how it came about, as names and texts in reading order; `method` in words."""
+    """The facts of a run for its report, as name -> text in reading order; `method` is in words."""
     different = changed(options)
     promise = "none; thresholds were set by hand"
     if calibration.false_alarm_rate is not None:
@@ -79,12 +79,12 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int, 
 
 
 def listed(values: dict[str, Any]) -> str:
-    """{"seed": 1, "flip": True} -> seed 1, flip True; nothing, if it is empty."""
+    """{"seed": 1, "flip": True} -> "seed 1, flip True"; {} -> "nothing"."""
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "nothing"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that shape results."""
+    """The versions of Python and of the packages that shape results."""
     return {"python": platform.python_version(), "torch": torch.__version__} | {
         name: version(name) for name in ("torchvision", "diffusers", "timm", "numpy")}
 
@@ -117,9 +117,9 @@ def headline(item: str, metrics: dict[str, Any], drawn: bool) -> str:
 
 
 def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty", "cut")) -> list[str]:
-    """What is to be said of the masks, see `Measurement.masks`: nothing where every defective image has a usual one.
+    """Phrases about missing and unusual masks, see `Measurement.masks`; none if every defective image has a usual one.
 
-    Each of the phrases names at most three images.
+    Each phrase names at most three images.
     """
     number = {kind: len(masks[kind]) for kind in kinds}
     total = counted(masks["num_found"] + masks["num_missing"], "defective image")
@@ -131,7 +131,7 @@ def mask_words(masks: dict[str, Any], kinds: Sequence[str] = ("missing", "empty"
 
 
 def set_summary(options: AnyRunOptions, runs: Sequence[Any]) -> dict[str, str]:
-    """What the summary of several runs, `summary.Run` each, says of how they came about, as `run_summary` for one."""
+    """The facts of several runs (`runs.Run`) for their summary, as `run_summary` has them for one."""
     known = [known_json(run.folder / OPTIONS).get("options") for run in runs]
     presets = [str(each["preset"]) for each in known if isinstance(each, dict) and "preset" in each]
     different = {name: value for name, value in changed(options).items()

@@ -18,7 +18,7 @@ FINISHED = ("done", "finished before")
 
 @dataclass(frozen=True)
 class Run:
-    """One category with one seed; where its results lie, and how it went."""
+    """A run of one category with one seed: its results folder and its status."""
 
     item: str
     seed: int
@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as tables show it: `name` as in metrics.csv; a count is shown with the `rest` of what was counted."""
+    """A metric as tables show it: `name` as in metrics.csv; a count is shown as part of a whole, count + `rest`."""
 
     title: str
     name: str
@@ -75,20 +75,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run left: its metrics by dotted name, how they were measured, and by which code."""
+    """The results of a run: its metrics by dotted name, their protocol, and the commit of the code."""
 
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     protocol: str = "unknown"
     reason: str | None = None       # why some metrics are missing
     commit: str | None = None
-    trouble: str | None = None      # why there is nothing
+    trouble: str | None = None      # why there are no results
 
 
 Results = Mapping[Run, Measured]
 
 
 def measured(run: Run) -> Measured:
-    """Read the results of a run; those of one that failed are not its own, and unreadable ones are told, not raised."""
+    """Read the results of a run. A failed run has none; unreadable ones are recorded as `trouble`, not raised."""
     if run.status not in FINISHED:
         why = f"failed: {run.error}" if run.error else "failed"
         return Measured(trouble=why if run.status == "failed" else "not run")
@@ -114,10 +114,10 @@ def over_seeds(values: Collection[float]) -> tuple[float | None, float | None]:
 
 def over_categories(by_item: Mapping[str, Mapping[int, float]], combine: Callable[[Iterable[float]], float]
                     ) -> tuple[float | None, float | None]:
-    """`combine`, fmean or sum, of the categories' means over seeds, and the spread of what it gives for one seed.
+    """The `combine` (fmean or sum) of the categories' means over seeds, and its standard deviation over seeds.
 
-    {item: {seed: value}}; categories without a value are left out. The spread is taken over the seeds for which all
-    others have one: it shall not show which categories a seed lacks.
+    `by_item` is {item: {seed: value}}; categories without a value are left out. The deviation is taken over the seeds
+    that have a value in every other category: missing values must not add to it.
     """
     present = [values for values in by_item.values() if values]
     if not present:
@@ -138,7 +138,7 @@ def values_of(results: Results, *names: str) -> dict[str, dict[int, float]]:
 
 
 def cells(column: Column, results: Results) -> tuple[dict[str, Cell], Cell]:
-    """The column's cell for every item, and that of all categories: their mean, or their sum for counts."""
+    """The column's cell for every item, and the cell of all categories: their mean, or their sum for counts."""
     values, combine = values_of(results, column.name), sum if column.rest else fmean
     wholes = values_of(results, column.name, column.rest) if column.rest else dict.fromkeys(values, {})
 
@@ -152,5 +152,5 @@ def cells(column: Column, results: Results) -> tuple[dict[str, Cell], Cell]:
 
 
 def metric_names() -> list[str]:
-    """The metrics that are shown."""
+    """The names of the metrics that tables show."""
     return list(dict.fromkeys(name for column in COLUMNS for name in (column.name, column.rest) if name))

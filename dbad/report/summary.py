@@ -1,7 +1,7 @@
 """The summary of several runs, each one category and one seed: summary.csv, summary.md and index.html.
 
     summary.csv   one row per run, numbers exactly as in its metrics.json
-    summary.md    one row per category, in the field's units: means over seeds, with their spread
+    summary.md    one row per category, in the units of the field: means over seeds, with their spread
     index.html    the same as one page that opens without a network and links the reports of the runs
 """
 
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside published results, as pairs of a cell and percent."""
+    """Our results beside published ones, as pairs of a cell and a number in percent."""
 
     published: Published
     titles: list[str]
@@ -49,7 +49,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.md and index.html both say."""
+    """The content of both summary.md and index.html."""
 
     title: str
     headline: str
@@ -70,12 +70,12 @@ def dataset_of(names: Collection[str]) -> str | None:
 
 
 def write_summary(img_dir: Path, runs: Sequence[Run], about: Mapping[str, str], published: str | None = None) -> Path:
-    """Write summary.csv, summary.md and index.html into `img_dir`; returns the path of index.html.
+    """Write summary.csv, summary.md and index.html into `img_dir` and return the path of index.html.
 
-        runs        every run of the command, also those whose turn has not come; each item and seed once
+        runs        every run of the command, including those that have not started; each item and seed once
         about       facts of the command, as name -> text, in the order to show
-        published   data set of dbad.report.published.PUBLISHED whose published results are to stand beside ours
-    A summary that lies there and has runs which are not among these is kept: its files get a number in their names.
+        published   data set of dbad.report.published.PUBLISHED to compare with; None for no comparison
+    An earlier summary there is kept if it has runs that are not among these: its files get a number in their names.
     """
     img_dir = Path(img_dir)
     results = {run: measured(run) for run in runs}
@@ -89,11 +89,11 @@ def write_summary(img_dir: Path, runs: Sequence[Run], about: Mapping[str, str], 
 
 
 def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
-    """Rename the summary that lies in `img_dir` if it has other runs than `pairs` of item and seed."""
+    """Rename an earlier summary in `img_dir` if it has runs that are not among the `pairs` of item and seed."""
     path = img_dir / SUMMARY_TABLE
     if not path.is_file():
         return
-    with suppress(UserError):       # a damaged one has other runs, for all that is known
+    with suppress(UserError):       # a damaged one may have other runs
         if all((row.get("item"), row.get("seed")) in pairs for row in read_table(path)):
             return
 
@@ -107,11 +107,11 @@ def keep_earlier(img_dir: Path, pairs: Collection[tuple[str, str]]) -> None:
     print(f"{path} was the summary of other runs; it was moved to {news[0]}")
 
 
-# What both documents show
+# The content of both documents
 
 
 def summarise(img_dir: Path, results: Results, about: Mapping[str, str], published: Published | None) -> Summary:
-    """All that is said of the runs, in the order in which they came."""
+    """The `Summary` of the runs, in their order."""
     items, seeds = list(dict.fromkeys(run.item for run in results)), {run.seed for run in results}
     columns = [cells(column, results) for column in COLUMNS]
     num_finished = sum(not found.trouble for found in results.values())
@@ -136,7 +136,7 @@ def summarise(img_dir: Path, results: Results, about: Mapping[str, str], publish
 
 
 def row(img_dir: Path, results: Results, item: str, shown: list[Cell]) -> Row:
-    """The row of a category, with links to those reports that are of its runs and exist."""
+    """The row of a category, with links to the reports of its runs that exist."""
     reports: list[tuple[int, str | None]] = []
     runs = {run: found for run, found in results.items() if run.item == item}
     for run, found in runs.items():
@@ -148,7 +148,7 @@ def row(img_dir: Path, results: Results, item: str, shown: list[Cell]) -> Row:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know of the numbers, in sentences."""
+    """Sentences that explain the numbers to a reader."""
     said = ["AUROC, AP, F1 and AUPRO are in percent. Missed defects and false alarms are numbers of images at the "
             "saved threshold. The last row has their sums over the categories, and the means of all other columns."]
     if len({run.seed for run in results}) > 1:
@@ -169,7 +169,7 @@ def notes(results: Results) -> list[str]:
 
 
 def compare(results: Results, published: Published) -> Comparison:
-    """Ours beside the published results, for the categories that were published."""
+    """Our results beside the published ones, for the categories that have published results."""
     rows: dict[str, list[tuple[Cell, float]]] = {run.item: [] for run in results if run.item in published.rows}
     mean: list[tuple[Cell, float | None]] = []
     chosen = [column for name in NAMES for column in COLUMNS if column.name == name]
@@ -190,7 +190,7 @@ def _number(number: int, one: str, several: str) -> str:
 
 
 def write_rows(path: Path, img_dir: Path, results: Results) -> None:
-    """Write summary.csv: one row per run; numbers read back exactly, and what is unknown is an empty field."""
+    """Write summary.csv: one row per run; numbers read back exactly, and an unknown value is an empty field."""
     names = metric_names()
     rows = []
     for run, found in results.items():
@@ -234,5 +234,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """One line of Markdown in which the text stands for itself, also inside a table."""
+    """The text as one line of Markdown, escaped, also for use inside a table."""
     return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Early stopping: which epoch was the best so far, and when to give up looking for a better one."""
+"""Early stopping: the best epoch so far, and when to stop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 class Best:
     """Early stopping: the epoch with the lowest held-out loss so far, and its weights.
 
-    The weights from before training count as epoch 0. Reports have to come after every epoch.
+    The weights from before training count as epoch 0. Every epoch must be reported.
 
         patience    epochs in a row without a new lowest loss after which the training stops; 0 never stops it
-        epoch       the best one
+        epoch       the best epoch
         loss        its held-out loss
         seen        the last epoch that was measured
         first       the held-out loss of epoch 0
@@ -30,7 +30,7 @@ class Best:
         return 0 < self.patience <= self.seen - self.epoch
 
     def judge(self, epoch: int, loss: float, weights: list[Tensor]) -> None:
-        """Compare the weights after `epoch` with the best ones."""
+        """Compare the held-out loss after `epoch` with the lowest one, and keep the weights if it is lower."""
         self.seen = epoch
         if epoch == 0:
             self.first = loss

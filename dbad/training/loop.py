@@ -1,7 +1,7 @@
 """The training loop: any network, any loss; EMA, resume, validation, logging; one process or many.
 
-Everything random about a step follows from the seed and the step's number, so that a run that was stopped at any moment
-and started again ends with the weights of an unbroken one, and several processes draw what a single one would.
+All randomness of a step follows from the seed and the step's number. So a run that was stopped at any moment and
+resumed ends with the weights of an unbroken one, and several processes draw the same numbers as a single one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ M = TypeVar("M", bound=nn.Module)
 class StepBatches:
     """Batch sampler: for every step the list of (step, slot, index of the image) that this process computes.
 
-    Images come in a new random order every epoch; a batch that reaches over the end takes the rest from the next one.
+    Images come in a new random order every epoch; a batch at the end of an epoch is completed from the next one.
     """
 
     def __init__(self, num_images: int, batch_size: int, first_step: int, num_steps: int, seed: int,
@@ -64,15 +64,15 @@ class StepBatches:
 
 def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]], plan: Plan, place: Place, *,
         batch_size: int, device: torch.device, hooks: Hooks | None = None) -> M:
-    """Train `model` and return it with its EMA weights, or with those of its best epoch where `hooks` has a `best`.
+    """Train `model` and return it with its EMA weights, or with those of its best epoch if `hooks` has a `best`.
 
-        data         items are asked for as lists of (step, slot, index), see `StepBatches`; gives whole batches
+        data         data set that makes a whole batch from a list of (step, slot, index), see `StepBatches`
         loss_of      (model, batch on `device`) -> {"loss": scalar, and other scalars to log}
         batch_size   images per batch, over all processes
 
-    A finished run is not repeated. Frozen weights are not saved: the caller brings them with the model. Ctrl-C and
-    SIGTERM end the step in progress and save; after `kill -9` at most `progress.SAVE_EVERY_S` seconds are computed
-    again, more where a save takes longer than `progress.LONG_SAVE_S`. The log has the losses of an unbroken run.
+    A finished run is not repeated. Frozen weights are not saved: the caller's model must have them. On Ctrl-C and
+    SIGTERM the step in progress is finished and saved. After `kill -9` at most `progress.SAVE_EVERY_S` seconds of work
+    are repeated, more if a save takes longer than `progress.LONG_SAVE_S`. The log has the losses of an unbroken run.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -91,7 +91,7 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
         batches = StepBatches(len(cast(Sized, data)), batch_size, state.step * plan.accumulate,
                               plan.num_steps * plan.accumulate, plan.seed, accelerator.process_index,
                               accelerator.num_processes)
-        # Drawn in this process: others inherit its handlers of signals, and ending them hung on a GPU.
+        # No worker processes: they inherit the signal handlers of this one, and ending them hung on a GPU.
         loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
         log = Log(place.folder, place.log_dir, place.phase, state.step) if main else None
         _loop(accelerator, state, loader, loss_of, place.last, log, hooks.on_report)
@@ -103,7 +103,7 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
 
 def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, last: Path,
           log: Log | None, on_report: Callable | None) -> None:
-    """Step until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
+    """Train until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
     plan, clock = state.plan, Clock()
     wrapped, optimizer = accelerator.prepare(state.model, state.optimizer)
     bar = tqdm(total=plan.num_steps, initial=state.step, unit="step", desc=f"training {log.phase}" if log else None,
@@ -151,7 +151,7 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
 
 
 def _together(accelerator: Accelerator, *wishes: bool) -> list[bool]:
-    """Each wish is granted to all processes if one has it: they stop and save after the same step."""
+    """For each wish, True in all processes if any has it, so that they stop and save after the same step."""
     if accelerator.num_processes == 1:
         return list(wishes)
     votes = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
@@ -159,7 +159,7 @@ def _together(accelerator: Accelerator, *wishes: bool) -> list[bool]:
 
 
 def _as_is(batch: Any) -> Any:
-    """The data set makes whole batches itself."""
+    """Return the batch unchanged: the data set makes whole batches itself."""
     return batch
 
 
@@ -172,7 +172,7 @@ class _Part(Protocol):
 
 
 class _State:
-    """What a training consists of, and what resuming it needs."""
+    """The state of a training, and all that resuming it needs."""
 
     def __init__(self, model: nn.Module, plan: Plan, accelerator: Accelerator, best: Best | None = None):
         self.model, self.plan, self.best, self.step = model, plan, best, 0
@@ -199,13 +199,13 @@ class _State:
         return -(-self.step // self.plan.steps_per_epoch)
 
     def advance(self) -> None:
-        """After the optimiser's step: the learning rate's and the moving average's."""
+        """Update the learning rate and the moving average after a step of the optimiser."""
         self.rate.step()
         self.ema.step(self.trainable)
         self.step += 1
 
     def report(self, on_report: Callable[[Any, int], dict[str, float]] | None) -> dict[str, float]:
-        """The learning rate, and every `report_every` epochs and at the end what `on_report` says of the EMA model."""
+        """The learning rate and, every `report_every` epochs and at the end, the values of `on_report` for the EMA."""
         found = {"learning_rate": float(self.rate.get_last_lr()[0])}
         if on_report and (self.epoch % self.plan.report_every == 0 or self.finished):
             self.ema.store(self.trainable)
@@ -216,7 +216,7 @@ class _State:
         return found
 
     def judge(self, found: dict[str, float]) -> None:
-        """Tell every process's `Best` the held-out loss, which only the main one has `found`."""
+        """Pass the held-out loss, which only the main process has `found`, to the `Best` of every process."""
         if self.best:
             loss = torch.tensor(found["val_loss"] if found else 0.0, device=self.accelerator.device)
             self.best.judge(self.epoch, float(self.accelerator.reduce(loss, "sum")), self.ema.shadow_params)
@@ -230,7 +230,7 @@ class _State:
         return {name: value for name, value in self.model.state_dict().items() if name in names}
 
     def save(self, path: Path | None) -> None:
-        """Write what `restore` reads; all processes have to ask together, and those without a `path` write nothing."""
+        """Write the file that `restore` reads. All processes must call it together; no file without a `path`."""
         losses = self.losses.state(self.accelerator)
         if path is None:
             return
@@ -240,7 +240,7 @@ class _State:
         save_pickle({**parts, "step": self.step, "settings": self.plan.settings, "epoch": losses}, path)
 
     def restore(self, path: Path) -> None:
-        """Load what `save` wrote; a state that was trained under other settings is a `UserError`."""
+        """Load a file of `save`; a state that was trained with other settings is a `UserError`."""
         saved = load_pickle(path, "move it away, or give --no_resume, to begin again")
         if not isinstance(saved, dict) or not {*self._parts, "step", "settings"} <= saved.keys():
             raise UserError(f"{path}: not a training state; move it away, or give --no_resume to begin again")
@@ -257,7 +257,7 @@ class _State:
             part.load_state_dict(saved[key])
         self.ema.to(self.trainable[0].device)
         self.step = saved["step"]
-        if "epoch" in saved:            # older ones have none: their epoch's mean is that of the steps to come
+        if "epoch" in saved:            # missing in older files: the epoch's mean is then over its remaining steps
             self.losses.restore(saved["epoch"], self.accelerator)
 
 

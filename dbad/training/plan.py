@@ -1,4 +1,4 @@
-"""What a training is told: how long and how fast, where it writes, and what is called along the way."""
+"""The settings of a training: its length and speed, its folders, and its callbacks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from dbad.files.names import last_file
 from dbad.training.early_stopping import Best
 
-IMAGES = "images"       # the setting that holds the fingerprint of what is trained on
+IMAGES = "images"       # the setting that holds the fingerprint of the training images
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train, by AdamW.
+    """The length and speed of a training by AdamW.
 
         num_steps          optimiser steps
         steps_per_epoch    steps after which the mean loss is logged
         report_every       epochs between calls of `on_report` (validation, samples, checkpoints)
-        settings           what shapes the result, as plain values: a run resumes only under equal settings
+        settings           plain values that shape the result; a run resumes only with equal settings
         accumulate         batches whose mean gradient makes a step; each counts as a step of `StepBatches`
         schedule           of the learning rate: "cosine" falls to 0 after warm-up, "constant" has neither
-        fused              AdamW in one kernel: faster, less memory, other last bits
+        fused              AdamW in one kernel: faster, less memory, different rounding
     """
 
     num_steps: int
@@ -44,12 +44,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training writes, and whether it goes on from what it finds there.
+    """The folders that a training writes to, and whether it resumes from them.
 
         folder     run folder, made if it is missing: one line per epoch in log.jsonl, and the last state
         log_dir    folder of TensorBoard's events, one sub-folder per phase
-        phase      what is trained, as logs and bars call it
-        resume     go on from the last state, if there is one
+        phase      name of the training in logs and progress bars
+        resume     resume from the last state, if there is one
     """
 
     folder: Path
@@ -65,11 +65,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a training calls along the way; only the main process does.
+    """Callbacks of a training; only the main process calls them.
 
-        on_begin     called once the run is known to be able to start or go on
-        on_report    called with the EMA model and the epoch; what it returns is logged
-        best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
+        on_begin     called as soon as it is certain that the run can start or resume
+        on_report    called with the EMA model and the epoch; its result is logged
+        best         stops the training early, by the "val_loss" that `on_report` must then return, first for epoch 0
     """
 
     on_begin: Callable[[], None] | None = None

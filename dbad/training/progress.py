@@ -1,4 +1,4 @@
-"""What is known of a training while it runs: the mean losses of an epoch, the time it takes, and the log of both."""
+"""The progress of a training: the mean losses of an epoch, the time it takes, and the log of both."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from dbad.checkpoints.weights import log_line, trim_log
 from dbad.files.atomic import cannot_be_written
 
-SAVE_EVERY_S = 60       # at most so much work is lost to a power cut
-LONG_SAVE_S = 6         # a network that takes longer to save is saved more rarely, in proportion
-WARM_UP_STEPS = 3       # slower than the others: memory is found, kernels are chosen
-LONG_STEP_S = 10.0      # a step that takes longer is waited for once, however slow the first one is
-MEASURED_S = 2.0        # the time of a step is the mean over so long, at least
+SAVE_EVERY_S = 60       # the most work that a power cut can cost
+LONG_SAVE_S = 6         # if a save takes longer, saves become rarer in proportion
+WARM_UP_STEPS = 3       # slower than the others: memory is allocated, kernels are chosen
+LONG_STEP_S = 10.0      # one longer step is enough to measure the time of a step, even if it is the slow first one
+MEASURED_S = 2.0        # otherwise the time of a step is a mean over at least this long
 
 
 class EpochSums:
@@ -31,26 +31,26 @@ class EpochSums:
         self.count = 0
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count a batch."""
+        """Add the losses of a batch."""
         for key, value in losses.items():
             self.sums[key] = self.sums.get(key, 0) + value.detach()
         self.count += 1
 
     def restart(self) -> None:
-        """Begin an epoch."""
+        """Reset the sums for a new epoch."""
         self.sums, self.count = {}, 0
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses over the batches and all processes, which have to ask together."""
+        """Mean losses over the batches and all processes, which must call it together."""
         return {key: float(accelerator.reduce(value / self.count, "mean")) for key, value in self.sums.items()}
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What `restore` takes: for each loss the sums of all processes (P,), which have to ask together."""
+        """The state for `restore`: for each loss the sums of all processes (P,), which must call it together."""
         return {"count": self.count, "sums": {
             key: accelerator.gather(value.reshape(1)).cpu() for key, value in self.sums.items()}}
 
     def restore(self, state: Mapping[str, Any], accelerator: Accelerator) -> None:
-        """Go on from what `state` gave. Where there are more or fewer processes than then, they share the sum."""
+        """Continue from a `state`. If the number of processes has changed, each takes the mean of the sums."""
         self.count, shares = state["count"], accelerator.num_processes
         for key, values in state["sums"].items():
             own = values[accelerator.process_index] if len(values) == shares else values.sum() / len(values)
@@ -60,8 +60,8 @@ class EpochSums:
 class Clock:
     """Seconds of an epoch and of a step; `outside_network` is the share of time not spent in the network.
 
-    On an accelerator the network runs on while the loop goes ahead, so that the share is meaningful on a CPU only; of
-    steps there, all but the first wait for the one before.
+    On a GPU the network is computed while the loop goes on, so the share is meaningful on a CPU only. Every step on a
+    GPU, except the first, waits for the one before.
     """
 
     def __init__(self):
@@ -77,14 +77,14 @@ class Clock:
         self._network_s += time.monotonic() - begun
 
     def epoch(self) -> dict[str, float]:
-        """The seconds of the epoch that ends, with which the next one begins."""
+        """End an epoch: its seconds, and the share of them outside the network. The next one begins at once."""
         now = time.monotonic()
         seconds, network_s = now - self._begun, self._network_s
         self._begun, self._network_s = now, 0.0
         return {"seconds": round(seconds, 3), "outside_network": round(1 - network_s / seconds, 4)}
 
     def step(self) -> float | None:
-        """Tell the clock of the end of a step; once, after the first ones, it gives the seconds that a step takes."""
+        """End a step. Once, after the first steps, returns the seconds that a step takes; otherwise None."""
         now = time.monotonic()
         self.longest_step_s = max(now - self._step_begun, self.longest_step_s or 0.0)
         worked_s = now - self._step_begun - self._aside_s
@@ -103,7 +103,7 @@ class Clock:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in the block is no part of a step."""
+        """Leave the time of the block out of the time of the step."""
         begun = time.monotonic()
         yield
         self._aside_s += time.monotonic() - begun
@@ -113,7 +113,7 @@ class Clock:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """The next save is due the later, the longer this one takes."""
+        """Time a save: the longer it takes, the later the next one is due."""
         begun = time.monotonic()
         with self.aside():
             yield
@@ -122,7 +122,7 @@ class Clock:
 
 
 def forecast(step_s: float, num_steps: int, at_most: bool = False) -> str:
-    """How long so many steps take, in words: about 12 minutes (0.48 s/step, 1500 steps)."""
+    """The time that the steps will take, in words: about 12 minutes (0.48 s/step, 1500 steps)."""
     seconds = max(1.0, step_s * num_steps)
     size, unit = next((size, unit) for size, unit in (
         (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")) if seconds >= 2 * size or size == 1)
@@ -131,14 +131,14 @@ def forecast(step_s: float, num_steps: int, at_most: bool = False) -> str:
 
 
 def _shown(value: float) -> str:
-    """Two digits, and no fraction from 10 on."""
+    """The number with two digits, without a fraction from 10 on."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 class Log:
-    """The run's log.jsonl, and for TensorBoard the events of a phase; what is logged again is there once.
+    """The run's log.jsonl and the TensorBoard events of a phase, without duplicates after a resume.
 
-    Lines and events beyond `step` belong to work that is done again: lines go, and TensorBoard hides the events.
+    Lines and events after `step` belong to work that is repeated: lines are removed, TensorBoard hides the events.
     """
 
     def __init__(self, folder: Path, log_dir: Path, phase: str, step: int):
@@ -148,7 +148,7 @@ class Log:
             self._events = SummaryWriter(str(self.log_dir), purge_step=step + 1)
 
     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Log an epoch that has ended."""
+        """Log a finished epoch."""
         log_line(self.folder, json.dumps({"phase": self.phase, "epoch": epoch, "step": step, **values}))
         with cannot_be_written(self.log_dir):
             for key, value in values.items():
