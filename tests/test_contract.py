@@ -78,6 +78,48 @@ def test_a_prediction_depends_on_neither_batch_nor_order(name, runs):
 
 
 @each_family
+def test_a_prediction_has_the_promised_fields(name, runs):
+    detector = opened(runs, name)
+    found, side = detector(test_images(runs)[:2]), detector.size
+    assert found.score.shape == (2,) and found.score.dtype == torch.float32
+    assert found.decision.dtype == torch.bool and found.p_value.dtype == torch.float64
+    assert found.maps.keys() == {part for part, weight in detector.settings.contributions.items() if weight}
+    for part in (found.anomaly_map, *found.maps.values()):
+        assert part.shape == (2, 1, side, side) and part.dtype == torch.float32 and part.device.type == "cpu"
+        assert part.min() >= 0 and part.isfinite().all()
+    assert found.reconstruction.shape == (2, 3, side, side) and found.reconstruction.abs().max() <= 1
+
+
+@each_family
+def test_from_python_scores_and_decisions_are_those_of_the_scripts(name, runs):
+    rows = rows_of(runs / "results" / run_id(name))
+    found = opened(runs, name)([runs / "data" / row["path"] for row in rows])
+    assert found.score.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
+    assert found.decision.tolist() == [row["decision"] == "1" for row in rows]
+    assert found.p_value.tolist() == [float(row["p_value"]) for row in rows]
+
+
+@each_family
+def test_files_that_changed_after_the_calibration_or_are_missing_are_named(name, work):
+    folder, family = work / "checkpoints" / run_id(name), FAMILIES[name]
+    settings = family.settings.read(load_calibration(folder / CALIBRATION).settings)
+    for file in {CALIBRATION, *family.files(settings).values()}:
+        path = folder / file
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(UserError, match="no such file") as error:
+            opened(work, name)
+        assert str(path) in one_line(error)
+        if file != CALIBRATION:
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            with pytest.raises(UserError, match=f"run {family.scripts.calibration}") as error:
+                opened(work, name)
+            assert str(path) in one_line(error)
+        path.write_bytes(content)
+    opened(work, name)
+
+
+@each_family
 def test_a_detector_is_replaced_and_never_changed(name, runs):
     detector = opened(runs, name)
     before = detector(test_images(runs)[0])

@@ -105,16 +105,6 @@ def test_one_command_for_several_categories_leaves_a_summary(both):
     assert Path("results/index.html").is_file()
 
 
-def test_from_python_the_detector_gives_the_scores_of_scores_csv(both):
-    for name in ("bolt", "hazelnut"):
-        detector = load_detector(RUN, "cpu", "fp32", category=name)
-        rows = rows_of(f"results/both-{name}")
-        found = detector([Path("data") / row["path"] for row in rows])
-        assert found.score.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
-        assert found.decision.tolist() == [row["decision"] == "1" for row in rows]
-        assert found.maps.keys() == {"edit", "denoise"} and found.reconstruction.shape[1:] == (3, 32, 32)
-
-
 # ------------------------------------------------------------------------------------------ the same again
 
 def test_a_finished_run_is_not_repeated_and_is_inspected_to_the_same_bytes(both, script, capsys):
@@ -372,13 +362,6 @@ def test_every_category_has_settings_of_its_own_and_thresholds_to_match(both, sc
     assert scores_of("results/both-bolt") == pytest.approx(found.score.tolist(), rel=1e-4)
 
 
-def test_a_category_that_was_not_learnt_is_inspected_with_a_warning(both, script, capsys):
-    script("inference_lafite.py", "--item", "hazelnut", "--run_id", "bolt-knn", *MACHINE,
-           "--images", "data/hazelnut/test/good")
-    warning = "warning: checkpoints/bolt-knn was not trained on hazelnut, only on bolt"
-    assert warning in capsys.readouterr().err and len(rows_of("results/bolt-knn-hazelnut-images")) == 4
-
-
 def test_images_that_belong_to_no_data_set_are_inspected(both, script):
     Path("camera").mkdir()
     for name in ("000.png", "001.png"):
@@ -461,24 +444,6 @@ def test_a_broken_test_image_is_found_before_the_training(both, script, capsys):
     before = everything()
     line = complaint(capsys, script, "train_tune_eval.py", "--method", "knn", "--item", "bolt", *TINY)
     assert str(path) in line and everything() == before
-
-
-def test_a_category_that_fails_spares_the_other_which_is_not_inspected_again(both, script, capsys):
-    path, words = Path("data/bolt/test/crack/000.png"), ["train_tune_eval.py", "--method", "lafite", *BOTH, *TINY]
-    whole = path.read_bytes()
-    path.write_bytes(whole[:60])
-    shutil.rmtree("results")
-    with pytest.raises(SystemExit) as stop:
-        script(*words)
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and f"1 of 2 runs failed: both-bolt ({path}" in last
-    assert len(rows_of("results/both-hazelnut")) == 7 and not Path("results/both-bolt/scores.csv").exists()
-    assert [row["item"] for row in rows_of("results", "summary.csv")] == ["bolt", "hazelnut"]
-    path.write_bytes(whole)
-    before = stamps("results/both-hazelnut")
-    script(*words)
-    assert "hazelnut: finished before" in capsys.readouterr().out
-    assert stamps("results/both-hazelnut") == before and len(rows_of("results/both-bolt")) == 3
 
 
 @pytest.mark.parametrize("backbone, layers", [("efficientnet_lite0", [0, 1, 2, 3]), ("resnet18", [0, 1, 2, 3]),
