@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, _draw_category, _inside, _run_script
 from helpers import json_of, one_line, rows_of
 
@@ -63,8 +62,8 @@ test_images.__test__ = False
 
 
 def assert_same(one, other):
-    torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
+    assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
+    np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
 
 
 @each_family
@@ -73,8 +72,18 @@ def test_a_prediction_depends_on_neither_batch_nor_order(name, runs):
     together, backwards = opened(runs, name)(images), opened(runs, name)(images[::-1])
     alone = [opened(runs, name, batch_size=1)(image) for image in images]
     for number, one in enumerate(alone):
-        assert_same(one, together.of(number))
-        assert_same(one, backwards.of(len(images) - 1 - number))
+        assert_same(one, together[number])
+        assert_same(one, backwards[len(images) - 1 - number])
+
+
+@each_family
+def test_a_result_for_one_image_and_a_detector_are_told_in_one_line(name, runs):
+    detector = opened(runs, name)
+    found = detector(test_images(runs)[0])
+    assert repr(detector).startswith(f"{name} detector of hazelnut: {detector.size} px, image threshold ")
+    assert re.fullmatch(r"(good|defective): score \S+, threshold \S+, p \S+, map \d+x\d+", repr(found))
+    assert "\n" not in repr(detector) and found.maps and all(
+        part.shape == found.anomaly_map.shape for part in found.maps.values())
 
 
 @each_family

@@ -146,8 +146,8 @@ def test_from_python_the_detector_gives_the_scores_of_scores_csv(both):
         detector = load_detector(RUN, "cpu", "fp32", category=name)
         rows = rows_of(f"results/all-diad-{name}")
         found = detector([Path("data") / row["path"] for row in rows])
-        assert found.score.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
-        assert found.decision.tolist() == [row["decision"] == "1" for row in rows]
+        assert [image.score for image in found] == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
+        assert [image.decision for image in found] == [row["decision"] == "1" for row in rows]
 
 
 # ------------------------------------------------------------------------------------------ training

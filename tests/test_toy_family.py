@@ -100,7 +100,7 @@ def test_a_family_is_a_folder_and_one_line(tmp_path, monkeypatch):
         new = save_drawn(tmp_path / "new" / "part.png", 3)
         assert len(rows_of(inspect(replace(options, images=(str(new),))))) == 1     # new images
         score = load_detector("checkpoints/bolt", device="cpu")(new).score          # from Python
-        assert float(score[0]) == float(rows_of("results/bolt-images")[0]["score"])
+        assert score == float(rows_of("results/bolt-images")[0]["score"])
 
         several = {name: replace(options, item=name) for name in ("bolt", "nut")}   # nut was never calibrated
         job = Job(several, {name: Path("results", name) for name in several}, lambda each: None, None, inspect)
