@@ -74,7 +74,8 @@ def run(options: ChainRun) -> Path:
     jobs = [job_of(model, items, family, scripts) for model, items in models]
     count = sum(len(job.options) for job in jobs)
     if count == 1:
-        return run_one(jobs[0]) or run_folder(models[0][0])
+        results = run_one(jobs[0])
+        return results.folder if results else run_folder(models[0][0])
     if options.images:
         raise UserError(f"--images: expected one --item and one seed, found {count} runs")
 

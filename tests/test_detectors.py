@@ -181,11 +181,11 @@ def test_on_an_image_of_the_networks_size_tiling_changes_nothing(extractor):
 def test_a_large_or_small_image_keeps_its_size_when_it_is_tiled(shape, extractor):
     prediction = tiny_detector(extractor, patching=True)(drawn(1, shape))
     assert prediction.anomaly_map.shape == shape and prediction.reconstruction.shape == (*shape, 3)
-    assert prediction.anomaly_map.isfinite().all() and prediction.anomaly_map.min() >= 0
+    assert np.isfinite(prediction.anomaly_map).all() and prediction.anomaly_map.min() >= 0
 
 
 def test_the_batch_size_does_not_change_a_tiled_prediction(extractor):
-    image = drawn(1, (45, 33))
+    image = torch.from_numpy(drawn(1, (45, 33))).permute(2, 0, 1)[None] / 127.5 - 1
     assert_same(tiny_detector(extractor, patching=True, batch_size=1)(image),
                 tiny_detector(extractor, patching=True, batch_size=8)(image))
 

@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import drawn, one_line, random_images, save_drawn, tiny_detector
+from helpers import drawn, json_of, one_line, random_images, save_drawn, tiny_detector
 from PIL import Image
 
 import dbad
+import evaluation
+import inference_ddim
 from dbad.calibration.thresholds import Calibration
 from dbad.data.images import to_pixels
 from dbad.errors import UserError
 from dbad.families import user_images
 from dbad.families.detector import Detector, load_detector
+from dbad.inspection.calibrate import keeping_earlier
 from dbad.metrics.protocol import resized_map
 from dbad.networks.extractors import EMBEDDED, build_extractor
 from dbad.records import ImagePrediction, Prediction
@@ -160,3 +163,35 @@ def test_help_shows_how_to_load_a_detector():
 
 def test_type_checkers_find_the_types_of_the_package():
     assert Path(dbad.__file__).with_name("py.typed").is_file()
+
+
+# Scripts
+
+def test_an_earlier_file_is_kept_and_told_unless_it_is_the_same(tmp_path, capsys):
+    path = tmp_path / "calibration.json"
+    for text in "aab":
+        with keeping_earlier(path):
+            path.write_text(text)
+    assert capsys.readouterr().out == f"{path} replaces an earlier one, which is kept as calibration.1.json\n"
+    assert path.read_text() == "b" and (tmp_path / "calibration.1.json").read_text() == "a"
+    with keeping_earlier(path):
+        path.write_text("c")
+    assert sorted(kept.name for kept in tmp_path.iterdir()) == [
+        "calibration.1.json", "calibration.2.json", "calibration.json"]
+    with pytest.raises(OSError), keeping_earlier(path):
+        raise OSError("the disk is full")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_inspection_returns_the_metrics_and_a_calibration_keeps_the_earlier_one(trained, capsys):
+    words = {"item": "hazelnut", "dataset_path": Path("data"), "precision": "fp32", "device": "cpu"}
+    inspected = inference_ddim.run(inference_ddim.Options(**words))
+    assert inspected.metrics == json_of("results/hazelnut/metrics.json") and inspected.metrics["num_images"] == 7
+    assert str(inspected) == f"{inspected}" == "results/hazelnut" and inspected.folder == Path("results/hazelnut")
+    assert inference_ddim.run(inference_ddim.Options(**words, dry_run=True)).metrics is None
+    new = inference_ddim.run(inference_ddim.Options(**words, images=("data/hazelnut/test/crack/000.png",)))
+    assert new == (Path("results/hazelnut-images"), None)
+    capsys.readouterr()
+    path = evaluation.run(evaluation.Options(**words, holdout=0.25, pixel_quantile=0.9))
+    assert f"{path} replaces an earlier one, which is kept as calibration.1.json" in capsys.readouterr().out
+    assert json_of(path.with_name("calibration.1.json"))["pixel_quantile"] == 0.999
