@@ -44,7 +44,7 @@ class SetOptions:
         "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values())
         + f" (default: {DEFAULT})", None, first=2)
     seeds: tuple[int, ...] | None = opt("run with each of these seeds; the summary gives mean and spread", None,
-                                        least=0)
+                                        least=0, first=7)
 
 
 def options_of(family: Family) -> type[ChainRun]:
@@ -100,7 +100,7 @@ def overview() -> str:
     return "\n".join([
         "usage: train_tune_eval.py --item NAME [--method NAME] [options]", "", __doc__.strip(), "", "methods:", *lines,
         "", "phases:", *phases, "", "the options of a method:",
-        *(f"  python train_tune_eval.py --method {name} --help" for name in FAMILIES)])
+        *(f"  python train_tune_eval.py --method {name} --help" for name in FAMILIES), "", "all options: --help_all"])
 
 
 def read(words: Sequence[str]) -> ChainRun:

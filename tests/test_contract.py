@@ -205,21 +205,20 @@ def test_a_category_that_fails_spares_the_others(name, tmp_path, monkeypatch, sc
 def test_the_help_of_every_script_has_true_headings(name, script, capsys):
     words = ["--method", "ddim"] if name == "train_tune_eval.py" else []
     with pytest.raises(SystemExit) as stop:
-        script(name, *words, "--help")
+        script(name, *words, "--help_all")
     page = capsys.readouterr().out
     assert page.startswith(f"usage: {name} {'--out PATH' if name == 'build_diad.py' else '--item NAME'} [options]")
-    page = page[page.index("show this help"):]
+    page = page[page.index("First of all:"):]
     headings = re.findall(r"^([A-Z][^:\n]*(?:: [^:\n]*)?):$", page, flags=re.MULTILINE)
     assert stop.value.code == 0 and len(set(headings)) == len(headings)
-    if name != "build_diad.py":
-        assert "--item" in page.split("\n\n")[1] and headings[0] == "Main options"
-        assert headings[-1] in ("Hardware", "Run")
+    assert ("--out" if name == "build_diad.py" else "--item") in page.split("\n\n")[0]
+    assert headings[0] == "First of all" and headings[-2] in ("Hardware", "Run") and headings[-1] == "Help"
 
 
 @each_family
 def test_every_method_has_the_help_of_its_own_options_only(name, capsys):
     with pytest.raises(SystemExit):
-        train_tune_eval.main(["--method", name, "--help"])
+        train_tune_eval.main(["--method", name, "--help_all"])
     page = capsys.readouterr().out
     own = {"ddim": "--recon_weight", "lafite": "--bank_mb", "knn": "--bank_mb", "diad": "--latent_start"}
     assert own[name] in page
