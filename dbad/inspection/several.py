@@ -21,6 +21,7 @@ from dbad.records import RunResults
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
 from dbad.report.runs import Run
+from dbad.runtime.output import output_is_closed
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _attempt(run: Run, act: Callable[[], Any]) -> tuple[Any, Run]:
         print(f"failed: {error}", file=sys.stderr)
         return None, replace(run, status="failed", error=str(error))
     except Exception as error:      # a program or machine error in one category must not stop the others
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            raise                   # the user has left, as with | head
         traceback.print_exc()
         return None, replace(run, status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
 
