@@ -37,7 +37,7 @@ SKIPS = {"skip_train": "skip the training of the "
 class SetOptions:
     """Any number of categories and seeds."""
 
-    heading: ClassVar[str] = "Seeds and phases"
+    heading: ClassVar[str] = "Phases"
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
     method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(

@@ -57,9 +57,10 @@ class Detector(ABC):
     category: str | None = None
 
     def __repr__(self) -> str:
-        name = f"{self.family} detector" + (f" of {self.category}" if self.category else "")
-        size = f"{self.size} px{' tiles' * self.patching}"
         found = self.calibration
+        method = found.method if found else self.family     # knn is a lafite without its network
+        name = f"{method} detector" + (f" of {self.category}" if self.category else "")
+        size = f"{self.size} px{' tiles' * self.patching}"
         thresholds = "not calibrated" if found is None else (
             f"image threshold {found.image_threshold:.4g}, pixel threshold {found.pixel_threshold:.4g}")
         return f"{name}: {size}, {thresholds}; {self.machine.device}, {self.machine.precision}"

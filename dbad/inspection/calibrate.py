@@ -28,7 +28,7 @@ from dbad.families.registry import FAMILIES, recorded_method
 from dbad.families.runs import calibration_file, load_calibration
 from dbad.families.settings import Settings
 from dbad.files.atomic import atomic_write, read_json, write_json
-from dbad.files.names import CATEGORY_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
+from dbad.files.names import CATEGORY_CALIBRATION, EARLIER_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.inspection.loop import walk
 from dbad.records import Sample
 
@@ -97,12 +97,12 @@ def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
 
 @contextmanager
 def keeping_earlier(path: Path) -> Iterator[None]:
-    """Keep the file that the block replaces as calibration.1.json, .2 and so on, and say so, unless it is the same."""
+    """Keep and report the calibration that the block replaces, as calibration.1.json and so on, unless it is equal."""
     if not path.is_file():
         yield
         return
     before = path.read_bytes()
-    kept = next(new for n in count(1) if not (new := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
+    kept = next(new for n in count(1) if not (new := path.with_name(EARLIER_CALIBRATION.format(n=n))).exists())
     with atomic_write(kept) as temporary:
         temporary.write_bytes(before)
     try:
