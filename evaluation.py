@@ -1,6 +1,7 @@
 """Tune a trained run on good images only: measure the scales of its maps and set its thresholds.
 
-The good images are the held-out share of train/good. The result is calibration.json in the run folder.
+The good images are the held-out share of train/good. The result is calibration.json in the run folder; an earlier one
+with other contents is kept as calibration.1.json.
 
     python evaluation.py --item hazelnut
     python evaluation.py --item screw --dataset_path data/mvtec --pixel_quantile 0.995
@@ -32,13 +33,16 @@ def run(options: Options) -> Path:
     """Calibrate, and return the file it is saved in."""
     from dbad.families.runs import trained_options  # these load torch, which reading the command line does without
     from dbad.files.locks import writing_run
+    from dbad.inspection.calibrate import keeping_earlier
     given = {name for name in fields_of(DdimSettings) if getattr(options, name) is not None}
     options = resolve_all(options, trained_options(options, "ddim"))
     folder = run_folder(options)
     path = folder / CALIBRATION
     if announce(options, path, *[folder / TUNING, folder / TUNED] * bool(options.tune)):
         with writing_run(folder):
-            measure(options, folder, given).save(path)
+            calibration = measure(options, folder, given)
+            with keeping_earlier(path):
+                calibration.save(path)
     return path
 
 

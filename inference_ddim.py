@@ -29,6 +29,7 @@ from dbad.files.names import CALIBRATION, EXTRACTOR
 from dbad.inspection.options import InspectionRun
 from dbad.options.command_line import main
 from dbad.options.resolve import resolve, run_folder, subset
+from dbad.records import RunResults
 
 if TYPE_CHECKING:
     from dbad.calibration.thresholds import Calibration
@@ -39,8 +40,8 @@ class Options(InspectionRun, AdaptedExtractor, GivenThresholds, Reconstruction, 
     """What shapes an inspection; saved as options.json beside its results."""
 
 
-def run(options: Options) -> Path:
-    """Inspect, and return the folder of the results."""
+def run(options: Options) -> RunResults:
+    """Inspect, and return the folder of the results with the metrics."""
     from dbad.inspection.calibrated import resolve_calibrated  # these load torch
     from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)

@@ -15,16 +15,16 @@ Every category has its own thresholds. log_image/ contains five pictures of ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbad.errors import UserError
 from dbad.families.diad.options import DiadMapOptions, ResumeOptions, check_foreign
-from dbad.files.names import LOG_IMAGE
+from dbad.files.names import LOG_IMAGE, METRICS
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.options.command_line import main
 from dbad.options.resolve import run_name, subset
 from dbad.options.shared import SeveralItems
+from dbad.records import RunResults
 
 if TYPE_CHECKING:
     from dbad.report.runs import Run
@@ -45,9 +45,10 @@ class OneCategory(InspectionRun, DiadInspection):
     """What shapes an inspection; saved as options.json beside its results."""
 
 
-def run(options: Options) -> Path:
-    """Inspect; returns the folder of the results, for several categories that of all of them."""
+def run(options: Options) -> RunResults:
+    """Inspect; returns the folder of the results with the metrics, for several categories by their names."""
     from dbad.data.categories import chosen_items  # these load torch
+    from dbad.files.atomic import read_json
     from dbad.inspection.run import check_inspected, check_new_images, results_of
     from dbad.inspection.several import Job, run_jobs, write_set_summary
     options = of_run(options)
@@ -60,13 +61,14 @@ def run(options: Options) -> Path:
     job = Job(each, {name: results_of(one, "diad") for name, one in each.items()},
               check=lambda one: check_inspected(one, None, "diad"), train=None, inspect=inspect)
     runs = run_jobs([job], lambda found: write_set_summary(options, found))
-    if not options.dry_run:
-        print(table(runs))
-    return options.img_dir
+    if options.dry_run:
+        return RunResults(options.img_dir)
+    print(table(runs))
+    return RunResults(options.img_dir, {one.item: read_json(one.folder / METRICS) for one in runs})
 
 
-def inspect(options: OneCategory) -> Path:
-    """Inspect the test images of a category, or new images; returns the folder of the results."""
+def inspect(options: OneCategory) -> RunResults:
+    """Inspect the test images of a category, or new images."""
     from dbad.inspection.calibrated import resolve_calibrated
     from dbad.inspection.run import inspect_run, results_of
     folder = results_of(options, "diad")

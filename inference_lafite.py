@@ -9,12 +9,12 @@ the nearest good patches of the memory bank.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dbad.families.lafite.options import FeatureMapOptions
 from dbad.inspection.options import InspectionRun
 from dbad.options.command_line import main
 from dbad.options.resolve import run_name
+from dbad.records import RunResults
 
 METHODS = ("lafite", "knn")
 
@@ -24,8 +24,8 @@ class Options(InspectionRun, FeatureMapOptions):
     """What shapes an inspection; saved as options.json beside its results."""
 
 
-def run(options: Options) -> Path:
-    """Inspect, and return the folder of the results."""
+def run(options: Options) -> RunResults:
+    """Inspect, and return the folder of the results with the metrics."""
     from dbad.inspection.calibrated import resolve_calibrated  # these load torch
     from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)

@@ -37,14 +37,14 @@ SKIPS = {"skip_train": "skip the training of the "
 class SetOptions:
     """Any number of categories and seeds."""
 
-    heading: ClassVar[str] = "Seeds and phases"
+    heading: ClassVar[str] = "Phases"
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
     method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
         "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values())
         + f" (default: {DEFAULT})", None, first=2)
     seeds: tuple[int, ...] | None = opt("run with each of these seeds; the summary gives mean and spread", None,
-                                        least=0)
+                                        least=0, first=7)
 
 
 def options_of(family: Family) -> type[ChainRun]:
@@ -74,7 +74,8 @@ def run(options: ChainRun) -> Path:
     jobs = [job_of(model, items, family, scripts) for model, items in models]
     count = sum(len(job.options) for job in jobs)
     if count == 1:
-        return run_one(jobs[0]) or run_folder(models[0][0])
+        results = run_one(jobs[0])
+        return results.folder if results else run_folder(models[0][0])
     if options.images:
         raise UserError(f"--images: expected one --item and one seed, found {count} runs")
 
@@ -99,7 +100,7 @@ def overview() -> str:
     return "\n".join([
         "usage: train_tune_eval.py --item NAME [--method NAME] [options]", "", __doc__.strip(), "", "methods:", *lines,
         "", "phases:", *phases, "", "the options of a method:",
-        *(f"  python train_tune_eval.py --method {name} --help" for name in FAMILIES)])
+        *(f"  python train_tune_eval.py --method {name} --help" for name in FAMILIES), "", "all options: --help_all"])
 
 
 def read(words: Sequence[str]) -> ChainRun:

@@ -114,8 +114,8 @@ def predict(side: int, batch_size: int) -> list:
     before, begun = peak_gb(), time.monotonic()
     prediction = detector(image)
     seconds = time.monotonic() - begun
-    if prediction.anomaly_map.shape != (1, 1, side, side) or not prediction.anomaly_map.isfinite().all():
-        raise RuntimeError(f"anomaly map {tuple(prediction.anomaly_map.shape)} of an image of {side} px")
+    if prediction.anomaly_map.shape != (side, side) or not np.isfinite(prediction.anomaly_map).all():
+        raise RuntimeError(f"anomaly map {prediction.anomaly_map.shape} of an image of {side} px")
     tiles = tile_places(side, side, detector.size, detector.settings.tile_overlap)
     return [side, batch_size, detector.size, len(tiles), seconds, peak_gb(), before]
 

@@ -1,11 +1,24 @@
 """Visual anomaly detection with diffusion models: the modules that the scripts share.
 
     from dbad import load_detector
-    prediction = load_detector("checkpoints/hazelnut")("part.png")
+    detector = load_detector("checkpoints/hazelnut")
+    prediction = detector("part.png")
+    prediction.score, prediction.decision, prediction.anomaly_map
 """
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dbad.families.detector import load_detector
+
+__all__ = ["load_detector"]
+
+
+def __dir__() -> list[str]:
+    """The names of the module, for help(dbad), with the one that is imported on first use."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

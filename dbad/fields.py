@@ -38,6 +38,7 @@ class About(TypedDict, total=False):
         check        takes a value and returns what was expected instead, None if the value is right
         flag         False for a field that is recorded but is no flag of a script
         first        place of the flag among those that the help lists first; 0 for all other flags
+        heading      heading of the flag in the help, where it is not that of its class
     """
 
     aliases: Sequence[str]
@@ -52,6 +53,7 @@ class About(TypedDict, total=False):
     check: Callable[[Any], str | None]
     flag: bool
     first: int
+    heading: str
 
 
 def opt(help: str, default: Any = dataclasses.MISSING, **about: Unpack[About]) -> Any:

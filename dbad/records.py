@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,51 @@ class Prediction:
             self.reconstruction, self.decision, self.p_value))
         return Prediction(self.anomaly_map[one], self.score[one], reconstruction,
                           {name: part[one] for name, part in self.maps.items()}, decision, p_value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImagePrediction:
+    """The result for one image, as NumPy arrays at the image's own size (H, W), upright.
+
+        score              higher is worse
+        threshold          calibrated image threshold
+        decision           True for defective: the score is at or above the threshold
+        p_value            share of good calibration images that score at least as high; None without their scores
+        anomaly_map        (H, W) float32 >= 0
+        pixel_threshold    a pixel of the anomaly map is defective at or above it
+        maps               the parts of the anomaly map by name, each (H, W) float32 >= 0
+        reconstruction     (H, W, 3) uint8, or None for families that make none
+    """
+
+    score: float
+    threshold: float
+    decision: bool
+    p_value: float | None
+    anomaly_map: np.ndarray
+    pixel_threshold: float
+    maps: dict[str, np.ndarray]
+    reconstruction: np.ndarray | None
+
+    def __repr__(self) -> str:
+        p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
+        height, width = self.anomaly_map.shape
+        return (f"{'defective' if self.decision else 'good'}: score {self.score:.3g}, threshold {self.threshold:.3g}"
+                f"{p_value}, map {height}x{width}")
+
+
+class RunResults(NamedTuple):
+    """The results of an inspection; as a text, their folder.
+
+        folder     scores, pictures and report
+        metrics    the contents of metrics.json, for several categories by their names; None for new images and on
+                   --dry_run
+    """
+
+    folder: Path
+    metrics: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
 
 class Origin(NamedTuple):

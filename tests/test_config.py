@@ -4,12 +4,16 @@ import collections
 import dataclasses
 import json
 import re
+import resource
+import subprocess
+import sys
 import typing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from helpers import one_line
 
 import build_diad
@@ -78,16 +82,93 @@ def test_every_option_has_a_help_text(script):
         assert len(text) > 10 and "\n" not in text and not text.endswith("."), field.name
 
 
-@each_script
-def test_the_help_mentions_every_option_once_and_the_script_itself(script, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def page(capsys, *words) -> str:
+    """What a command line prints that asks for help."""
+    parse_, *rest = words
     with pytest.raises(SystemExit) as ended:
-        parse(script.Options, ["--help"], script.__doc__)
-    text = capsys.readouterr().out
-    listed = collections.Counter(re.findall(r"^  (-[-\w]+)", text, re.MULTILINE))
+        parse_(*rest)
     assert ended.value.code == 0
-    assert listed == collections.Counter(["-h"] + [f"--{f.name}" for f in flagged(script.Options)])
+    return capsys.readouterr().out
+
+
+def listed(text: str) -> dict[str, list[str]]:
+    """The flags of a page of help by their headings."""
+    found, heading = collections.defaultdict(list), ""
+    for line in text.splitlines():
+        heading = line.rstrip(":") if re.fullmatch(r"[A-Z].*:", line) else heading
+        if flag := re.match(r"  (-[-\w]+)", line):
+            found[heading].append(flag[1])
+    return dict(found)
+
+
+HELP = ["-h", "--help_all"]
+
+
+@each_script
+def test_the_whole_help_mentions_every_option_once_and_the_script_itself(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = page(capsys, parse, script.Options, ["--help_all"], script.__doc__)
+    flags = [flag for group in listed(text).values() for flag in group]
+    assert sorted(flags) == sorted(HELP + [f"--{f.name}" for f in flagged(script.Options)])
     assert script.__doc__.strip().splitlines()[0] in text and "MISSING" not in text and "None" not in text
+
+
+@each_script
+def test_the_help_shows_the_ten_options_that_matter_first(script, capsys):
+    text = page(capsys, parse, script.Options, ["--help"], script.__doc__)
+    found = listed(text)
+    assert list(found) == ["First of all", "Help"] and found["Help"] == HELP
+    assert len(found["First of all"]) == 10 and found["First of all"][0] == "--item"
+    assert {"--dataset_path", "--run_id", "--dry_run"} <= set(found["First of all"])
+    assert text.endswith("all options: --help_all\n")
+    assert list(listed(page(capsys, parse, script.Options, ["--help-all"], "")).values())[0] == found["First of all"]
+
+
+def test_the_options_of_a_model_that_is_built_begin_with_where_and_of_what(capsys):
+    found = listed(page(capsys, parse, build_diad.Options, ["-h"], ""))["First of all"]
+    assert found[0] == "--out" and {"--random", "--size", "--stable_diffusion", "--autoencoder"} <= set(found)
+    assert len(found) <= 10
+
+
+@pytest.mark.parametrize("cls, heading, flags", [
+    (CHAINS["diad"], "Training of the guided latent diffusion model", ["--latent_batch_size", "--steps_latent"]),
+    (CHAINS["diad"], "Backbone", ["--extractor", "--feature_resolution"]),
+    (CHAINS["diad"], "Course of the training", ["--resume", "--log_dir"]),
+    (CHAINS["diad"], "Calibration of thresholds on good images", ["--pixel_quantile"]),
+    (CHAINS["ddim"], "Training of the diffusion model", ["--channels", "--noise_kind"]),
+    (CHAINS["ddim"], "Training of the feature extractor", ["--objective", "--epochs_extractor"]),
+    (CHAINS["lafite"], "Features and memory bank", ["--bank_mb", "--grid"]),
+    (CHAINS["lafite"], "Training of the denoiser", ["--steps_features", "--prediction"]),
+    (inference_ddim.Options, "Data", ["--layout", "--masks", "--patching"]),
+    (inference_ddim.Options, "Run", ["--extractor_path"]),
+    (inference_diad.Options, "Run", ["--resume_path"]),
+    (train_extractor.Options, "Data", ["--resolution"])])
+def test_an_option_stands_under_the_phase_or_thing_it_belongs_to(cls, heading, flags, capsys):
+    assert set(flags) <= set(listed(page(capsys, parse, cls, ["--help_all"], ""))[heading])
+
+
+@pytest.mark.parametrize("flag, default", [
+    ("--batch_size", "demo 4, small 4, base 8"), ("--attention_levels", "demo none, small none, base 4"),
+    ("--steps_diffusion", "demo 900, small 3000"), ("--epochs_diffusion", "base 1000"), ("--flip", "off"),
+    ("--rotate", "0"), ("--adam_betas", "demo 0.9 0.99, small 0.9 0.99, base 0.95 0.999"), ("--recon_weight", "2"),
+    ("--log_dir", "logs"), ("--resolution", "demo 64, small 128, base 256")])
+def test_a_default_is_one_value_or_that_of_each_preset(flag, default, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    text = page(capsys, parse, Train, ["--help_all"], "")
+    entry = text[text.index(f"  {flag}"):]
+    assert re.search(r"\(default: (.*?)\)", entry)[1] == default
+
+
+def test_the_help_of_every_script_comes_at_once():
+    """In under a second of processor time, since it loads no torch."""
+    for script in (train_ddim, inference_diad, train_tune_eval):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        words = [sys.executable, f"{script.__name__}.py", "--method", "ddim", "--help_all"]
+        run = subprocess.run(words if script is train_tune_eval else [*words[:2], "--help_all"], cwd=ROOT,
+                             capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run.returncode == 0 and "--item" in run.stdout
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1, script.__name__
 
 
 @each_script
@@ -134,19 +215,21 @@ def test_an_unknown_method_is_refused_with_the_known_ones(capsys):
 
 
 def test_the_help_of_all_phases_fits_a_screen_and_names_the_methods(capsys):
-    with pytest.raises(SystemExit) as ended:
-        train_tune_eval.main(["--help"])
-    text = capsys.readouterr().out
-    assert ended.value.code == 0 and text.count("\n") <= 40
+    text = page(capsys, train_tune_eval.main, ["--help"])
+    assert text.count("\n") <= 40 and text.endswith("all options: --help_all\n")
     assert all(f"--method {name} --help" in text and family.about in text for name, family in FAMILIES.items())
 
 
 @pytest.mark.parametrize("method", FAMILIES)
 def test_the_help_of_a_method_has_its_options_and_no_others(method, capsys):
-    with pytest.raises(SystemExit) as ended:
-        train_tune_eval.main(["--method", method, "--help"])
-    listed = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
-    assert ended.value.code == 0 and listed == {field.name for field in flagged(CHAINS[method])}
+    found = listed(page(capsys, train_tune_eval.main, ["--method", method, "--help_all"]))
+    flags = {flag for group in found.values() for flag in group}
+    assert flags == {*HELP, *(f"--{field.name}" for field in flagged(CHAINS[method]))}
+
+
+def test_the_whole_help_without_a_method_is_that_of_the_default(capsys):
+    text = page(capsys, train_tune_eval.main, ["--help_all"])
+    assert text == page(capsys, train_tune_eval.main, ["--method", "ddim", "--help_all"])
 
 
 def test_an_option_has_the_same_default_and_the_same_flags_in_every_script():

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, _draw_category, _inside, _run_script
-from helpers import json_of, one_line, rows_of
+from helpers import json_of, one_line, random_images, rows_of
 
 import train_tune_eval
 from benchmarks.hostile_cases import FINISH
@@ -63,8 +62,8 @@ test_images.__test__ = False
 
 
 def assert_same(one, other):
-    torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
+    assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
+    np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
 
 
 @each_family
@@ -73,14 +72,25 @@ def test_a_prediction_depends_on_neither_batch_nor_order(name, runs):
     together, backwards = opened(runs, name)(images), opened(runs, name)(images[::-1])
     alone = [opened(runs, name, batch_size=1)(image) for image in images]
     for number, one in enumerate(alone):
-        assert_same(one, together.of(number))
-        assert_same(one, backwards.of(len(images) - 1 - number))
+        assert_same(one, together[number])
+        assert_same(one, backwards[len(images) - 1 - number])
+
+
+@each_family
+def test_a_result_for_one_image_and_a_detector_are_told_in_one_line(name, runs):
+    detector = opened(runs, name)
+    found = detector(test_images(runs)[0])
+    assert repr(detector).startswith(f"{name} detector of hazelnut: {detector.size} px, image threshold ")
+    assert re.fullmatch(r"(good|defective): score \S+, threshold \S+, p \S+, map \d+x\d+", repr(found))
+    assert "\n" not in repr(detector) and found.maps and all(
+        part.shape == found.anomaly_map.shape for part in found.maps.values())
 
 
 @each_family
 def test_a_prediction_has_the_promised_fields(name, runs):
     detector = opened(runs, name)
-    found, side = detector(test_images(runs)[:2]), detector.size
+    side = detector.size
+    found = detector.predict(random_images(2, side))
     assert found.score.shape == (2,) and found.score.dtype == torch.float32
     assert found.decision.dtype == torch.bool and found.p_value.dtype == torch.float64
     assert found.maps.keys() == {part for part, weight in detector.settings.contributions.items() if weight}
@@ -94,9 +104,9 @@ def test_a_prediction_has_the_promised_fields(name, runs):
 def test_from_python_scores_and_decisions_are_those_of_the_scripts(name, runs):
     rows = rows_of(runs / "results" / run_id(name))
     found = opened(runs, name)([runs / "data" / row["path"] for row in rows])
-    assert found.score.tolist() == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
-    assert found.decision.tolist() == [row["decision"] == "1" for row in rows]
-    assert found.p_value.tolist() == [float(row["p_value"]) for row in rows]
+    assert [one.score for one in found] == pytest.approx([float(row["score"]) for row in rows], rel=1e-4)
+    assert [one.decision for one in found] == [row["decision"] == "1" for row in rows]
+    assert [one.p_value for one in found] == [float(row["p_value"]) for row in rows]
 
 
 @each_family
@@ -238,21 +248,20 @@ def test_a_category_that_fails_spares_the_others(name, tmp_path, monkeypatch, sc
 def test_the_help_of_every_script_has_true_headings(name, script, capsys):
     words = ["--method", "ddim"] if name == "train_tune_eval.py" else []
     with pytest.raises(SystemExit) as stop:
-        script(name, *words, "--help")
+        script(name, *words, "--help_all")
     page = capsys.readouterr().out
     assert page.startswith(f"usage: {name} {'--out PATH' if name == 'build_diad.py' else '--item NAME'} [options]")
-    page = page[page.index("show this help"):]
+    page = page[page.index("First of all:"):]
     headings = re.findall(r"^([A-Z][^:\n]*(?:: [^:\n]*)?):$", page, flags=re.MULTILINE)
     assert stop.value.code == 0 and len(set(headings)) == len(headings)
-    if name != "build_diad.py":
-        assert "--item" in page.split("\n\n")[1] and headings[0] == "Main options"
-        assert headings[-1] in ("Hardware", "Run")
+    assert ("--out" if name == "build_diad.py" else "--item") in page.split("\n\n")[0]
+    assert headings[0] == "First of all" and headings[-2] in ("Hardware", "Run") and headings[-1] == "Help"
 
 
 @each_family
 def test_every_method_has_the_help_of_its_own_options_only(name, capsys):
     with pytest.raises(SystemExit):
-        train_tune_eval.main(["--method", name, "--help"])
+        train_tune_eval.main(["--method", name, "--help_all"])
     page = capsys.readouterr().out
     own = {"ddim": "--recon_weight", "lafite": "--bank_mb", "knn": "--bank_mb", "diad": "--latent_start"}
     assert own[name] in page

@@ -15,7 +15,7 @@ from dbad.checkpoints.weights import save_pickle
 from dbad.data import depth
 from dbad.data.depth import run_intensity
 from dbad.data.images import check_readable, read_image, read_images, read_items
-from dbad.data.inputs import to_batch
+from dbad.data.inputs import to_input
 from dbad.data.intensity import AS_BEFORE, DEPTHS, Intensity
 from dbad.errors import UserError
 from dbad.families.runs import begun_with
@@ -82,7 +82,7 @@ def test_a_picture_of_8_bits_is_the_same_whatever_the_option_says(tmp_path):
     for intensity in (Intensity(), Intensity("auto", 8), Intensity("auto", 16), Intensity("full"), AS_BEFORE,
                       Intensity("window:100,101")):
         np.testing.assert_array_equal(pixels(path, intensity), drawn())
-        assert torch.equal(to_batch(drawn(), None, intensity), to_batch(path, None, intensity))
+        assert torch.equal(to_input(drawn(), None, intensity).pixels, to_input(path, None, intensity).pixels)
 
 
 def test_a_deep_picture_is_turned_upright_as_its_exif_data_say(save):

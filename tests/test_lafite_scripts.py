@@ -262,8 +262,8 @@ def test_the_memory_bank_alone_trains_no_network_and_says_so(both):
     assert sorted(path.name for path in ONE.iterdir()) == [
         "bank.pt", "calibration.json", "features.pt", "train_arg_config.json"]
     found = load_detector(ONE, "cpu", "fp32")([Path("data") / row["path"] for row in rows_of("results/bolt-knn")])
-    assert found.score.tolist() == pytest.approx(scores_of("results/bolt-knn"), rel=1e-4)
-    assert found.maps.keys() == {"knn"}
+    assert [image.score for image in found] == pytest.approx(scores_of("results/bolt-knn"), rel=1e-4)
+    assert all(image.maps.keys() == {"knn"} for image in found)
     pages = [Path("results", name, "report.html").read_text(encoding="utf-8") for name in ("both-bolt", "bolt-knn")]
     assert "LafitE" in pages[0] and "LafitE" not in pages[1] and "nearest good patch" in pages[1]
 

@@ -94,7 +94,8 @@ def test_images_come_in_their_order_whatever_the_batch(batch_size, batches, tmp_
     found = inspected(detector, samples, tmp_path)
     assert [tmp_path / image.row.path for image in found] == [sample.path for sample in samples]
     assert detector.batches == batches
-    assert [image.row.score for image in found] == detector([sample.path for sample in samples]).score.tolist()
+    assert [image.row.score for image in found] == [
+        prediction.score for prediction in detector([sample.path for sample in samples])]
     for image, sample in zip(found, samples, strict=True):
         assert (image.row.defect, image.row.label, image.row.category) == (sample.defect, sample.label, "bolt")
         assert image.prediction.score.shape == (1,) and image.prediction.maps["pixel"].shape == (1, 1, 16, 16)

@@ -155,8 +155,8 @@ def test_an_image_has_the_score_that_it_has_in_a_test_set_and_from_python(finish
         detector = load_detector(finished / "checkpoints/hazelnut", "cpu", "fp32", batch_size=4)
         paths = find_images([finished / "data/hazelnut/test"], recursive=True)
         new = inspect_new(detector, paths, place / "out", 2, category="hazelnut")
-        assert [row.score for row in new.rows] == detector(paths).score.tolist()
-        alone = [float(detector(path).score) for path in paths]
+        assert [row.score for row in new.rows] == [found.score for found in detector(paths)]
+        alone = [detector(path).score for path in paths]
     finally:
         torch.set_num_threads(threads)
     known = {finished / "data" / line["path"]: line for line in table(finished / "results/hazelnut/scores.csv")}

@@ -17,8 +17,10 @@ import dbad.data.__main__ as data_module
 from dbad.data.demo import draw
 from dbad.errors import UserError, printable
 from dbad.finite import NotFinite
+from dbad.inspection import several
 from dbad.options.command_line import main
 from dbad.report import damage_sheet
+from dbad.report.runs import Run
 from dbad.runtime.failures import one_line_failures
 from dbad.runtime.output import CLOSED
 from inference_ddim import Options
@@ -46,10 +48,11 @@ def closed_pipe():
 
 # Pipes
 
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_into_a_closed_pipe_ends_quietly(script, name):
+def test_help_into_a_closed_pipe_ends_quietly(script, name, flag):
     with pytest.raises(SystemExit) as ended, closed_pipe() as errors:
-        script(name, "--help")
+        script(name, flag)
     assert ended.value.code in (0, CLOSED) and not errors.getvalue()
 
 
@@ -91,6 +94,21 @@ def test_a_failure_is_told_though_the_output_is_closed():
 def test_another_pipe_that_breaks_keeps_its_traceback():
     with pytest.raises(BrokenPipeError), one_line_failures():
         raise BrokenPipeError(errno.EPIPE, "of a worker")
+
+
+def test_a_closed_pipe_ends_several_runs_and_is_no_failure_of_one():
+    """As in train_tune_eval.py --item all --dry_run | head."""
+    run = Run("bolt", 0, Path("results/bolt"), "skipped")
+    with pytest.raises(SystemExit) as ended, closed_pipe() as errors, one_line_failures():
+        several._attempt(run, lambda: print("bolt from data"))
+    assert ended.value.code == CLOSED and not errors.getvalue()
+
+
+def test_a_pipe_of_a_worker_that_breaks_is_a_failure_of_its_run(capsys):
+    def worker():
+        raise BrokenPipeError(errno.EPIPE, "of a worker")
+    _, run = several._attempt(Run("bolt", 0, Path("results/bolt"), "skipped"), worker)
+    assert run.status == "failed" and "of a worker" in run.error
 
 
 # Characters

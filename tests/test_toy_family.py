@@ -94,13 +94,13 @@ def test_a_family_is_a_folder_and_one_line(tmp_path, monkeypatch):
             make_category(tmp_path / "data", name, num_train=6)
         options = Options(item="bolt", dataset_path=Path("data"), num_workers=0, device="cpu", holdout=0.4)
         calibrate(options)
-        folder = inspect(options)                                                   # test images and report
+        folder = inspect(options).folder                                               # test images and report
         assert len(rows_of(folder)) == 3 and json_of(folder / "metrics.json")["pixel"]["auroc"] > 0
         assert "distance to the mean image" in (folder / "report.html").read_text()
         new = save_drawn(tmp_path / "new" / "part.png", 3)
-        assert len(rows_of(inspect(replace(options, images=(str(new),))))) == 1     # new images
+        assert len(rows_of(inspect(replace(options, images=(str(new),))).folder)) == 1     # new images
         score = load_detector("checkpoints/bolt", device="cpu")(new).score          # from Python
-        assert float(score[0]) == float(rows_of("results/bolt-images")[0]["score"])
+        assert score == float(rows_of("results/bolt-images")[0]["score"])
 
         several = {name: replace(options, item=name) for name in ("bolt", "nut")}   # nut was never calibrated
         job = Job(several, {name: Path("results", name) for name in several}, lambda each: None, None, inspect)

@@ -166,8 +166,8 @@ def test_a_tuned_run_is_inspected_with_its_settings(trained, script, tiny_flags)
     script("inference_ddim.py", "--item", "hazelnut", "--dataset_path", "data", "--precision", "fp32")
     with open("results/hazelnut/scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    scores = load_detector(RUN, precision="fp32")([Path("data") / row["path"] for row in rows]).score
-    assert [float(row["score"]) for row in rows] == pytest.approx(scores.tolist(), rel=1e-3)
+    predictions = load_detector(RUN, precision="fp32")([Path("data") / row["path"] for row in rows])
+    assert [float(row["score"]) for row in rows] == pytest.approx([found.score for found in predictions], rel=1e-3)
 
 
 def test_settings_once_tuned_stay_until_they_are_tuned_again_or_refused(trained, script, tiny_flags, capsys):

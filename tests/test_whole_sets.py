@@ -17,7 +17,7 @@ from dbad.errors import UserError
 from dbad.families.registry import FAMILIES
 from dbad.inspection import chain, several
 from dbad.inspection.several import Job, run_jobs
-from dbad.records import Category
+from dbad.records import Category, RunResults
 from dbad.report.runs import Run
 from train_tune_eval import Options
 
@@ -121,11 +121,11 @@ def imagined(monkeypatch, tmp_path):
     return pretend
 
 
-def made_folder(options: Options) -> Path:
-    """The folder of the results of a run, made as its inspection does."""
+def made_folder(options: Options) -> RunResults:
+    """The results of a run, in a folder made as its inspection does."""
     folder = options.img_dir / options.run_id
     folder.mkdir()
-    return folder
+    return RunResults(folder)
 
 
 def test_a_defect_of_the_program_in_one_category_spares_the_others(imagined, capsys):
@@ -164,11 +164,11 @@ class Model:
         if name in self.fails:
             raise UserError(f"{name} cannot be")
 
-    def inspect(self, options: Options) -> Path:
+    def inspect(self, options: Options) -> RunResults:
         self.do(f"inspect {options.item}")
         folder = self.folder / options.item
         folder.mkdir(exist_ok=True)
-        return folder
+        return RunResults(folder)
 
     def run(self) -> list[Run]:
         items = ("bolt", "nut")

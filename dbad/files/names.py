@@ -32,6 +32,7 @@ def is_declared(name: str) -> bool:
 MODEL_CONFIG = run_file("model_config.json")            # the arguments that build the network
 TRAIN_OPTIONS = run_file("train_arg_config.json")       # the options of the training
 CALIBRATION = run_file("calibration.json")              # scales, thresholds, and the settings they belong to
+EARLIER_CALIBRATION = run_file("calibration.{n}.json")  # those that a later calibration has replaced
 LAST = run_file("last.pt")                              # everything that resuming a training needs
 PHASE_LAST = run_file("{}_last.pt")                     # the same for a phase other than the diffusion model's
 LOG = run_file("log.jsonl")                             # one line per epoch

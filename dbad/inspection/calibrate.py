@@ -7,8 +7,10 @@ that mixes the files of two runs never passes for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +27,8 @@ from dbad.families.family import Family
 from dbad.families.registry import FAMILIES, recorded_method
 from dbad.families.runs import calibration_file, load_calibration
 from dbad.families.settings import Settings
-from dbad.files.atomic import read_json, write_json
-from dbad.files.names import CATEGORY_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
+from dbad.files.atomic import atomic_write, read_json, write_json
+from dbad.files.names import CATEGORY_CALIBRATION, EARLIER_CALIBRATION, TRAIN_OPTIONS, UNFINISHED
 from dbad.inspection.loop import walk
 from dbad.records import Sample
 
@@ -91,6 +93,25 @@ def calibrate_all(family: Family, detector_of: Callable[[str | None], Detector],
               f"good images; image threshold {calibration.image_threshold:.4g}, at most "
               f"{calibration.false_alarm_rate:.1%} false alarms promised")
     return found
+
+
+@contextmanager
+def keeping_earlier(path: Path) -> Iterator[None]:
+    """Keep and report the calibration that the block replaces, as calibration.1.json and so on, unless it is equal."""
+    if not path.is_file():
+        yield
+        return
+    before = path.read_bytes()
+    kept = next(new for n in count(1) if not (new := path.with_name(EARLIER_CALIBRATION.format(n=n))).exists())
+    with atomic_write(kept) as temporary:
+        temporary.write_bytes(before)
+    try:
+        yield
+    finally:
+        if path.read_bytes() == before:
+            kept.unlink()
+        else:
+            print(f"{path} replaces an earlier one, which is kept as {kept.name}")
 
 
 def begin_files(folder: Path, record: Mapping[str, Any], names: Collection[str]) -> None:

@@ -17,16 +17,16 @@ class InspectionOptions:
     """Results."""
 
     item_states: tuple[str, ...] = opt("sub-folders of test/ to inspect, such as: good crack", ("all",),
-                                       aliases=["--mvtec_item_states"])
+                                       aliases=["--mvtec_item_states"], heading="Data", first=13)
     eval_resolution: Literal["network", "original"] = opt(
         "resolution for comparing maps with masks: the network's, or that of the original files", "network")
     masks: Literal["where_there_are", "required"] = opt(
         "defective test images without mask: leave them out of pixel metrics and say so, or refuse them "
-        "(required)", "where_there_are")
+        "(required)", "where_there_are", heading="Data")
     export_maps: Literal["none", "mvtec"] = opt(
         "also write the maps as float TIFF files for the evaluation program of MVTec AD; for MVTec AD 2, in the form "
         "of its evaluation server, with thresholded maps", "none")
-    img_dir: Path = opt("parent folder of the result folders", Path("results"))
+    img_dir: Path = opt("parent folder of the result folders", Path("results"), first=15)
     plt_imgs: bool = opt("also show the figures on the screen, half a second each, if there is a screen", False)
     shuffle: bool = opt("with --plt_imgs: show the images in a random order", False)
 
@@ -35,10 +35,11 @@ class InspectionOptions:
 class NewImageOptions:
     """New images without ground truth, instead of test images."""
 
-    images: tuple[str, ...] | None = opt("new images: files, folders or quoted patterns such as 'camera/*.png'", None)
+    images: tuple[str, ...] | None = opt("new images: files, folders or quoted patterns such as 'camera/*.png'", None,
+                                         first=4)
     recursive: bool = opt("with --images: also images in sub-folders", False)
     drift_check: bool = opt("with --images: test whether their scores as a whole match those of the good images of the "
-                            "calibration; if not, the promised false-alarm rate does not hold", False)
+                            "calibration; if not, the promised false-alarm rate does not hold", False, first=14)
 
 
 @dataclass(frozen=True, kw_only=True)

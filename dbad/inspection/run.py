@@ -23,6 +23,7 @@ from dbad.inspection.new_images import find_images, inspect_new, last_line
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.metrics.verdicts import Thresholds, curves
 from dbad.options.resolve import announce, changed, name_of, run_folder
+from dbad.records import RunResults
 from dbad.report import page
 from dbad.report.colours import map_scales
 from dbad.report.panels import show
@@ -37,18 +38,18 @@ def results_of(options: InspectionRun, *methods: str) -> Path:
     return options.img_dir / (name + "-images" * bool(options.images))
 
 
-def inspect_run(calibration: Calibration | None, options: InspectionRun, folder: Path, *more: str) -> Path:
-    """Inspect the images of the options with the run of the options; returns `folder`, which holds the results.
+def inspect_run(calibration: Calibration | None, options: InspectionRun, folder: Path, *more: str) -> RunResults:
+    """Inspect the images of the options with the run of the options; returns the results, which `folder` holds.
 
     On --dry_run there is no calibration. `more` names further files that the family writes for test images.
     """
     if not about_to_write(options, folder, *more) or calibration is None:
-        return folder
+        return RunResults(folder)
     family = FAMILIES[calibration.method]
     with writing_results(folder):
         detector = open_run(calibration, options)
         if options.images:
-            return inspect_images(detector, calibration, options, folder)
+            return RunResults(inspect_images(detector, calibration, options, folder))
         scale = map_scales(calibration)["anomaly map"]
         also = family.pictures(detector, scale) if family.pictures else None
         return inspect_test(detector, calibration, options, folder, also)
@@ -79,8 +80,8 @@ _last_opened: list[Any] = []        # the arguments of the last detector, and th
 
 
 def inspect_test(detector: Detector, calibration: Calibration, options: InspectionRun, folder: Path,
-                 also: Also | None = None) -> Path:
-    """Inspect the test images of the category; write scores, metrics, pictures and the report.
+                 also: Also | None = None) -> RunResults:
+    """Inspect the test images of the category; write scores, metrics, pictures and the report, and return the metrics.
 
     `also` writes what a family adds for every image, see `inspect_category`.
     """
@@ -92,7 +93,7 @@ def inspect_test(detector: Detector, calibration: Calibration, options: Inspecti
     for words in mask_words(metrics["masks"], ("cut",)):
         print(words)
     print(headline(options.item, metrics, options.dataset_path is None))
-    return folder
+    return RunResults(folder, page.plain(metrics))
 
 
 def inspect_images(detector: Detector, calibration: Calibration, options: InspectionRun, folder: Path) -> Path:

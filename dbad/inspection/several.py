@@ -17,9 +17,11 @@ from dbad.files.atomic import known_json, write_json
 from dbad.files.names import FINISHED
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.options.resolve import plain
+from dbad.records import RunResults
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
 from dbad.report.runs import Run
+from dbad.runtime.output import output_is_closed
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Job:
         folders    folder of the results of each, by category
         check      called with the options of an inspection; refuses those that would make a phase fail
         train      makes the model; None where it exists
-        inspect    options of an inspection -> folder of its results; None for no inspection
+        inspect    options of an inspection -> its results; None for no inspection
         resume     skip inspections that are finished
     """
 
@@ -38,12 +40,12 @@ class Job:
     folders: dict[str, Path]
     check: Callable[[Any], None]
     train: Callable[[], None] | None
-    inspect: Callable[[Any], Path] | None
+    inspect: Callable[[Any], RunResults] | None
     resume: bool = False
 
 
-def run_one(job: Job) -> Path | None:
-    """Run a job of one inspection, whose failure ends the command; returns the folder of the results, if any."""
+def run_one(job: Job) -> RunResults | None:
+    """Run a job of one inspection, whose failure ends the command; returns the results, if any."""
     (options,) = job.options.values()
     job.check(options)
     if job.train:
@@ -97,12 +99,12 @@ def _run_job(job: Job, number: int, runs: dict[tuple[int, str], Run]) -> None:
     for item, record in left.items():
         key, options = (number, item), job.options[item]
         if inspect := job.inspect:
-            folder, runs[key] = _attempt(runs[key], lambda options=options: inspect(options))
+            results, runs[key] = _attempt(runs[key], lambda options=options: inspect(options))
             if runs[key].status == "failed":
                 continue
-            runs[key] = replace(runs[key], folder=folder)
+            runs[key] = replace(runs[key], folder=results.folder)
             if record and not options.dry_run:
-                write_json(folder / FINISHED, record)
+                write_json(results.folder / FINISHED, record)
         runs[key] = replace(runs[key], status="done", seconds=time.monotonic() - begun)
         begun = time.monotonic()
 
@@ -115,6 +117,8 @@ def _attempt(run: Run, act: Callable[[], Any]) -> tuple[Any, Run]:
         print(f"failed: {error}", file=sys.stderr)
         return None, replace(run, status="failed", error=str(error))
     except Exception as error:      # a program or machine error in one category must not stop the others
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            raise                   # the user has left, as with | head
         traceback.print_exc()
         return None, replace(run, status="failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
 

@@ -30,25 +30,32 @@ class Runnable(Declared, Protocol):
     @property
     def dry_run(self) -> bool: ...
 
-FIRST = "Main options"                                  # the heading of the flags that matter first
+FIRST, NUM_FIRST = "First of all", 10                   # the heading of the flags that matter first, and their number
 LAST = ("Data", "Run", "Hardware")                      # those of the flags that most scripts share
 
 
 def parse(cls: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
-    """Read the command line of the dataclass `cls`: one flag per field, `--a_b` or `--a-b`."""
+    """Read the command line of the dataclass `cls`: one flag per field, `--a_b` or `--a-b`.
+
+    --help shows the flags that matter first, --help_all all of them.
+    """
+    words = [_with_underscores(str(word)) for word in (sys.argv[1:] if argv is None else argv)]
+    whole = "--help_all" in words
     required = [f"--{field.name} {'NAME' if field.name == 'item' else 'PATH'}" for field in dataclasses.fields(cls)
                 if field.default is dataclasses.MISSING]
     usage = f"%(prog)s {' '.join(required)} [options]"
-    parser = parsing.Parser(description=description, usage=usage, allow_abbrev=False,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parsing.Parser(description=description, usage=usage, allow_abbrev=False, add_help=False,
+                            epilog=None if whole else "all options: --help_all", formatter_class=_Format)
     hints = typing.get_type_hints(cls)
     groups: dict[str, Any] = {}
     for title, field in _fields_by_title(cls):
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_argument(groups[title], field, hints[field.name])
-    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    found = vars(parser.parse_args([_with_underscores(word) for word in words]))
+        _add_argument(groups[title], field, hints[field.name], whole or title == FIRST)
+    group = parser.add_argument_group("Help")
+    group.add_argument("-h", "--help", action="help", help="show the options that matter first")
+    group.add_argument("--help_all", action="help", help="show all options")
+    found = vars(parser.parse_args(words))
     for name in [name for name, value in found.items() if isinstance(value, list)]:
         parser.error(f"argument --{name}: expected a value, found --")      # which argparse takes for none at all
     return cls(**found)
@@ -72,17 +79,40 @@ def print_end(options: R, run: Callable[[R], str]) -> None:
         print(found)
 
 
-def _add_argument(group: Any, field: dataclasses.Field, hint: Any) -> None:
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """Shows the value of a flag once, behind all of its spellings."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def _default_in_words(field: dataclasses.Field) -> str | None:
+    """The default of a flag for its help, that of each preset if they differ; None if there is none to tell."""
+    presets = field.metadata.get(EACH_PRESET, {"": None if field.default is dataclasses.MISSING else field.default})
+    values = {name: _readable(value) for name, value in presets.items() if value is not None}
+    if len(values) == len(presets) and len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or None
+
+
+def _readable(value: Any) -> str:
+    """A default value in the help: 0.001, 1 2 3, on, none."""
+    if isinstance(value, tuple):
+        return " ".join(map(_readable, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else shown(value)
+
+
+def _add_argument(group: Any, field: dataclasses.Field, hint: Any, listed: bool) -> None:
     flags = [f"--{field.name}", *field.metadata["aliases"]]
     required = field.default is dataclasses.MISSING
     text = textwrap.dedent(field.metadata["help"]).replace("%", "%%")
-    if EACH_PRESET in field.metadata:
-        values = {name: shown(value) for name, value in field.metadata[EACH_PRESET].items()}
-        same = len(set(values.values())) == 1
-        text += f" (default: {values['base'] if same else ', '.join(f'{k} {v}' for k, v in values.items())})"
-    elif not required and field.default is not None:
-        text += f" (default: {shown(field.default)})"
-    keywords: dict[str, Any] = {"dest": field.name, "help": text, "default": None if required else field.default}
+    if default := _default_in_words(field):
+        text += f" (default: {default})"
+    keywords: dict[str, Any] = {"dest": field.name, "help": text if listed else argparse.SUPPRESS,
+                                "default": None if required else field.default}
     kind, choices, many = _kind(hint)
     if kind is bool:
         group.add_argument(*flags, f"--no_{field.name}", action=_OnOff, nargs=0, **keywords)
@@ -133,21 +163,25 @@ def _with_underscores(word: str) -> str:
 def _fields_by_title(cls: type[Declared]) -> list[tuple[str, dataclasses.Field]]:
     """Fields with the heading that they stand under: those that matter first, then group by group.
 
-    A group is what classes of one `heading` declare; a class without has the first line of its docstring. Groups stand
-    in the order of the bases, those of shared options last.
+    The first ones are the `NUM_FIRST` with the lowest `first`. A group is what classes of one `heading` declare; a
+    class without has the first line of its docstring, and a field may have a heading of its own. Groups stand in the
+    order of the bases, those of shared options last.
     """
     order = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     headings = {base: vars(base).get("heading") or (base.__doc__ or "").strip().splitlines()[0].rstrip(".")
                 for base in order}
-    places = {heading: place for place, heading in reversed(list(enumerate([*headings.values(), *LAST])))}
+    places: dict[str, float] = {heading: place for place, heading in reversed(list(enumerate(headings.values())))}
     places |= {heading: len(order) + place for place, heading in enumerate(LAST)}
+    flags = [field for field in dataclasses.fields(cls) if field.metadata["flag"]]
+    first = sorted((field for field in flags if field.metadata["first"]), key=lambda field: field.metadata["first"])
+    first = first[:NUM_FIRST]
     found = []
-    for number, field in enumerate(field for field in dataclasses.fields(cls) if field.metadata["flag"]):
+    for number, field in enumerate(field for field in flags if field not in first):
         owner = next(base for base in reversed(order) if field.name in base.__dict__.get("__annotations__", {}))
-        first = field.metadata["first"]
-        heading = FIRST if first else headings[owner]
-        found.append((0 if first else 1 + places[heading], first or number, heading, field))
-    return [(heading, field) for _, _, heading, field in sorted(found, key=lambda entry: entry[:2])]
+        heading = field.metadata.get("heading", headings[owner])
+        found.append((places.setdefault(heading, places[headings[owner]] + 0.5), number, heading, field))
+    return [*((FIRST, field) for field in first),
+            *((heading, field) for _, _, heading, field in sorted(found, key=lambda entry: entry[:2]))]
 
 
 def flags_of(cls: type[Declared]) -> set[str]:

@@ -62,7 +62,7 @@ class Shared(SeedOption, IntensityOptions):
     heading: ClassVar[str] = "Run"
 
     patching: bool = opt("cut images into tiles of the network's size instead of resizing them", later=False,
-                         aliases=["--patch_imgs", "--crop"])
+                         aliases=["--patch_imgs", "--crop"], heading="Data")
     diffusion_checkpoint_name: str = opt(
         "file name of the trained U-Net in the run folder; with .safetensors it is written in that format", "final.pt",
         aliases=["--checkpoint_name"])
@@ -98,7 +98,7 @@ class DataOptions:
     heading: ClassVar[str] = "Data"
 
     dataset_path: Path | None = opt(
-        "folder of the data set (see --layout); if not given, the built-in demo data is drawn", None, first=2)
+        "folder of the data set (see --layout); if not given, the built-in demo data is drawn", None, first=3)
     layout: Literal["auto", "mvtec", "mvtec_ad_2", "visa", "mtd", "btad", "ksdd2", "folder", "manifest"] = opt(
         "folder layout of the data set; auto detects it; python -m dbad.data PATH shows what is found", "auto")
     holdout: float = opt("share of train/good held out of training for validation and calibration; not used if the "
@@ -111,7 +111,7 @@ class MachineOptions:
 
     heading: ClassVar[str] = "Hardware"
 
-    device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto", first=5)
+    device: str = opt("auto, cpu, cuda, cuda:1 or mps", "auto", first=12)
     precision: Literal["auto", "fp32", "bf16"] = opt(
         "number format in the networks; auto uses bf16 if the processor supports it", "auto")
     num_workers: int = opt("threads that read images and draw figures; 0 = none", 2, least=0, most=1024)
@@ -125,7 +125,7 @@ class FolderOptions:
 
     diffusion_checkpoint_dir: Path = opt("parent folder of the run folders", Path("checkpoints"),
                                          aliases=["--checkpoint_dir"])
-    dry_run: bool = opt("print the options and what would be written, then stop", False)
+    dry_run: bool = opt("print the options and what would be written, then stop", False, first=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,11 @@ class AnyRunOptions(Shared, DataOptions, MachineOptions, FolderOptions):
 
     item: str | tuple[str, ...] = opt("category to work on, such as hazelnut", aliases=["--mvtec_item"], first=1)
     run_id: str | None = opt("name of the run and of its folders (default: the item's name, followed by -lafite, -knn "
-                             "or -diad for these methods)", None, aliases=["--run_name"], first=3)
+                             "or -diad for these methods)", None, aliases=["--run_name"], first=6)
     preset: Literal["demo", "small", "base"] | None = opt(
         "set of defaults: demo (64 px, minutes on a CPU), small (128 px, an hour on a CPU), base (256 px, GPU) "
         "(default: demo for the demo data; for real data the model's preset with diad, small on a CPU and with lafite "
-        "and knn, else base)", None, first=4)
+        "and knn, else base)", None, first=5)
     batch_size: int = opt("images per batch, over all processes", demo=4, base=8, least=1, most=65536)
 
 
@@ -167,7 +167,7 @@ class BackboneOption:
     heading: ClassVar[str] = "Backbone"
 
     extractor: str = opt("backbone: efficientnet_lite0 (weights included), a torchvision ResNet such as "
-                         "wide_resnet101_2 or resnet50, or any timm backbone", EMBEDDED)
+                         "wide_resnet101_2 or resnet50, or any timm backbone", EMBEDDED, first=17)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class ThresholdOptions:
     false_alarm_rate: float | None = opt(
         "largest share of good images that may be called defective (default: 0.05, or the smallest share that the "
         "held-out images can promise if it is larger)", None,
-        between=(0, 1))
+        between=(0, 1), first=9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class TuneOptions:
 
     tune: bool | None = opt(
         "choose all settings that are not given, with pseudo-anomalies on good images; --no_tune takes the preset's "
-        "(default: on; evaluation.py alone reuses the settings chosen before)", None)
+        "(default: on; evaluation.py alone reuses the settings chosen before)", None, first=8)
     tune_minutes: float = opt("time limit for tuning, in minutes; the best settings so far are taken", 30.0, least=0)
 
 
@@ -209,7 +209,7 @@ class TuneOptions:
 class TrainingOptions:
     """Course of the training."""
 
-    resume: bool = opt("continue from the last saved state of this run, if there is one", True)
+    resume: bool = opt("continue from the last saved state of this run, if there is one", True, first=18)
     log_dir: Path = opt("folder for TensorBoard logs", Path("logs"))
 
 

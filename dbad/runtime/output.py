@@ -27,7 +27,7 @@ def quiet_output() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        if not any(map(_is_closed, streams)):
+        if not output_is_closed():
             raise
         raise SystemExit(CLOSED) from None
     finally:
@@ -36,6 +36,11 @@ def quiet_output() -> Iterator[None]:
                 stream.flush()
             if _is_closed(stream):      # further output is discarded, without another error
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def output_is_closed() -> bool:
+    """True if the reader of the program's output or of its messages has gone."""
+    return any(_is_closed(stream) for stream in (sys.stdout, sys.stderr) if stream is not None)
 
 
 def _is_closed(stream: TextIO) -> bool:

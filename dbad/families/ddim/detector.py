@@ -33,7 +33,7 @@ class Differences(NamedTuple):
     layers: Tensor
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DdimDetector(Detector):
     """Conditioned denoising with pixel and feature difference maps (arXiv:2305.15956).
 

@@ -22,18 +22,20 @@ from dbad.options.shared import (
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Inference: conditioned denoising."""
+    """How an image is reconstructed."""
+
+    heading: ClassVar[str] = "Conditioned denoising"
 
     conditioning: Literal["ddad", "blend"] = opt(
         "how the inspected image guides denoising: ddad corrects the predicted noise, blend mixes the image in",
         later="ddad")
     recon_weight: float = opt("w: how strongly the reconstruction is pulled towards the inspected image; 0 = "
                               "unconditioned", later=2.0, least=0,
-                              aliases=["--reconstruction_weight"], first=6)
+                              aliases=["--reconstruction_weight"], first=20)
     eta: float = opt(
         "DDIM's eta, share of fresh noise per step: 0 = deterministic, 1 = as in DDPM", later=0.0, least=0,
         check=lambda eta: "expected a number from 0 (deterministic) to 1 (as DDPM)" if eta > 1 else None)
-    start_at_timestep: int = opt("noise the image up to this training timestep", later=250, least=1, first=7)
+    start_at_timestep: int = opt("noise the image up to this training timestep", later=250, least=1, first=21)
     steps_to_regenerate: int = opt("denoising steps from --start_at_timestep to 0", demo=3, base=25, least=1,
                                    aliases=["--num_inference_steps"])
     sampler: Literal["ddim", "dpm++"] = opt("solver of the denoising steps; dpm++ is second order from the third step "
@@ -57,7 +59,9 @@ def _weights(value: tuple[float, ...]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class MapOptions(ScoreOptions):
-    """Inference: anomaly map."""
+    """The anomaly map of an image and its reconstruction."""
+
+    heading: ClassVar[str] = "Anomaly map"
 
     num_samples: int = opt("noise draws per image; their maps are averaged", later=1, least=1, most=10_000)
     pixel_difference: Literal["max_square", "mean_abs"] = opt(
@@ -90,7 +94,7 @@ class MapOptions(ScoreOptions):
 class AdaptedExtractor:
     """The file of the feature extractor."""
 
-    heading: ClassVar[str] = "Training of the feature extractor"
+    heading: ClassVar[str] = "Run"
 
     extractor_path: Path | None = opt("file of the adapted extractor (default: extractor.pt in the run folder)", None,
                                       aliases=["--save_to"])
@@ -150,11 +154,11 @@ class ProcessOptions:
 class ImageSize:
     """The size of the images that go into the networks."""
 
-    heading: ClassVar[str] = "Training of the diffusion model"
+    heading: ClassVar[str] = "Data"
 
     resolution: int = opt("side of the network's input, in px; images are resized, or cropped with --patching; "
                           "train_extractor.py takes that of the trained diffusion model, if there is one",
-                          demo=64, small=128, base=256, least=8, most=4096)
+                          demo=64, small=128, base=256, least=8, most=4096, first=19)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +172,9 @@ class DiffusionOptions(ProcessOptions, ImageSize, TrainingOptions):
     attention_levels: tuple[int, ...] = opt("U-Net levels with self-attention; 0 = full resolution", demo=(),
                                             base=(4,))
     epochs_diffusion: int | None = opt("training length in epochs", demo=None, base=1000, least=0,
-                                       aliases=["--epochs"])
+                                       aliases=["--epochs"], first=14)
     steps_diffusion: int | None = opt("training length in optimiser steps, instead of epochs", demo=900,
-                                      small=3000, base=None, least=0)
+                                      small=3000, base=None, least=0, first=13)
     learning_rate: float = opt("peak learning rate of AdamW", demo=3e-3, small=2e-3, base=1e-4, between=(0, 1))
     adam_betas: tuple[float, ...] = opt("AdamW's beta1 and beta2", demo=(0.9, 0.99),
                                         base=(0.95, 0.999), check=two_betas)
@@ -199,13 +203,13 @@ class ExtractorOptions(BackboneOptions, AdaptedExtractor, ImageSize, TrainingOpt
         "training objective. autoencoder: decode the image from its features; reconstruction: decode the diffusion "
         "model's reconstruction of it (both mean squared error); ddad: equal features (cosine distance) for an image "
         "and another image denoised towards it, with distillation of the pretrained network (default: "
-        "autoencoder)", None)
+        "autoencoder)", None, first=15)
     extractor_use_diff: bool = opt("same as --objective reconstruction", False, aliases=["--use_diffusion_model"])
     extractor_weight: float = opt("lambda: weight of the two distillation terms of --objective ddad", 0.1, least=0)
     extractor_recon_weight: float = opt("w for the image pairs of --objective ddad: pull towards the other image in "
                                         "denoising", 3.0, least=0)
     epochs_extractor: int = opt("maximum number of epochs; 0 keeps the pretrained weights; if not given, few images "
-                                "get more epochs, to reach 100 steps", demo=1, base=30, least=0)
+                                "get more epochs, to reach 100 steps", demo=1, base=30, least=0, first=16)
     extractor_patience: int = opt("stop after this many epochs without a lower loss on the held-out good images; 0 = "
                                   "never; the weights of the best epoch are kept", 3, least=0)
     extractor_learning_rate: float = opt("peak learning rate of AdamW for the extractor", 1e-4, between=(0, 1))

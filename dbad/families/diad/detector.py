@@ -24,7 +24,7 @@ from dbad.runtime.device import Machine, autocast, place
 PART = "feature"        # the one map there is
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DiadDetector(Detector):
     """Reconstruction by latent diffusion, difference of pretrained features (arXiv:2312.06607).
 

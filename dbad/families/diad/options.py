@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
@@ -37,14 +37,16 @@ SizeName = Literal["tiny", "middle", "sd15"]
 
 @dataclass(frozen=True, kw_only=True)
 class DiadMapOptions(CropOptions):
-    """Inference: from an image and its sample to the anomaly map."""
+    """From an image to its sample and the anomaly map."""
+
+    heading: ClassVar[str] = "Reconstruction and anomaly map"
 
     latent_start: int = opt("noise latents up to this timestep of 1000", demo=200, small=400, base=1000, least=1)
     latent_steps_back: int = opt("denoising steps from --latent_start to 0", demo=5, small=10, base=10, least=1)
     paper_exact: bool = opt("use the same timesteps as DiAD's published code", later=False)
     map_sigma: float = opt("sigma of the Gaussian blur of the map, in px for a 256 px image; scaled with the image "
                            "size", later=5.0,
-                           least=0, most=256)
+                           least=0, most=256, heading=str(CropOptions.heading))
 
     @staticmethod
     def contradictions(given: Given) -> Iterator[str]:
@@ -76,12 +78,12 @@ class LatentOptions(BackboneOptions, ThresholdOptions, TrainingOptions, MemoryOp
     """Training of the guided latent diffusion model."""
 
     model: Path | None = opt("folder of the initial model, written by build_diad.py (default: diad in "
-                             "--diffusion_checkpoint_dir; train_tune_eval.py builds a model)", None)
+                             "--diffusion_checkpoint_dir; train_tune_eval.py builds a model)", None, first=13)
     train_unet: Literal["decoder", "whole"] | None = opt(
         "part of the U-Net to train (default: decoder, as published; whole for a model with random weights)",
         None)
     steps_latent: int = opt("training length in optimiser steps; 0 = only calibrate", demo=600, small=10_000,
-                            base=75_000, least=0)
+                            base=75_000, least=0, first=14)
     latent_batch_size: int = opt("images per training batch, over all processes", demo=8, base=12, least=1, most=65536)
     latent_accumulate: int = opt("batches per optimiser step (gradient accumulation)", demo=1, base=4, least=1)
     latent_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, small=3e-4, base=1e-5, between=(0, 1))
@@ -98,7 +100,9 @@ class DiadTraining(SeveralItems, AnyRunOptions, LatentOptions, DiadMapOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """Run folder."""
+    """The run folder by its path."""
+
+    heading: ClassVar[str] = "Run"
 
     resume_path: Path | None = opt("folder of the run, instead of --run_id and --diffusion_checkpoint_dir", None)
 
@@ -108,10 +112,11 @@ class WeightFiles:
     """Initial weights."""
 
     stable_diffusion: Path | None = opt(
-        "Stable Diffusion 1.5: a folder in diffusers' format, or one file (.safetensors, or v1-5-pruned.ckpt)", None)
+        "Stable Diffusion 1.5: a folder in diffusers' format, or one file (.safetensors, or v1-5-pruned.ckpt)", None,
+        first=22)
     autoencoder: Path | None = opt(
         "auto-encoder: a run folder of finetune_autoencoder.py, a folder in diffusers' format, or a file (kl-f8, "
-        "mvtecad_fs.ckpt); the path of --stable_diffusion for Stable Diffusion's own", None)
+        "mvtecad_fs.ckpt); the path of --stable_diffusion for Stable Diffusion's own", None, first=23)
     prompt_embedding: Path | None = opt(
         "file with the embedding of the empty prompt, one tensor 1x77x768; needed if --stable_diffusion has no text "
         "encoder",
@@ -124,7 +129,7 @@ class ModelOptions(WeightFiles):
 
     size: SizeName | None = opt(
         "size of the networks: sd15 is the published one and needs --stable_diffusion; the others are smaller and "
-        "start from random weights", demo="tiny", small="middle", base="sd15")
+        "start from random weights", demo="tiny", small="middle", base="sd15", first=8)
     autoencoder_start: Path | None = opt("initial weights for finetune_autoencoder.py, its --start (default: random "
                                          "weights)", None)
     autoencoder_steps: int | None = opt("optimiser steps of finetune_autoencoder.py", demo=500, small=4000,
@@ -139,15 +144,18 @@ class Assembled(ModelOptions, DiadTraining):
 class BuildOptions(WeightFiles, SeedOption):
     """New model; saved as build_arg_config.json in its run folder."""
 
-    out: Path = opt("run folder to write, such as checkpoints/diad")
-    random: bool = opt("random weights instead of --stable_diffusion; train_diad.py then trains the whole U-Net", False)
+    heading: ClassVar[str] = "New model"
+
+    out: Path = opt("run folder to write, such as checkpoints/diad", first=1)
+    random: bool = opt("random weights instead of --stable_diffusion; train_diad.py then trains the whole U-Net", False,
+                       first=7)
     size: SizeName | None = opt(
-        "with --random: tiny (6 M parameters, 128 px), middle (98 M, 256 px) or sd15 (1415 M, 256 px)", None)
+        "with --random: tiny (6 M parameters, 128 px), middle (98 M, 256 px) or sd15 (1415 M, 256 px)", None, first=8)
     resolution: int | None = opt("side of the images, in px (default: 256, or that of "
                                  "--size)", None, least=8, most=4096)
     weights: Literal["fp32", "bf16"] = opt("number format of the saved weights; training needs fp32", "fp32")
     paper_exact: bool = opt("initialise the SFF block with zeros as in the published code; it then never learns", False)
-    dry_run: bool = opt("print the options and what would be written, then stop", False)
+    dry_run: bool = opt("print the options and what would be written, then stop", False, first=10)
 
 
 # The defaults of an auto-encoder's training by its size.
@@ -173,18 +181,18 @@ class AutoencoderOptions(SeveralItems, BackboneOption, DataOptions, IntensityOpt
                          MemoryOptions, MachineOptions, FolderOptions):
     """Training of the auto-encoder."""
 
-    run_id: str = opt("name of the run and of its folders", "autoencoder", aliases=["--run_name"])
+    run_id: str = opt("name of the run and of its folders", "autoencoder", aliases=["--run_name"], first=6)
     size: Literal["tiny", "middle", "kl-f8"] | None = opt(
         "size of the network, and the defaults of its training: kl-f8 is the published one (84 M parameters), the "
         "others have fewer channels (default: that of --start; else tiny for the demo data; for real data middle on a "
-        "CPU, kl-f8 on a GPU)", None)
+        "CPU, kl-f8 on a GPU)", None, first=7)
     start: Path | None = opt("initial weights: a run folder of this script, or the .ckpt of a KL-f8 auto-encoder in "
                              "latent diffusion's format, such as kl-f8 or DiAD's mvtecad_fs (default: random "
-                             "weights)", None)
+                             "weights)", None, first=8)
     resolution: int = by_size("side to which images are resized, in px", "resolution", least=8, most=4096)
     batch_size: int = by_size("images per batch, over all processes", "batch_size", least=1, most=65536)
     accumulate: int = by_size("batches per optimiser step (gradient accumulation)", "accumulate", least=1)
-    num_steps: int = by_size("maximum number of optimiser steps", "num_steps", least=1)
+    num_steps: int = by_size("maximum number of optimiser steps", "num_steps", least=1, first=9)
     epoch_steps: int = by_size("steps per epoch; each epoch ends with a measurement of the held-out "
                                       "loss", "epoch_steps",
                                       least=1)

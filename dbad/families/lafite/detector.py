@@ -74,7 +74,7 @@ class LookedUp(NamedTuple):
     context: Context | None = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class FeatureDetector(Detector):
     """LafitE or, with `net` None, its memory bank alone.
 

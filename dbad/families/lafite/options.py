@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
@@ -24,6 +24,7 @@ from dbad.options.shared import (
 PARTS = ("discriminator", "knn", "edit", "denoise", "inversion")
 DIFFUSED = frozenset(PARTS) - {"knn", "edit"}       # the maps that need the denoiser
 TIMESTEPS = 1000
+DENOISER = "Training of the denoiser"       # heading in the help
 
 
 def _timestep(value: int) -> str | None:
@@ -32,7 +33,9 @@ def _timestep(value: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMapOptions(ScoreOptions):
-    """Inference: from features to the anomaly map."""
+    """From features to the anomaly map."""
+
+    heading: ClassVar[str] = "Anomaly map"
 
     neighbours: int = opt("number of nearest good patches; their weighted mean is the edited patch", later=3,
                           least=1)
@@ -84,23 +87,29 @@ class FeatureSettings(FeatureMapOptions, Settings):
 class FeatureOptions(BackboneOptions, ThresholdOptions, TuneOptions, TrainingOptions):
     """Features, memory bank and training of the denoiser."""
 
-    method: Literal["lafite", "knn"] = opt("lafite, or knn (memory bank only, no diffusion) (default: lafite)", None)
+    heading: ClassVar[str] = "Features and memory bank"
+
+    method: Literal["lafite", "knn"] = opt("lafite, or knn (memory bank only, no diffusion) (default: lafite)", None,
+                                           first=2)
     grid: int = opt("patches along each side of an image", later=32, least=4, most=512)
     feature_cache: Path | None = opt("folder for extracted features (default: ~/.cache/dbad/features)", None)
     bank_mb: float = opt("size of the memory bank in MB (10^6 bytes), divided equally among the "
                          "categories", later=8.0, above=0,
                          most=1_000_000)
     components: int = opt("number of principal components of the features for diffusion", later=64, least=1,
-                          most=65536)
+                          most=65536, heading=DENOISER)
     prediction: Literal["x0", "v", "epsilon"] = opt(
-        "what the network predicts: clean features (x0), velocity (v) or noise (epsilon)", later="x0")
+        "what the network predicts: clean features (x0), velocity (v) or noise (epsilon)", later="x0",
+        heading=DENOISER)
     feature_channels: tuple[int, ...] = opt("channels of each U-Net level, full grid first",
                                             demo=(64, 128, 192), base=(128, 256, 384, 512), most=4096,
-                                            check=one_for_each_level)
-    steps_features: int = opt("training length in optimiser steps", demo=600, small=1500, base=20000, least=1)
+                                            check=one_for_each_level, heading=DENOISER)
+    steps_features: int = opt("training length in optimiser steps", demo=600, small=1500, base=20000, least=1,
+                              heading=DENOISER)
     feature_batch_size: int = opt("feature maps per training batch, over all processes", demo=8, base=64, least=1,
-                                  most=65536)
-    feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1))
+                                  most=65536, heading=DENOISER)
+    feature_learning_rate: float = opt("peak learning rate of AdamW", demo=1e-3, base=1e-4, between=(0, 1),
+                                       heading=DENOISER)
 
 
 @dataclass(frozen=True, kw_only=True)
