@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, _draw_category, _inside, _run_script
 from helpers import json_of, one_line, random_images, rows_of
 
