@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, _draw_category, _inside, _run_script
-from helpers import json_of, one_line, rows_of
+from helpers import json_of, one_line, rows_of, stamps
 
 import train_tune_eval
 from benchmarks.hostile_cases import FINISH
@@ -139,6 +139,47 @@ def test_new_images_have_the_scores_of_test_images(name, work, script):
     found = {Path(row["path"]).parts[-2:]: row["score"] for row in rows_of(f"results/{run_id(name)}-images")}
     expected = {Path(row["path"]).parts[-2:]: row["score"] for row in rows_of(f"results/{run_id(name)}")}
     assert found == expected and len(found) == 7
+
+
+def inspected(script, name: str, *words: object, folder: str = "") -> list[dict[str, str]]:
+    """The lines of scores.csv after an inspection by the script of the family."""
+    script(FAMILIES[name].scripts.inspection, "--item", "hazelnut", "--dataset_path", "data", "--device", "cpu",
+           "--precision", "fp32", "--num_workers", 0, "--run_id", run_id(name), *words)
+    return rows_of(f"results/{run_id(name)}{folder}")
+
+
+@each_family
+def test_the_threshold_is_moved_by_a_score_or_a_rate_and_the_calibration_stays(name, work, script):
+    path = work / "checkpoints" / run_id(name) / CALIBRATION
+    before, calibration = path.read_bytes(), load_calibration(path)
+    scores = sorted(float(row["score"]) for row in rows_of(f"results/{run_id(name)}"))
+    middle = scores[3]
+    new = ("--images", "data/hazelnut/test", "--recursive")
+    for folder, images in (("", ()), ("-images", new)):
+        rows = inspected(script, name, "--image_threshold", middle, *images, folder=folder)
+        assert [int(row["decision"]) for row in rows] == [int(float(row["score"]) >= middle) for row in rows]
+        assert json_of(f"results/{run_id(name)}{folder}/options.json")["options"]["image_threshold"] == middle
+        page = Path(f"results/{run_id(name)}{folder}/report.html").read_text(encoding="utf-8")
+        assert f"{middle:g} (given)" in page
+    rate = 0.7
+    rows = inspected(script, name, "--false_alarm_rate", rate)
+    threshold = calibration.with_rate(rate).image_threshold
+    assert [int(row["decision"]) for row in rows] == [int(float(row["score"]) >= threshold) for row in rows]
+    assert f"at most {rate:.1%} of good images, from {len(calibration.scores)} held-out ones (given)" in Path(
+        f"results/{run_id(name)}/report.html").read_text(encoding="utf-8")
+    assert path.read_bytes() == before
+
+
+@each_family
+def test_a_threshold_that_cannot_be_is_refused_in_one_line_and_leaves_all_as_it_was(name, work, script, capsys):
+    before = stamps(work)
+    for words, says in ((("--false_alarm_rate", 0.01), "held-out good images can promise no less than"),
+                        (("--image_threshold", 1, "--false_alarm_rate", 0.5), "are both given: expected one of them"),
+                        (("--image_threshold", 0), "--image_threshold 0.0: expected a number above 0")):
+        with pytest.raises(SystemExit) as stop:
+            inspected(script, name, *words)
+        assert stop.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert stamps(work) == before
 
 
 @each_family

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from dbad.calibration.thresholds import Calibration
 from dbad.families.detector import Detector
-from dbad.families.registry import FAMILIES
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
+from dbad.inspection.calibrated import summary_of
 from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
 from dbad.inspection.options import InspectionRun
 from dbad.metrics.measure import Measurement
@@ -25,7 +25,7 @@ from dbad.report.export import MapExport
 from dbad.report.gallery import Gallery, Shown, encode
 from dbad.report.overview import Overview, small_pictures
 from dbad.report.panels import panel_names, write_panel
-from dbad.report.results import mask_words, results_folder, run_summary
+from dbad.report.results import mask_words, results_folder
 
 Also = Callable[[Path, str, Pictures], None]
 
@@ -53,7 +53,7 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
             if also:
                 also(folder, results.names[number], pictures)
         jobs.finish()
-    summary = run_summary(options, calibration, len(category.test), FAMILIES[calibration.method].about)
+    summary = summary_of(options, calibration, len(category.test))
     return results.write(summary, images.seconds, detector.counterpart), results.panels
 
 

@@ -18,6 +18,7 @@ from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
+from dbad.inspection.calibrated import summary_of, with_given_threshold
 from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
@@ -26,7 +27,7 @@ from dbad.options.resolve import announce, changed, name_of, run_folder
 from dbad.report import page
 from dbad.report.colours import map_scales
 from dbad.report.panels import show
-from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
+from dbad.report.results import headline, listing_digest, mask_words, results_folder
 from dbad.runtime.device import Machine
 
 
@@ -42,6 +43,8 @@ def inspect_run(calibration: Calibration | None, options: InspectionRun, folder:
 
     On --dry_run there is no calibration. `more` names further files that the family writes for test images.
     """
+    if calibration is not None:
+        calibration = with_given_threshold(calibration, options)
     if not about_to_write(options, folder, *more) or calibration is None:
         return folder
     family = FAMILIES[calibration.method]
@@ -102,7 +105,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Inspec
     found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
     family = FAMILIES[calibration.method]
-    summary = run_summary(options, calibration, found.num_good + found.num_defective, family.about)
+    summary = summary_of(options, calibration, found.num_good + found.num_defective)
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
