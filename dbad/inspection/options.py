@@ -61,7 +61,18 @@ class NewImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyInspectionRun(AnyRunOptions, NewImageOptions, InspectionOptions):
+class MethodOption:
+    """The method of the run."""
+
+    heading: ClassVar[str] = "Run"
+
+    method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
+        "method of the run; without --run_id it tells which run of the category is meant (default: as the run was "
+        "trained)", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyInspectionRun(AnyRunOptions, MethodOption, NewImageOptions, InspectionOptions):
     """The options of a run that inspects, of one category or of several."""
 
 

@@ -32,8 +32,12 @@ from dbad.runtime.device import Machine
 
 
 def results_of(options: InspectionRun, *methods: str) -> Path:
-    """The folder of the results, named after the run and, for a model of several categories, the category."""
-    learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
+    """The folder of the results, named after the run and, for a model of several categories, the category.
+
+    `methods` are those of the script that trained the run, see `trained_alike`.
+    """
+    together = FAMILIES[methods[0]].together
+    learnt = trained_options(options, *methods).get("item", [options.item]) if together else [options.item]
     name = name_of(options) + f"-{options.item}" * (learnt != [options.item])
     return options.img_dir / (name + "-images" * bool(options.images))
 
@@ -138,7 +142,7 @@ def check_inspected(options: InspectionRun, begun: Callable[[Any], dict[str, Any
 
         begun     options -> the intensity of a training that is resumed; None where the training is skipped
         method    method of the run
-    On --dry_run only options are looked at.
+    On --dry_run only options are looked at. A category without test images is none: it can be trained on.
     """
     check_new_images(options)
     if options.dry_run:
@@ -148,5 +152,6 @@ def check_inspected(options: InspectionRun, begun: Callable[[Any], dict[str, Any
         return
     category = open_category(options, options.item_states)
     known = begun(options) if begun else trained_options(options, *trained_alike(method))
-    check_readable(test_images(category, options.masks), options.num_workers,
-                   run_intensity(options, known, category.good, quiet=True))
+    if category.test:
+        check_readable(test_images(category, options.masks), options.num_workers,
+                       run_intensity(options, known, category.good, quiet=True))

@@ -58,7 +58,7 @@ def listing_digest(paths: Iterable[Path]) -> str:
 
 def run_summary(options: RunOptions, calibration: Calibration, num_images: int, method: str) -> dict[str, str]:
     """What a report says of how it came about, as names and texts in reading order; `method` in words."""
-    different = changed(options)
+    elsewhere = ("item", "preset", "dataset_path", "run_id", "method", "images")       # on lines of their own
     promise = "none; thresholds were set by hand"
     if calibration.false_alarm_rate is not None:
         promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
@@ -70,8 +70,8 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int, 
         "Method": method,
         "False alarms promised": promise,
         "Preset": str(options.preset),
-        "Changed from the preset": listed({name: value for name, value in different.items()
-                                         if name not in ("item", "preset", "dataset_path", "run_id", "images")}),
+        "Changed from the preset": listed({name: value for name, value in changed(options).items()
+                                         if name not in elsewhere}),
         "Seed": str(options.seed),
         "Commit": commit() or "unknown",
         "Versions": listed(versions()),
