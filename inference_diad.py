@@ -61,7 +61,9 @@ def run(options: Options) -> Path:
     if options.method in METHODS:
         check_foreign(options)
     check_new_images(options)
-    each = {name: subset(OneCategory, replace(options, item=name)) for name in chosen_items(options)}
+    items = (options.item,) if isinstance(options.item, str) else options.item
+    names = items if options.images and "all" not in items else chosen_items(options)    # new images need no data set
+    each = {name: subset(OneCategory, replace(options, item=name)) for name in names}
     if options.images and len(each) > 1:
         raise UserError(f"--images: expected one --item, found {len(each)}")
     if len(each) == 1:
