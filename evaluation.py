@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, AdaptedExtractor, ThresholdOptions, TuneOptions, Reconstruction, MapOptions):
+class Options(RunOptions, ThresholdOptions, AdaptedExtractor, TuneOptions, Reconstruction, MapOptions):
     """What shapes the calibration; it is saved with it."""
 
 

@@ -5,14 +5,16 @@
     python inference_ddim.py --item screw --images "camera/*.png" new/ --drift_check
 
 The settings are those of the calibration by evaluation.py. With --pxl_threshold and --feature_threshold no calibration
-is needed: pixels where the anomaly map reaches 1 are then defective, and so is their image.
+is needed: pixels where the anomaly map reaches 1 are then defective, and so is their image. A run of another method is
+inspected as by its own script.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ from dbad.records import RunResults
 if TYPE_CHECKING:
     from dbad.calibration.thresholds import Calibration
 
+METHODS = ("ddim",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(InspectionRun, AdaptedExtractor, GivenThresholds, Reconstruction, MapOptions):
@@ -43,11 +47,16 @@ class Options(InspectionRun, AdaptedExtractor, GivenThresholds, Reconstruction, 
 def run(options: Options) -> RunResults:
     """Inspect, and return the folder of the results with the metrics."""
     from dbad.inspection.calibrated import resolve_calibrated  # these load torch
+    from dbad.inspection.recognise import handed_over, recognised, script_for
     from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)
+    options = recognised(options, *METHODS)
+    if options.method not in METHODS:
+        script = importlib.import_module(script_for(options))
+        return script.run(handed_over(options, script.Options))
     given = given_thresholds(options)
-    calibration, options = by_hand(options, given) if given else resolve_calibrated(options, "ddim")
-    return inspect_run(calibration, options, results_of(options))
+    calibration, options = by_hand(options, given) if given else resolve_calibrated(options, *METHODS)
+    return inspect_run(calibration, options, results_of(options, *METHODS))
 
 
 def given_thresholds(options: Options) -> dict[str, float]:
@@ -65,8 +74,8 @@ def by_hand(options: Options, given: dict[str, float]) -> tuple[Calibration | No
     """A calibration of the given thresholds, under the options as the run was trained; none on --dry_run."""
     from dbad.calibration.thresholds import Calibration
     from dbad.families.runs import trained_options
-    trained = trained_options(options, "ddim")
-    options = resolve(replace(options, run_id=options.run_id or options.item), trained)
+    trained = trained_options(options, *METHODS)
+    options = resolve(options, trained)
     if options.dry_run:
         return None, options
     folder = run_folder(options)

@@ -11,8 +11,11 @@ Every category has its own thresholds. log_image/ contains five pictures of ever
     xxx-samples.jpg            the image after auto-encoder and diffusion
     xxx-features.jpg           the anomaly map, the difference of the features of image and sample
     xxx-heatmap.png            the anomaly map over the image
+
+A run of another method is inspected as by its own script.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,12 +25,14 @@ from dbad.families.diad.options import DiadMapOptions, ResumeOptions, check_fore
 from dbad.files.names import LOG_IMAGE, METRICS
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
 from dbad.options.command_line import main
-from dbad.options.resolve import run_name, subset
+from dbad.options.resolve import subset
 from dbad.options.shared import SeveralItems
 from dbad.records import RunResults
 
 if TYPE_CHECKING:
     from dbad.report.runs import Run
+
+METHODS = ("diad",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +53,50 @@ class OneCategory(InspectionRun, DiadInspection):
 def run(options: Options) -> RunResults:
     """Inspect; returns the folder of the results with the metrics, for several categories by their names."""
     from dbad.data.categories import chosen_items  # these load torch
+    from dbad.families.registry import trained_alike
     from dbad.files.atomic import read_json
+    from dbad.inspection.recognise import recognised
     from dbad.inspection.run import check_inspected, check_new_images, results_of
     from dbad.inspection.several import Job, run_jobs, write_set_summary
-    options = of_run(options)
+    options = recognised(of_path(options), *METHODS)
+    if options.method in METHODS:
+        check_foreign(options)
     check_new_images(options)
-    each = {name: subset(OneCategory, replace(options, item=name)) for name in chosen_items(options)}
+    items = (options.item,) if isinstance(options.item, str) else options.item
+    names = items if options.images and "all" not in items else chosen_items(options)    # new images need no data set
+    each = {name: subset(OneCategory, replace(options, item=name)) for name in names}
     if options.images and len(each) > 1:
         raise UserError(f"--images: expected one --item, found {len(each)}")
     if len(each) == 1:
         return inspect(*each.values())
-    job = Job(each, {name: results_of(one, "diad") for name, one in each.items()},
-              check=lambda one: check_inspected(one, None, "diad"), train=None, inspect=inspect)
+    alike = trained_alike(str(options.method))
+    job = Job(each, {name: results_of(one, *alike) for name, one in each.items()},
+              check=lambda one: check_inspected(one, None, alike[0]), train=None, inspect=inspect)
     runs = run_jobs([job], lambda found: write_set_summary(options, found))
     if options.dry_run:
         return RunResults(options.img_dir)
     print(table(runs))
-    return RunResults(options.img_dir, {one.item: read_json(one.folder / METRICS) for one in runs})
+    return RunResults(options.img_dir, {
+        one.item: read_json(one.folder / METRICS) for one in runs if (one.folder / METRICS).is_file()})
 
 
 def inspect(options: OneCategory) -> RunResults:
     """Inspect the test images of a category, or new images."""
     from dbad.inspection.calibrated import resolve_calibrated
+    from dbad.inspection.recognise import handed_over, script_for
     from dbad.inspection.run import inspect_run, results_of
-    folder = results_of(options, "diad")
-    return inspect_run(*resolve_calibrated(options, "diad"), folder, LOG_IMAGE)
+    if options.method not in METHODS:
+        script = importlib.import_module(script_for(options))
+        return script.run(handed_over(replace(options, resume_path=None), script.Options))
+    folder = results_of(options, *METHODS)
+    return inspect_run(*resolve_calibrated(options, *METHODS), folder, LOG_IMAGE)
 
 
-def of_run(options: Options) -> Options:
-    """The options with the run that --resume_path or --run_id names."""
-    check_foreign(options)
+def of_path(options: Options) -> Options:
+    """The options with the run that --resume_path names, if it is given."""
     path = options.resume_path
     if path is None:
-        return replace(options, run_id=run_name(options, "diad"))
+        return options
     if options.run_id is not None:
         raise UserError(f"--resume_path {path}: --run_id {options.run_id} is also given; expected one of them")
     if not path.exists():

@@ -4,16 +4,17 @@
     python inference_lafite.py --item screw --dataset_path data/mvtec --run_id several
     python inference_lafite.py --item screw --images "camera/*.png" new/ --drift_check
 
-Without --run_id, the run is NAME-lafite or, if there is none, NAME-knn. Instead of a reconstruction, the pictures show
-the nearest good patches of the memory bank.
+Without --run_id, the run is NAME-lafite or, if there is none, NAME-knn; with --method knn it is NAME-knn. Instead of a
+reconstruction, the pictures show the nearest good patches of the memory bank. A run of another method is inspected as
+by its own script.
 """
 
-from dataclasses import dataclass, replace
+import importlib
+from dataclasses import dataclass
 
 from dbad.families.lafite.options import FeatureMapOptions
 from dbad.inspection.options import InspectionRun
 from dbad.options.command_line import main
-from dbad.options.resolve import run_name
 from dbad.records import RunResults
 
 METHODS = ("lafite", "knn")
@@ -27,11 +28,13 @@ class Options(InspectionRun, FeatureMapOptions):
 def run(options: Options) -> RunResults:
     """Inspect, and return the folder of the results with the metrics."""
     from dbad.inspection.calibrated import resolve_calibrated  # these load torch
+    from dbad.inspection.recognise import handed_over, recognised, script_for
     from dbad.inspection.run import check_new_images, inspect_run, results_of
     check_new_images(options)
-    names = [run_name(options, method) for method in METHODS]
-    there = [name for name in names if (options.diffusion_checkpoint_dir / name).is_dir()]
-    options = replace(options, run_id=(there or names)[0])
+    options = recognised(options, *METHODS)
+    if options.method not in METHODS:
+        script = importlib.import_module(script_for(options))
+        return script.run(handed_over(options, script.Options))
     folder = results_of(options, *METHODS)
     return inspect_run(*resolve_calibrated(options, *METHODS), folder)
 

@@ -89,6 +89,35 @@ def test_the_p_value_of_extremes():
     assert calibration.p_value(-math.inf) == 1 and calibration.p_value(math.inf) == 0.25
 
 
+@repeatable
+@given(scores=good_scores, rate=st.floats(0.01, 0.99), other=st.floats(0.01, 0.99))
+def test_another_rate_gives_the_calibration_that_it_would_have_given_at_once(scores, rate, other):
+    if min(rate, other) < smallest_rate(len(scores)):
+        return
+    moved = calibrated(scores, rate).with_rate(other)
+    assert moved == calibrated(scores, other)
+    assert moved.with_rate(rate) == calibrated(scores, rate)
+
+
+def test_a_rate_that_the_saved_scores_cannot_promise_is_refused_with_the_smallest_possible():
+    with pytest.raises(UserError, match="9 held-out good images can promise no less than 0.100") as error:
+        calibrated(range(9)).with_rate(0.05)
+    one_line(error)
+    with pytest.raises(UserError, match="--false_alarm_rate 0.05: needs the scores of a calibration"):
+        Calibration({"pixel": 1.0}, 1.0, 1.0).with_rate(0.05)
+    with pytest.raises(UserError, match="--false_alarm_rate 5: expected a number between 0 and 1"):
+        calibrated(range(9)).with_rate(5)
+
+
+def test_a_threshold_that_is_given_decides_and_promises_nothing():
+    moved = calibrated(range(9)).with_threshold(3.5)
+    assert [moved.decide(score) for score in (3.4, 3.5)] == [0, 1]
+    assert moved.false_alarm_rate is None and moved.p_value(8) == calibrated(range(9)).p_value(8)
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="expected a number above 0"):
+            moved.with_threshold(value)
+
+
 def test_without_good_scores_there_is_no_p_value():
     assert Calibration({"pixel": 1.0}, 1.0, 1.0).p_value(3.0) is None
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, _draw_category, _inside, _run_script
-from helpers import json_of, one_line, random_images, rows_of
+from helpers import complaint, json_of, one_line, random_images, rows_of, save_drawn, stamps
 
 import train_tune_eval
 from benchmarks.hostile_cases import FINISH
@@ -194,6 +195,96 @@ def test_new_images_have_the_scores_of_test_images(name, work, script):
     assert found == expected and len(found) == 7
 
 
+def inspected(script, name: str, *words: object, folder: str = "") -> list[dict[str, str]]:
+    """The lines of scores.csv after an inspection by the script of the family."""
+    script(FAMILIES[name].scripts.inspection, "--item", "hazelnut", "--dataset_path", "data", "--device", "cpu",
+           "--precision", "fp32", "--num_workers", 0, "--run_id", run_id(name), *words)
+    return rows_of(f"results/{run_id(name)}{folder}")
+
+
+@each_family
+def test_every_script_inspects_with_a_run_of_any_method_as_its_own_script_does(name, work, script):
+    inspected(script, name)
+    own = Path(f"results/{run_id(name)}")
+    expected = (own / "scores.csv").read_bytes(), json_of(own / "options.json")["options"]
+    for other in {family.scripts.inspection for family in FAMILIES.values()} - {FAMILIES[name].scripts.inspection}:
+        shutil.rmtree(own)
+        script(other, "--item", "hazelnut", "--dataset_path", "data", "--device", "cpu",
+               "--precision", "fp32", "--num_workers", 0, "--run_id", run_id(name))
+        found = (own / "scores.csv").read_bytes(), json_of(own / "options.json")["options"]
+        assert found == expected, other
+    assert sorted(path.name for path in Path("results").iterdir()) == sorted(map(run_id, FAMILIES))
+
+
+@each_family
+def test_an_option_that_the_method_of_the_run_lacks_is_refused_by_name(name, work, script, capsys):
+    foreign = {"ddim": ("inference_lafite.py", "--neighbours", "5"), "lafite": ("inference_ddim.py", "--eta", "0.0"),
+               "knn": ("inference_ddim.py", "--pxl_threshold", "1.0"),
+               "diad": ("inference_lafite.py", "--knn_contrib", "1.0")}
+    which, flag, value = foreign[name]
+    before = stamps(work)
+    says = complaint(capsys, script, which, "--item", "hazelnut", "--run_id", run_id(name), flag, value)
+    assert says == (f"{flag} {value}: checkpoints/{run_id(name)} is a run of --method {name}, which has no such option")
+    assert stamps(work) == before
+
+
+def test_a_run_is_found_without_its_name(work, script, capsys):
+    """The script's own methods first, then the only one of the others; several of these are listed."""
+    words = ["--item", "hazelnut", "--dataset_path", "data", "--device", "cpu", "--dry_run"]
+
+    def found(which: str, *more: str) -> str:
+        script(which, *words, *more)
+        return re.search(r"run_id = (\S+)", capsys.readouterr().out)[1]
+    assert [found(which) for which in ("inference_ddim.py", "inference_lafite.py", "inference_diad.py")] == [
+        "hazelnut", "hazelnut-lafite", "hazelnut-diad"]
+    for which in ("inference_ddim.py", "inference_lafite.py", "inference_diad.py"):
+        assert found(which, "--method", "knn") == "hazelnut-knn"
+    shutil.rmtree("checkpoints/hazelnut-lafite")
+    shutil.rmtree("checkpoints/hazelnut")
+    assert found("inference_lafite.py") == "hazelnut-knn"
+    assert complaint(capsys, script, "inference_ddim.py", *words) == (
+        "--item hazelnut: no run of ddim, but 2 of other methods: checkpoints/hazelnut-knn, checkpoints/hazelnut-diad; "
+        "expected --run_id or --method")
+    assert complaint(capsys, script, "inference_ddim.py", *words, "--run_id", "hazelnut-knn", "--method", "diad") == (
+        "--method diad: checkpoints/hazelnut-knn is a run of --method knn")
+    shutil.rmtree("checkpoints/hazelnut-diad")
+    assert found("inference_ddim.py") == found("inference_diad.py") == "hazelnut-knn"
+
+
+@each_family
+def test_the_threshold_is_moved_by_a_score_or_a_rate_and_the_calibration_stays(name, work, script):
+    path = work / "checkpoints" / run_id(name) / CALIBRATION
+    before, calibration = path.read_bytes(), load_calibration(path)
+    scores = sorted(float(row["score"]) for row in rows_of(f"results/{run_id(name)}"))
+    middle = scores[3]
+    new = ("--images", "data/hazelnut/test", "--recursive")
+    for folder, images in (("", ()), ("-images", new)):
+        rows = inspected(script, name, "--image_threshold", middle, *images, folder=folder)
+        assert [int(row["decision"]) for row in rows] == [int(float(row["score"]) >= middle) for row in rows]
+        assert json_of(f"results/{run_id(name)}{folder}/options.json")["options"]["image_threshold"] == middle
+        page = Path(f"results/{run_id(name)}{folder}/report.html").read_text(encoding="utf-8")
+        assert f"{middle:g} (given)" in page
+    rate = 0.7
+    rows = inspected(script, name, "--false_alarm_rate", rate)
+    threshold = calibration.with_rate(rate).image_threshold
+    assert [int(row["decision"]) for row in rows] == [int(float(row["score"]) >= threshold) for row in rows]
+    assert f"at most {rate:.1%} of good images, from {len(calibration.scores)} held-out ones (given)" in Path(
+        f"results/{run_id(name)}/report.html").read_text(encoding="utf-8")
+    assert path.read_bytes() == before
+
+
+@each_family
+def test_a_threshold_that_cannot_be_is_refused_in_one_line_and_leaves_all_as_it_was(name, work, script, capsys):
+    before = stamps(work)
+    for words, says in ((("--false_alarm_rate", 0.01), "held-out good images can promise no less than"),
+                        (("--image_threshold", 1, "--false_alarm_rate", 0.5), "are both given: expected one of them"),
+                        (("--image_threshold", 0), "--image_threshold 0.0: expected a number above 0")):
+        with pytest.raises(SystemExit) as stop:
+            inspected(script, name, *words)
+        assert stop.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert stamps(work) == before
+
+
 @each_family
 def test_the_report_says_by_what_the_images_were_inspected(name, runs):
     folder = runs / "results" / run_id(name)
@@ -243,6 +334,45 @@ def test_a_category_that_fails_spares_the_others(name, tmp_path, monkeypatch, sc
     script(*command)
     assert "hazelnut: finished before" in capsys.readouterr().out
     assert len(list(Path("results").glob("*/metrics.json"))) == 2
+
+
+@each_family
+def test_photographs_of_good_parts_are_enough_and_new_ones_are_inspected_by_the_command_that_is_printed(
+        name, tmp_path, monkeypatch, script, capsys):
+    monkeypatch.chdir(tmp_path)
+    for index in range(12):
+        save_drawn(tmp_path / "photos" / f"{index:03}.jpg", index, 32)
+    words = [{"hazelnut": "bolt", "data": "photos"}.get(word, word) for word in FINISH[name]]
+    script("train_tune_eval.py", *words[1:], "--checkpoint_dir", "my runs")
+    said = capsys.readouterr().out
+    run = "my runs/bolt" + SUFFIX.get(name, f"-{name}")
+    assert said.splitlines()[-1] == f"Everything is in {run}" and not Path("results").exists()
+    command = re.search(r"^bolt: no test images: inspect new ones with python (.*) --images PATH$", said, re.MULTILINE)
+    script(*shlex.split(command[1]), "--images", "photos/000.jpg", "--device", "cpu")
+    assert len(rows_of(f"results/{Path(run).name}-images")) == 1
+
+    single = shlex.split(command[1])        # on test images, which there are none of
+    says = complaint(capsys, script, *single, "--dataset_path", "photos", "--device", "cpu")
+    assert says == ("photos: no test images; expected folders such as photos/good and photos/crack, or new images: "
+                    "--images PATH")
+
+
+def test_of_several_categories_those_without_test_images_are_trained_and_the_summary_says_so(
+        tmp_path, monkeypatch, script, capsys):
+    monkeypatch.chdir(tmp_path)
+    for item in ("bolt", "hazelnut"):
+        _draw_category(tmp_path / "data", item, 32, 32)
+    shutil.rmtree(tmp_path / "data" / "bolt" / "test")
+    words = FINISH["knn"]
+    place = words.index("hazelnut") + 1
+    script(*words[:place], "bolt", *words[place:])
+    assert "bolt: no test images: inspect new ones with python inference_lafite.py --item bolt --run_id " in (
+        capsys.readouterr().out)
+    assert [(row["item"], row["status"], row["error"]) for row in rows_of("results", "summary.csv")] == [
+        ("bolt", "no test images", ""), ("hazelnut", "done", "")]
+    text = Path("results/summary.md").read_text(encoding="utf-8")
+    assert "1 of 2 runs finished, 1 without test images." in text and "- bolt, seed 0: no test images" in text
+    assert load_detector("checkpoints/hazelnut-bolt-knn", device="cpu", category="bolt").calibration.scores
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -35,7 +35,8 @@ def test_the_demo_data_have_the_layout_of_mvtec():
 def test_a_category_without_test_images_is_refused_where_they_are_needed(tmp_path):
     category = find_category(make_category(tmp_path), "bolt")
     assert categories.test_images(category) == category.test
-    with pytest.raises(UserError, match="bolt: no test images; expected folders such as .*bolt/test/good") as error:
+    with pytest.raises(UserError, match="bolt: no test images; expected folders such as .*bolt/test/good.* new images: "
+                                        "--images PATH") as error:
         categories.test_images(find_category(put(tmp_path / "bolts", "bolt/train/good/a.png"), "bolt"))
     one_line(error)
 

@@ -315,8 +315,9 @@ MISTAKES = {
                            "expected one of them"),
     "the run of an auto-encoder": ("inference_diad.py", "--resume_path checkpoints/all-diad-autoencoder",
                                    "a run of finetune_autoencoder.py, not of train_diad.py"),
-    "a run of DiAD for LafitE": ("inference_lafite.py", "--item bolt --run_id all-diad",
-                                 "checkpoints/all-diad: a run of train_diad.py, not of train_lafite.py"),
+    "a run of DiAD with LafitE's options": (
+        "inference_lafite.py", "--item bolt --run_id all-diad --neighbours 3",
+        "--neighbours 3: checkpoints/all-diad is a run of --method diad, which has no such option"),
     "no test images": ("inference_diad.py", "--item nut --run_id all-diad", "data/nut: no test images",
                        lambda: shutil.rmtree("data/nut/test")),
     "another blur than calibrated": ("inference_diad.py", "--item bolt --run_id all-diad --map_sigma 3",

@@ -270,8 +270,10 @@ def test_the_memory_bank_alone_trains_no_network_and_says_so(both):
 
 def test_without_a_name_of_its_own_the_one_run_that_is_there_is_taken(both, script):
     shutil.rmtree("results/bolt-knn")
-    script("inference_lafite.py", "--item", "bolt", *MACHINE)
-    assert len(rows_of("results/bolt-knn")) == len(rows_of(both / "results/bolt-knn"))
+    for name in ("inference_lafite.py", "inference_ddim.py"):
+        script(name, "--item", "bolt", *MACHINE)
+        assert len(rows_of("results/bolt-knn")) == len(rows_of(both / "results/bolt-knn"))
+        shutil.rmtree("results/bolt-knn")
 
 
 def test_settings_that_are_not_given_are_tuned_and_those_that_are_stay(both, script, monkeypatch):
@@ -413,8 +415,9 @@ def test_every_seed_has_a_model_of_its_own(both, script):
     ("inference_lafite.py", "--run_id both --blur_sigma 3", "--blur_sigma 3.0: checkpoints/both/calibration-bolt.json"),
     ("inference_lafite.py", "--run_id both --patching", "--patching"),
     ("inference_lafite.py", "--run_id nothing", "checkpoints/nothing: no run of train_lafite.py"),
-    ("inference_ddim.py", "--run_id both", "checkpoints/both: a run of train_lafite.py"),
-    ("inference_ddim.py", "--run_id both --pxl_threshold 1 --feature_threshold 1", "checkpoints/both: a run of"),
+    ("inference_ddim.py", "--run_id both --pxl_threshold 1 --feature_threshold 1", "--pxl_threshold 1.0: checkpoints/"
+     "both is a run of --method lafite, which has no such option"),
+    ("inference_lafite.py", "--run_id both --method knn", "--method knn: checkpoints/both is a run of --method lafite"),
     ("evaluation.py", "--run_id both", "checkpoints/both: a run of train_lafite.py"),
 ])
 def test_a_mistake_is_told_in_one_line_and_leaves_all_as_it_was(both, script, capsys, name, flags, says):
@@ -426,13 +429,12 @@ def test_a_mistake_is_told_in_one_line_and_leaves_all_as_it_was(both, script, ca
     assert everything() == before
 
 
-def test_a_run_of_another_family_is_neither_inspected_nor_written_over(both, script, capsys, tiny_flags):
+def test_a_run_of_another_family_is_not_written_over(both, script, capsys, tiny_flags):
     flags = tiny_flags("train_ddim.py")
     script("train_ddim.py", *flags, "--steps_diffusion", 1)
     before = everything()
     words = ["--item", "hazelnut", "--run_id", "hazelnut", *MACHINE]
-    for line in (complaint(capsys, script, "inference_lafite.py", *words),
-                 complaint(capsys, script, "train_lafite.py", *words, *TINY),
+    for line in (complaint(capsys, script, "train_lafite.py", *words, *TINY),
                  complaint(capsys, script, "train_ddim.py", *flags, "--run_id", "both")):
         assert re.search(r"checkpoints/(hazelnut|both): .*train_(ddim|lafite).py", line)
     assert everything() == before

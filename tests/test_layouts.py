@@ -307,6 +307,7 @@ def test_an_image_of_ksdd2_without_a_readable_mask_is_refused(spoil, message, tm
 def test_a_folder_of_images_is_good_and_has_no_test(tmp_path):
     category = open_dataset(put(tmp_path / "parts", "b.png", "a.jpg", "notes.txt", "papers/a.txt")).category("parts")
     assert found(category, tmp_path / "parts") == (["a.jpg", "b.png"], {})
+    assert category.notes == ("2 images, all taken as good; none to test",)
 
 
 @pytest.mark.parametrize("good", ["good", "ok", "Normal"])
@@ -327,8 +328,32 @@ def test_a_single_good_image_is_trained_on(tmp_path):
         ["good/a.png"], {"crack/a.png": ("crack", None)})
 
 
-@pytest.mark.parametrize("names", [("a.png", "good/a.png"), ("crack/a.png", "hole/a.png"), ("deep/good/a.png",)],
-                         ids=["images beside folders", "no good one", "too deep"])
+def test_a_folder_that_is_one_category_has_the_name_that_the_user_gives(tmp_path):
+    for root, names in ((tmp_path / "photos", ("a.jpg", "b.jpg")), (tmp_path / "kinds", ("good/a.png", "crack/a.png"))):
+        put(root, *names)
+        category = find_category(root, "bolt")
+        assert category.name == "bolt" and category.root == root and {s.category for s in category.good} == {"bolt"}
+        assert category.notes[0] == f"the name given to the images in {root}"
+        assert find_category(root, root.name).train == open_dataset(root).category(root.name).train
+    with pytest.raises(UserError, match="--item crack: no such category in .*the folder is there"):
+        find_category(tmp_path / "kinds", "crack")
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder"])
+def test_folders_of_categories_may_hold_good_images_alone_or_kinds(layout, tmp_path):
+    put(tmp_path, "bolt/a.jpg", "bolt/b.jpg", "nut/good/a.png", "nut/crack/a.png", "papers/a.txt")
+    dataset = open_dataset(tmp_path, layout)
+    assert (dataset.layout, dataset.names) == ("folder", ("bolt", "nut"))
+    assert found(dataset.category("bolt"), tmp_path / "bolt") == (["a.jpg", "b.jpg"], {})
+    assert dataset.category("bolt").notes == ("2 images, all taken as good; none to test",)
+    assert found(dataset.category("nut"), tmp_path / "nut") == (["good/a.png"], {"crack/a.png": ("crack", None)})
+    with pytest.raises(UserError, match="--item bold: .*did you mean bolt"):
+        dataset.category("bold")
+
+
+@pytest.mark.parametrize("names", [("a.png", "good/a.png"), ("images/a.png", "masks/a.png"),
+                                   ("very/deep/good/a.png",), ("bolt/a.png", "nut/deep/a.png")],
+                         ids=["images beside folders", "masks", "too deep", "one too deep"])
 def test_folders_that_do_not_say_what_is_good_are_not_guessed(names, tmp_path):
     with pytest.raises(UserError, match=r"one of them called good, ok or normal \(folder\)") as error:
         open_dataset(put(tmp_path / "parts", *names))

@@ -283,11 +283,42 @@ def test_results_that_are_there_stay_until_an_image_has_been_inspected(category,
     assert stamps(tmp_path) == before
 
 
+@pytest.mark.parametrize("failure", [UserError("a broken image"), KeyboardInterrupt()])
+def test_an_inspection_that_ends_midway_leaves_the_results_before_as_they_were(failure, category, tmp_path):
+    class Ending(Brightness):
+        def combine(self, parts, scales):
+            calls.append(parts)
+            if len(calls) > 2:
+                raise failure
+            return super().combine(parts, scales)
+
+    results(category, tmp_path / "out", export_maps="mvtec")
+    before = stamps(tmp_path)
+    for changes in ({"export_maps": "mvtec"}, {"eval_resolution": "original"}):
+        calls: list = []
+        with pytest.raises(type(failure)):
+            results(category, tmp_path / "out", Ending(batch_size=2), **changes)
+        assert len(calls) == 3 and stamps(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_results_that_are_written_again_hold_no_panel_of_an_image_that_is_gone(category, tmp_path):
+    results(category, tmp_path / "out", export_maps="mvtec")
+    (tmp_path / "out" / "remarks.txt").write_text("mine")
+    gone = find_category(category, "bolt").test[-1].path
+    gone.unlink()
+    _, panels = results(category, tmp_path / "out", export_maps="mvtec")
+    assert sorted((tmp_path / "out" / "images").iterdir()) == sorted(panels) and len(panels) == 13
+    assert len(rows_of(tmp_path / "out")) == len(list((tmp_path / "out").rglob("*.tiff"))) == 13
+    assert (tmp_path / "out" / "remarks.txt").read_text() == "mine"
+
+
 def test_what_a_family_writes_besides_is_asked_for_every_image(category, tmp_path):
     seen, detector, out, found = [], Brightness(), tmp_path / "out", find_category(category, "bolt")
     _, panels = inspect_category(detector, detector.calibration, found, options(category), out,
                                  lambda folder, name, found: seen.append((folder, name, found.image.shape)))
-    assert seen == [(out, path.name, (16, 16, 3)) for path in panels] and len(seen) == 14
+    assert [entry[1:] for entry in seen] == [(path.name, (16, 16, 3)) for path in panels] and len(seen) == 14
+    assert {folder.parent for folder, *_ in seen} == {out.parent}
 
 
 def test_the_memory_benchmark_inspects_what_it_draws(tmp_path):

@@ -37,7 +37,8 @@ class Calibration:
         scores             sorted scores of the good images used; empty if thresholds were given by hand
         num_pixels         number of good pixels used
         pixel_quantile     quantile of the good pixels, for scales and pixel_threshold
-        false_alarm_rate   promised share of good images that are called anomalous; None without `scores`
+        false_alarm_rate   promised share of good images that are called anomalous; None if `image_threshold` was
+                           given by hand
         settings           settings of the detector used, as JSON values
         digests            digests of the files it belongs to
         method             name of the detector's family
@@ -75,6 +76,25 @@ class Calibration:
         if not math.isfinite(score):
             raise NotFinite("score", 0)
         return int(score >= self.image_threshold)
+
+    def with_threshold(self, image_threshold: float) -> Calibration:
+        """This calibration with another image threshold, which promises no rate of false alarms."""
+        if not (math.isfinite(image_threshold) and image_threshold > 0):
+            raise UserError(f"image threshold {image_threshold}: expected a number above 0")
+        return dataclasses.replace(self, image_threshold=float(image_threshold), false_alarm_rate=None)
+
+    def with_rate(self, false_alarm_rate: float) -> Calibration:
+        """This calibration with the image threshold of another promised rate of false alarms, from its `scores`.
+
+        A rate that so few scores cannot promise is a `UserError` with the smallest possible one.
+        """
+        if not 0 < false_alarm_rate < 1:
+            raise UserError(f"--false_alarm_rate {false_alarm_rate}: expected a number between 0 and 1")
+        if not self.scores:
+            raise UserError(f"--false_alarm_rate {false_alarm_rate}: needs the scores of a calibration; the thresholds "
+                            "were set by hand")
+        threshold = conformal_threshold(self.scores, false_alarm_rate)
+        return dataclasses.replace(self, image_threshold=threshold, false_alarm_rate=float(false_alarm_rate))
 
     def save(self, path: Path) -> None:
         write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})

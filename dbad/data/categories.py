@@ -97,12 +97,14 @@ def find_category(dataset_path: Path, item: str, states: Sequence[str] = ("all",
 
 
 def test_images(category: Category, masks: str = "where_there_are") -> tuple[Sample, ...]:
-    """The test images of a category; a category without any is a `UserError`.
+    """The test images of a category; a category without any is a `UserError` that says how to inspect new images.
 
     A defective image without a mask is a `UserError` if `masks` is "required", and allowed if it is "where_there_are".
     """
     if not category.test:
-        raise UserError(f"{category.root}: no test images; expected folders such as {category.root / 'test' / 'good'}")
+        test = category.root if category.layout == "folder" else category.root / "test"
+        raise UserError(f"{category.root}: no test images; expected folders such as {test / 'good'} and "
+                        f"{test / 'crack'}, or new images: --images PATH")
     if masks == "required" and category.unmasked:
         first, count = category.unmasked[0], sum(sample.label for sample in category.test)
         raise UserError(f"{first.path} shows a defect, but there is no mask{f' {first.mask}' if first.mask else ''}: "

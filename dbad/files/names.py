@@ -71,6 +71,9 @@ PAGE, OVERVIEW, CURVES = run_file("report.html"), run_file("overview.png"), run_
 PANELS, OVERLAYS = run_file("images"), run_file("overlays")
 ANOMALY_MAPS, LOG_IMAGE = run_file("anomaly_maps"), run_file("log_image")
 ANOMALY_IMAGES, THRESHOLDED_IMAGES = run_file("anomaly_images"), run_file("anomaly_images_thresholded")
+# The results of test images, the scores first.
+TEST_RESULTS = (SCORES, METRICS, METRICS_TABLE, PAGE, OVERVIEW, CURVES, PANELS, ANOMALY_MAPS, LOG_IMAGE, ANOMALY_IMAGES,
+                THRESHOLDED_IMAGES)
 
 # Of several runs, beside their folders of results.
 SUMMARY_TABLE, SUMMARY_TEXT, SUMMARY_PAGE = (

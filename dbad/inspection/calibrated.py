@@ -1,4 +1,4 @@
-"""The options in force when a calibrated run inspects images."""
+"""The options and thresholds in force when a calibrated run inspects images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dbad.calibration.thresholds import Calibration
 from dbad.errors import UserError, printable
@@ -16,6 +16,10 @@ from dbad.families.runs import calibration_file, learnt_categories, load_calibra
 from dbad.files.names import UNFINISHED
 from dbad.options.resolve import check_bound, resolve, run_folder
 from dbad.options.shared import RunOptions
+from dbad.report.results import run_summary
+
+if TYPE_CHECKING:
+    from dbad.inspection.options import InspectionRun
 
 T = TypeVar("T", bound=RunOptions)
 
@@ -50,6 +54,26 @@ def resolve_calibrated(options: T, *methods: str) -> tuple[Calibration | None, T
     check_digests(calibration, path)
     check_bound(options, bound)
     return calibration, resolve(_as_calibrated(options, calibration, path), bound)
+
+
+def with_given_threshold(calibration: Calibration, options: InspectionRun) -> Calibration:
+    """The calibration with the image threshold that the options ask for; no file changes."""
+    if options.image_threshold is not None:
+        calibration = calibration.with_threshold(options.image_threshold)
+    if options.false_alarm_rate is not None:
+        calibration = calibration.with_rate(options.false_alarm_rate)
+    return calibration
+
+
+def summary_of(options: InspectionRun, calibration: Calibration, num_images: int) -> dict[str, str]:
+    """The facts of an inspection for its report, see `run_summary`; a threshold or rate that was given says so."""
+    summary = run_summary(options, calibration, num_images, FAMILIES[calibration.method].about)
+    if options.image_threshold is not None:
+        summary["False alarms promised"] = "none"
+        summary["Image threshold"] = f"{options.image_threshold:g} (given)"
+    if options.false_alarm_rate is not None:
+        summary["False alarms promised"] += " (given)"
+    return summary
 
 
 def _as_calibrated(options: T, calibration: Calibration, path: Path) -> T:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from dbad.calibration.thresholds import Calibration
 from dbad.families.detector import Detector
-from dbad.families.registry import FAMILIES
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
+from dbad.inspection.calibrated import summary_of
 from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
 from dbad.inspection.options import InspectionRun
 from dbad.metrics.measure import Measurement
@@ -25,7 +25,7 @@ from dbad.report.export import MapExport
 from dbad.report.gallery import Gallery, Shown, encode
 from dbad.report.overview import Overview, small_pictures
 from dbad.report.panels import panel_names, write_panel
-from dbad.report.results import mask_words, results_folder, run_summary
+from dbad.report.results import mask_words, whole_results
 
 Also = Callable[[Path, str, Pictures], None]
 
@@ -34,27 +34,32 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
                      folder: Path, also: Also | None = None) -> tuple[dict[str, Any], list[Path]]:
     """Inspect the test images and write all results; returns the metrics and the files of the panels.
 
-        folder     of the results, see `results_folder`; nothing is touched before the first image has been inspected
-        also       called for every image with the folder, the name of its panel and its arrays, between batches
+        folder     of the results; what lies there stays until all images have been inspected, see `whole_results`
+        also       called for every image with the folder to write to, the name of its panel and its arrays, between
+                   batches
     Panels and exported maps are written on the way, all else at the end.
     """
     protocol, root = Protocol(options.eval_resolution, calibration.settings["center_crop"]), category.root.parent
     with ThreadPoolExecutor(max(1, options.num_workers)) as pool:
         images = Timed(inspect_samples(detector, category.test, root, pool, protocol.resolution == "original"))
-        begun = started(images)
-        results = CategoryResults(results_folder(folder, options), calibration, protocol,
-                                  origins_of(category.test, root))
-        if options.export_maps == "mvtec":
-            results.export = MapExport(folder, category, calibration.pixel_threshold)
-        jobs = Jobs(pool, batch_of(detector), results.keep)
-        for number, image in enumerate(begun):
-            pictures = image.pictures()
-            jobs.add(results.take(image, pictures))
-            if also:
-                also(folder, results.names[number], pictures)
-        jobs.finish()
-    summary = run_summary(options, calibration, len(category.test), FAMILIES[calibration.method].about)
-    return results.write(summary, images.seconds, detector.counterpart), results.panels
+        begun = started(images)         # a failure at the first image leaves no folder
+        with whole_results(folder, options) as hidden:
+            results = CategoryResults(hidden, calibration, protocol, origins_of(category.test, root))
+            if options.export_maps == "mvtec":
+                results.export = MapExport(hidden, category, calibration.pixel_threshold)
+            jobs = Jobs(pool, batch_of(detector), results.keep)
+            try:
+                for number, image in enumerate(begun):
+                    pictures = image.pictures()
+                    jobs.add(results.take(image, pictures))
+                    if also:
+                        also(hidden, results.names[number], pictures)
+                jobs.finish()
+            finally:
+                jobs.settle()       # so that none writes into a folder that is being removed
+            summary = summary_of(options, calibration, len(category.test))
+            metrics = results.write(summary, images.seconds, detector.counterpart)
+    return metrics, [folder / PANELS / name for name in results.names]
 
 
 class Drawn(NamedTuple):
@@ -79,11 +84,6 @@ class CategoryResults:
         self.measurement = Measurement(self.thresholds, protocol)
         self.overview, self.gallery = Overview(origins, self.thresholds), Gallery(len(origins))
         self.names = panel_names(origins)
-
-    @property
-    def panels(self) -> list[Path]:
-        """The files of the panels, in the order of the images."""
-        return [self.folder / PANELS / name for name in self.names]
 
     def take(self, image: Inspected, pictures: Pictures) -> Callable[[], Drawn]:
         """Measure an image; returns the job that draws it. The job's result goes to `keep`."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeVar
 
-from dbad.data.categories import chosen_items, named_items
+from dbad.data.categories import chosen_items, named_items, open_category
+from dbad.errors import printable
 from dbad.families.family import Family
+from dbad.fields import default_of, fields_of
 from dbad.files.locks import writing_run
 from dbad.inspection.options import ChainRun
 from dbad.inspection.run import check_inspected
 from dbad.inspection.several import Job
 from dbad.options.resolve import name_of, run_folder, run_name, subset
+from dbad.records import RunResults
 
 C = TypeVar("C", bound=ChainRun)
 
@@ -75,8 +79,27 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
                 elif script.__name__ not in left_out:
                     script.run(subset(script.Options, chained))
 
+    def inspect(inspected: Any) -> RunResults | None:
+        if not has_images(inspected):
+            print(f"{inspected.item}: no test images: inspect new ones with {command_for(inspected, family)}")
+            return None
+        return last.run(subset(last.Options, inspected))
+
     return Job(options={item: replace(options, item=item) for item in items},
                folders={item: options.img_dir / (name_of(options) + f"-{item}" * (len(items) > 1)) for item in items},
                check=check, train=None if all(script.__name__ in left_out for script in training) else train,
-               inspect=(lambda inspected: last.run(subset(last.Options, inspected))) if inspects else None,
-               resume=options.resume)
+               inspect=inspect if inspects else None, resume=options.resume)
+
+
+def has_images(options: Any) -> bool:
+    """True if there is anything to inspect: new images, or test images of the category."""
+    return bool(options.images or options.dataset_path is None or open_category(options, options.item_states).test)
+
+
+def command_for(options: ChainRun, family: Family) -> str:
+    """The command that inspects new images with the run of the options."""
+    folder = options.diffusion_checkpoint_dir
+    words = ["python", family.scripts.inspection, "--item", str(options.item), "--run_id", name_of(options)]
+    if folder != default_of(fields_of(type(options))["diffusion_checkpoint_dir"]):
+        words += ["--diffusion_checkpoint_dir", str(folder)]
+    return printable(shlex.join(words)) + " --images PATH"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -151,6 +151,10 @@ class Jobs:
         """Wait until at most `most` jobs are left; raises the error of a job that failed."""
         while len(self.waiting) > most:
             self.then(self.waiting.popleft().result())
+
+    def settle(self) -> None:
+        """Wait until no job is left, whatever its outcome."""
+        wait(self.waiting)
 
 
 def started(things: Iterable[T]) -> Iterator[T]:

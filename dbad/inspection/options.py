@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from dbad.data.categories import Source
-from dbad.fields import opt
+from dbad.fields import Given, opt
 from dbad.options.resolve import Named
-from dbad.options.shared import AnyRunOptions, RunOptions
+from dbad.options.shared import AnyRunOptions, RateOption, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectionOptions:
+class DecisionOptions(RateOption):
+    """The threshold of an inspection, where it is not that of the calibration."""
+
+    heading: ClassVar[str] = "Thresholds"
+
+    image_threshold: float | None = opt("score from which an image is called defective at this inspection, instead of "
+                                        "the calibration's", None, above=0)
+
+    @staticmethod
+    def contradictions(given: Given) -> Iterator[str]:
+        """Yield a message if the threshold is given twice."""
+        if given.image_threshold is not None and given.false_alarm_rate is not None:
+            yield "--image_threshold and --false_alarm_rate are both given: expected one of them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionOptions(DecisionOptions):
     """Results."""
+
+    heading: ClassVar[str] = "Results"
 
     item_states: tuple[str, ...] = opt("sub-folders of test/ to inspect, such as: good crack", ("all",),
                                        aliases=["--mvtec_item_states"], heading="Data", first=13)
@@ -43,7 +62,18 @@ class NewImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyInspectionRun(AnyRunOptions, NewImageOptions, InspectionOptions):
+class MethodOption:
+    """The method of the run."""
+
+    heading: ClassVar[str] = "Run"
+
+    method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
+        "method of the run; without --run_id it tells which run of the category is meant (default: as the run was "
+        "trained)", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyInspectionRun(AnyRunOptions, MethodOption, NewImageOptions, InspectionOptions):
     """The options of a run that inspects, of one category or of several."""
 
 

@@ -18,6 +18,7 @@ from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
+from dbad.inspection.calibrated import summary_of, with_given_threshold
 from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
 from dbad.inspection.options import AnyInspectionRun, InspectionRun
@@ -27,13 +28,17 @@ from dbad.records import RunResults
 from dbad.report import page
 from dbad.report.colours import map_scales
 from dbad.report.panels import show
-from dbad.report.results import headline, listing_digest, mask_words, results_folder, run_summary
+from dbad.report.results import headline, listing_digest, mask_words, results_folder
 from dbad.runtime.device import Machine
 
 
 def results_of(options: InspectionRun, *methods: str) -> Path:
-    """The folder of the results, named after the run and, for a model of several categories, the category."""
-    learnt = trained_options(options, *methods).get("item", [options.item]) if methods else [options.item]
+    """The folder of the results, named after the run and, for a model of several categories, the category.
+
+    `methods` are those of the script that trained the run, see `trained_alike`.
+    """
+    together = FAMILIES[methods[0]].together
+    learnt = trained_options(options, *methods).get("item", [options.item]) if together else [options.item]
     name = name_of(options) + f"-{options.item}" * (learnt != [options.item])
     return options.img_dir / (name + "-images" * bool(options.images))
 
@@ -43,6 +48,8 @@ def inspect_run(calibration: Calibration | None, options: InspectionRun, folder:
 
     On --dry_run there is no calibration. `more` names further files that the family writes for test images.
     """
+    if calibration is not None:
+        calibration = with_given_threshold(calibration, options)
     if not about_to_write(options, folder, *more) or calibration is None:
         return RunResults(folder)
     family = FAMILIES[calibration.method]
@@ -103,7 +110,7 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Inspec
     found = inspect_new(detector, paths, folder, options.num_workers, category=options.item)
     thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
     family = FAMILIES[calibration.method]
-    summary = run_summary(options, calibration, found.num_good + found.num_defective, family.about)
+    summary = summary_of(options, calibration, found.num_good + found.num_defective)
     counts = {"num_good": found.num_good, "num_defective": found.num_defective, "num_unreadable": len(found.unreadable),
               "seconds_per_image": found.seconds_per_image}
     if options.drift_check:
@@ -136,7 +143,7 @@ def check_inspected(options: InspectionRun, begun: Callable[[Any], dict[str, Any
 
         begun     options -> the intensity of a training that is resumed; None where the training is skipped
         method    method of the run
-    On --dry_run only options are looked at.
+    On --dry_run only options are looked at. A category without test images is none: it can be trained on.
     """
     check_new_images(options)
     if options.dry_run:
@@ -146,5 +153,6 @@ def check_inspected(options: InspectionRun, begun: Callable[[Any], dict[str, Any
         return
     category = open_category(options, options.item_states)
     known = begun(options) if begun else trained_options(options, *trained_alike(method))
-    check_readable(test_images(category, options.masks), options.num_workers,
-                   run_intensity(options, known, category.good, quiet=True))
+    if category.test:
+        check_readable(test_images(category, options.masks), options.num_workers,
+                       run_intensity(options, known, category.good, quiet=True))

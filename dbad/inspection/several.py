@@ -20,7 +20,7 @@ from dbad.options.resolve import plain
 from dbad.records import RunResults
 from dbad.report import summary
 from dbad.report.results import listing_digest, set_summary
-from dbad.report.runs import Run
+from dbad.report.runs import UNTESTED, Run
 from dbad.runtime.output import output_is_closed
 
 
@@ -32,7 +32,7 @@ class Job:
         folders    folder of the results of each, by category
         check      called with the options of an inspection; refuses those that would make a phase fail
         train      makes the model; None where it exists
-        inspect    options of an inspection -> its results; None for no inspection
+        inspect    options of an inspection -> its results, None if there are no test images; None for no inspection
         resume     skip inspections that are finished
     """
 
@@ -40,7 +40,7 @@ class Job:
     folders: dict[str, Path]
     check: Callable[[Any], None]
     train: Callable[[], None] | None
-    inspect: Callable[[Any], RunResults] | None
+    inspect: Callable[[Any], RunResults | None] | None
     resume: bool = False
 
 
@@ -101,6 +101,10 @@ def _run_job(job: Job, number: int, runs: dict[tuple[int, str], Run]) -> None:
         if inspect := job.inspect:
             results, runs[key] = _attempt(runs[key], lambda options=options: inspect(options))
             if runs[key].status == "failed":
+                continue
+            if results is None:
+                runs[key] = replace(runs[key], status=UNTESTED, seconds=time.monotonic() - begun)
+                begun = time.monotonic()
                 continue
             runs[key] = replace(runs[key], folder=results.folder)
             if record and not options.dry_run:

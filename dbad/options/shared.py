@@ -184,15 +184,25 @@ class BackboneOptions(BackboneOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdOptions:
+class RateOption:
+    """The promised rate of false alarms, from which the image threshold follows."""
+
+    heading: ClassVar[str] = "Thresholds"
+
+    false_alarm_rate: float | None = opt(
+        "largest share of good images that may be called defective; it sets the image threshold (default: that of the "
+        "calibration, where it is 0.05, or the smallest share that the held-out images can promise if it is larger)",
+        None, between=(0, 1), first=9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdOptions(RateOption):
     """Calibration of thresholds on good images."""
+
+    heading: ClassVar[str] = "Thresholds"
 
     pixel_quantile: float = opt("quantile of good pixels that sets the map scales and the pixel threshold", 0.999,
                                 between=(0, 1))
-    false_alarm_rate: float | None = opt(
-        "largest share of good images that may be called defective (default: 0.05, or the smallest share that the "
-        "held-out images can promise if it is larger)", None,
-        between=(0, 1), first=9)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -15,8 +17,9 @@ import torch
 
 from dbad.calibration.thresholds import Calibration
 from dbad.data.finding import counted
-from dbad.files.atomic import ensure_folders, known_json, write_json
-from dbad.files.names import OPTIONS
+from dbad.files.atomic import cannot_be_written, check_folders, ensure_folders, known_json, write_json
+from dbad.files.names import OPTIONS, SCORES, TEST_RESULTS
+from dbad.files.temporary import remove_abandoned, temporary_folder
 from dbad.options.resolve import changed, data_of, plain
 from dbad.options.shared import AnyRunOptions, RunOptions
 
@@ -36,6 +39,29 @@ def results_folder(folder: Path, options: RunOptions, inputs: str | None = None)
     ensure_folders(img_dir=folder)
     write_json(path, record | {"versions": versions(), "commit": commit()})
     return folder
+
+
+@contextmanager
+def whole_results(folder: Path, options: RunOptions) -> Iterator[Path]:
+    """Give a hidden folder beside `folder`; once the block has succeeded, its contents are the results in `folder`.
+
+    If the block fails or is stopped, the results that lie in `folder` stay as they are: files of two runs never mix.
+    Hidden folders of killed processes are removed.
+    """
+    check_folders(img_dir=folder)
+    ensure_folders(img_dir=folder.parent)
+    remove_abandoned(folder.parent, below=False)
+    with temporary_folder(folder) as hidden:
+        yield hidden
+        results_folder(folder, options)
+        with cannot_be_written(folder):
+            for old in (folder / name for name in TEST_RESULTS):        # the scores first: a kill here leaves none
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink(missing_ok=True)
+            for new in sorted(hidden.iterdir(), key=lambda path: path.name == SCORES):
+                shutil.move(new, folder / new.name)     # which a link to another disk allows too
 
 
 def numbered(path: Path) -> Path:
@@ -58,7 +84,7 @@ def listing_digest(paths: Iterable[Path]) -> str:
 
 def run_summary(options: RunOptions, calibration: Calibration, num_images: int, method: str) -> dict[str, str]:
     """The facts of a run for its report, as name -> text in reading order; `method` is in words."""
-    different = changed(options)
+    elsewhere = ("item", "preset", "dataset_path", "run_id", "method", "images")       # on lines of their own
     promise = "none; thresholds were set by hand"
     if calibration.false_alarm_rate is not None:
         promise = (f"at most {calibration.false_alarm_rate:.1%} of good images, from {len(calibration.scores)} "
@@ -70,8 +96,8 @@ def run_summary(options: RunOptions, calibration: Calibration, num_images: int, 
         "Method": method,
         "False alarms promised": promise,
         "Preset": str(options.preset),
-        "Changed from the preset": listed({name: value for name, value in different.items()
-                                         if name not in ("item", "preset", "dataset_path", "run_id", "images")}),
+        "Changed from the preset": listed({name: value for name, value in changed(options).items()
+                                         if name not in elsewhere}),
         "Seed": str(options.seed),
         "Commit": commit() or "unknown",
         "Versions": listed(versions()),

@@ -14,6 +14,7 @@ from dbad.files.names import METRICS, OPTIONS
 from dbad.report.page import flatten
 
 FINISHED = ("done", "finished before")
+UNTESTED = "no test images"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
     item: str
     seed: int
     folder: Path                    # the results folder of this run: metrics.json, options.json, report.html
-    status: str                     # "done", "finished before", "failed", "skipped" (its turn has not come)
+    status: str                     # "done", "finished before", UNTESTED, "failed", "skipped" (its turn has not come)
     error: str | None = None        # why it failed, one line
     seconds: float | None = None    # how long this command worked on it
 
@@ -89,6 +90,8 @@ Results = Mapping[Run, Measured]
 
 def measured(run: Run) -> Measured:
     """Read the results of a run. A failed run has none; unreadable ones are recorded as `trouble`, not raised."""
+    if run.status == UNTESTED:
+        return Measured(trouble=UNTESTED)
     if run.status not in FINISHED:
         why = f"failed: {run.error}" if run.error else "failed"
         return Measured(trouble=why if run.status == "failed" else "not run")

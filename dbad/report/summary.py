@@ -22,7 +22,7 @@ from dbad.files.names import PAGE, SUMMARY, SUMMARY_PAGE, SUMMARY_TABLE, SUMMARY
 from dbad.files.tables import read_table, write_table
 from dbad.report.page import template
 from dbad.report.published import NAMES, PUBLISHED, Published
-from dbad.report.runs import COLUMNS, FINISHED, Cell, Results, Run, cells, measured, metric_names, values_of
+from dbad.report.runs import COLUMNS, FINISHED, UNTESTED, Cell, Results, Run, cells, measured, metric_names, values_of
 
 TILES = {"Image AUROC", "Pixel AUROC", "Pixel AP", "AUPRO 0.3", "Missed defects", "False alarms"}
 
@@ -115,8 +115,9 @@ def summarise(img_dir: Path, results: Results, about: Mapping[str, str], publish
     items, seeds = list(dict.fromkeys(run.item for run in results)), {run.seed for run in results}
     columns = [cells(column, results) for column in COLUMNS]
     num_finished = sum(not found.trouble for found in results.values())
+    others = ((UNTESTED, "without test images"), ("failed", "failed"), ("skipped", "not run"))
     ends = [f"{num_finished} of {_number(len(results), 'run', 'runs')} finished"] + [
-        f"{number} {end}" for status, end in (("failed", "failed"), ("skipped", "not run"))
+        f"{number} {end}" for status, end in others
         if (number := sum(run.status == status for run in results))]
     protocols: dict[str, list[str]] = {}
     for run, found in results.items():

@@ -9,7 +9,8 @@
     mtd         MT_Free/Imgs/exp1_num_4727.jpg with its mask exp1_num_4727.png, MT_Blowhole, ...; Magnetic Tile Defects
     ksdd2       train/10000.png with its mask train/10000_GT.png, test/20000.png, ...; KolektorSDD2
     manifest    train.json and test.json, one image a line; UniAD and DiAD
-    folder      images, all good; or folders of images, one of them called good, ok or normal, the others defects
+    folder      images, all good; or folders of images, one of them called good, ok or normal, the others defects;
+                or a folder with such a folder for each category
 
 A folder or label of good images may be called good, ok or normal, in upper or lower case; a defect is never called so.
 Images may lie in sub-folders; each sub-folder is then a group that is trained on or held out as a whole. Files are
@@ -35,7 +36,7 @@ from dbad.data.layouts.listing import Found
 from dbad.data.layouts.manifests import find_manifest, find_visa
 from dbad.data.layouts.mtd import find_mtd
 from dbad.data.layouts.mvtec import find_btad, find_mvtec, find_mvtec_ad_2
-from dbad.data.layouts.plain_folders import find_folder
+from dbad.data.layouts.plain_folders import find_folder, takes_name
 from dbad.data.splits import in_order
 from dbad.errors import UserError, printable
 from dbad.records import Category
@@ -66,7 +67,7 @@ class DataSet:
 
         A defective image whose mask is missing has the mask None, see `Category.unmasked`.
         """
-        if name not in self.names:
+        if name not in self.names and not (self.layout == "folder" and takes_name(self.root, name)):
             near = difflib.get_close_matches(name, self.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.names)}"
             if os.path.isdir(self.root / name):
