@@ -76,8 +76,12 @@ class Calibration:
             raise NotFinite("score", 0)
         return int(score >= self.image_threshold)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The contents of calibration.json."""
+        return dataclasses.asdict(self) | {"num_images": len(self.scores)}
+
     def save(self, path: Path) -> None:
-        write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
+        write_json(path, self.as_dict())
 
 
 def read_calibration(values: dict[str, Any]) -> Calibration:
