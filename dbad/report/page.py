@@ -85,10 +85,10 @@ def readable_value(name: tuple[str, ...], value: Any) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    return f"{100 * value:.2f} %" if _is_share(name) else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
 
 
-def _is_share(name: tuple[str, ...]) -> bool:
+def is_share(name: tuple[str, ...]) -> bool:
     """True if a metric lies in [0, 1], and is not a count, threshold or duration."""
     words = set(name[-1].split("_"))
     return bool(words & (PERCENTAGES | ACRONYMS.keys())) and "threshold" not in words
@@ -121,7 +121,7 @@ def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, m
     limit = f"Pictures of the {len(gallery.shown)} highest-scoring of {len(rows)} images; numbers cover all images."
     page = template("report.html").stream(
         title=", ".join(sorted({row.category for row in rows})), sentence=result_sentence(rows, flat, promised),
-        tiles=figures(rows, flat), note=chance_note(flat, promised),
+        tiles=figures(flat), note=chance_note(flat, promised),
         table=[(readable_name(name), readable_value(name, value)) for name, value in flat.items()
                if name[-1] not in COMPLEMENTS],
         summary=dict(summary), notes=found.notes, limit=limit if len(gallery.shown) < len(rows) else None,

@@ -24,11 +24,12 @@ def result_sentence(rows: Sequence[ScoreRow], flat: Flat, promised: float | None
     if all(row.decision is None for row in rows):
         return f"{counted(len(rows), 'image')}, not calibrated: there is no saved threshold."
     promise = "" if promised is None else f"; at most {percent(promised)} false alarms promised on average"
-    return f"{called} of {counted(len(rows), 'image')} called defective{promise}."
+    broken = f", {flat['num_unreadable',]} unreadable" if flat.get(("num_unreadable",)) else ""
+    return f"{called} of {counted(len(rows), 'image')} called defective{broken}{promise}."
 
 
-def figures(rows: Sequence[ScoreRow], flat: Flat) -> list[tuple[str, str]]:
-    """The five figures shown large, as far as they are known; without labels how many images were called what."""
+def figures(flat: Flat) -> list[tuple[str, str]]:
+    """The five figures shown large, as far as they are known: areas under curves, and errors at the threshold."""
     shown = [(title, f"{100 * value:.1f} %") for title, name in (
         ("Image AUROC", ("image", "auroc")), ("Pixel AP", ("pixel", "ap")), ("AUPRO", ("pixel", "aupro_0.3")))
         if (value := flat.get(name)) is not None]
@@ -36,10 +37,6 @@ def figures(rows: Sequence[ScoreRow], flat: Flat) -> list[tuple[str, str]]:
         count, others = flat.get(("image_rates", name)), flat.get(("image_rates", rest))
         if count is not None and others is not None:
             shown.append((title, f"{count} of {count + others}"))
-    if not shown and any(row.decision is not None for row in rows):
-        shown.append(("Called defective", f"{sum(row.decision == 1 for row in rows)} of {len(rows)}"))
-    if flat.get(("num_unreadable",)):
-        shown.append(("Unreadable", str(flat["num_unreadable",])))
     return shown
 
 
