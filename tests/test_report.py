@@ -244,6 +244,13 @@ def test_the_decision_of_an_image_called_good_has_no_outline():
     assert not (pixels == OUTLINE).all(-1).any()
 
 
+@pytest.mark.parametrize("called", [True, False])
+def test_only_the_overlay_of_an_image_called_defective_has_contours(called, tmp_path):
+    _, pictures = drawn(1, "crack", 3.0)
+    panels.write_overlay(tmp_path / "a.png", Image.fromarray(pictures.image), pictures.anomaly_map, 2.0, called)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == OUTLINE).all(-1).any() == called
+
+
 def test_the_threshold_is_marked_in_the_middle_of_the_bar_under_a_map():
     row, pictures = drawn(1, "crack", 3.0, size=256)
     sheet = np.asarray(panels.panel(row, pictures, LIMITS, SCALES))
@@ -360,6 +367,18 @@ def test_without_ground_truth_the_curves_are_left_out_and_the_reason_is_given(ru
     assert "no ROC curve" in found.notes[0] and "no PRO curve" in found.notes[1]
     wide = Image.open(write_curves(tmp_path / "all.png", run)).width
     assert Image.open(write_curves(tmp_path / "one.png", unknown(run), Thresholds())).width < wide / 2
+
+
+def test_the_pro_curve_shows_the_limit_of_its_area(run, tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn_axes = []
+    whole = FigureCanvasAgg.print_figure
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure",
+                        lambda self, *a, **k: (drawn_axes.extend(self.figure.axes), whole(self, *a, **k)))
+    write_curves(tmp_path / "all.png", run)
+    marked = {axis.get_title(): axis.get_legend_handles_labels()[1] for axis in drawn_axes}
+    assert "limit of AUPRO, 0.3" in marked["PRO"] and "limit of AUPRO, 0.3" not in marked["ROC"]
 
 
 def test_the_marked_point_of_the_roc_curve_is_what_the_threshold_does(run):
