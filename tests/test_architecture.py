@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up; a room may import those below it, and those beside it where there is no circle.
 FLOORS = (("errors", "fields", "declared", "finite", "maps", "records", "shapes"), ("files", "runtime"),
           ("data", "calibration", "checkpoints"), ("networks", "diffusion", "metrics"),
-          ("training", "damage", "options"), ("report",), ("families",), ("inspection",))
+          ("training", "damage", "options"), ("report",), ("families",), ("inspection", "compare"))
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in (ROOT / "dbad").rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))

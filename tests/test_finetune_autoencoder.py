@@ -111,7 +111,7 @@ def test_the_run_folder_holds_every_promised_file(finished):
     assert state["step"] == 6 and state["settings"]["accumulate"] == 2
     assert "intensity" not in state["settings"]     # the images tell it, also of a training from before the option
     for epoch in range(4):
-        assert Image.open(folder / "samples" / f"epoch_{epoch}.png").height == 2 * 32
+        assert Image.open(folder / "samples" / f"epoch_{epoch}.png").height > 2 * 128
     model = load_autoencoder(folder)
     assert model.config.sample_size == 32 and all(v.isfinite().all() for v in model.state_dict().values())
 

@@ -209,8 +209,9 @@ def test_large_tiled_images_are_kept_small_but_with_their_highest_value():
     assert wide.anomaly_map.shape == wide.image.shape[:2] == (140, KEPT_SIDE) and wide.anomaly_map.max() == 1
     assert wide.parts["pixel"].max() == 1 and wide.reconstruction.shape == (140, KEPT_SIDE, 3)
     assert (small.image == drawn(1, (40, 20))).all()
-    assert [shown.shape for shown in inspected("*.png", detector=Brightness(patching=True)).gallery.shown.values()] == [
-        (140, KEPT_SIDE), (40, 20)]
+    shown = list(inspected("*.png", detector=Brightness(patching=True)).gallery.shown.values())
+    assert [each.shape for each in shown] == [(300, 1100), (40, 20)] and shown[0].input_side == 1100
+    assert Image.open(io.BytesIO(shown[0].files["map"] or b"")).width == 256
     assert Image.open("out/overlays/a.png").size == (1100, 300)
 
 

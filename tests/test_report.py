@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +15,19 @@ from PIL import Image
 
 from dbad import metrics
 from dbad.calibration.thresholds import Calibration
+from dbad.families.ddim.options import DdimSettings
+from dbad.families.runs import load_calibration
+from dbad.inspection.options import InspectionRun
 from dbad.metrics import verdicts
 from dbad.metrics.verdicts import Thresholds
 from dbad.records import Pictures, ScoreRow
 from dbad.report import colours, curves, panels
 from dbad.report import page as report
-from dbad.report.drawing import OUTLINE
-from dbad.report.gallery import Gallery, encode
+from dbad.report.again import Again, command_of
+from dbad.report.drawing import BAR_HEIGHT, INK, OUTLINE
+from dbad.report.gallery import IMAGE_BYTES, MOST_BYTES, Gallery, encode
 from dbad.report.overview import AROUND, ROWS, Overview, small_pictures, telling
+from dbad.report.sentences import result_sentence, usual_range
 
 SUMMARY = {"what": "a test", "data": "drawn"}
 LIMITS = Thresholds(image=2.0, pixel=1.5)
@@ -47,8 +53,8 @@ def drawn(number, defect, peak, size=32, path=None):
     label = None if defect is None else int(defect != "good")
     row = ScoreRow(path or f"test/{defect}/{number:03d}.png", "nut", defect, label, float(peak), 1 / (number + 1),
                    peak / (peak + 2), int(peak >= 2))
-    return Found(row, Pictures(image, 255 - image, anomaly_map, {"pixel": anomaly_map / 2, "feature": anomaly_map / 3},
-                               mask & bool(label)))
+    parts = {"pixel": anomaly_map ** 2 / 4, "feature": anomaly_map.T}
+    return Found(row, Pictures(image, 255 - image, anomaly_map, parts, mask & bool(label)))
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +166,9 @@ def test_metrics_keep_their_nesting_in_json_and_get_dotted_names_in_csv(tmp_path
 
 
 @pytest.mark.parametrize(("name", "value", "shown"), [
-    (("image", "auroc"), 0.98765, ("Image AUROC", "0.9877")),
-    (("pixel", "aupro_0.3"), 1.0, ("Pixel AUPRO 0.3", "1.0000")),
-    (("false_positive_rate",), 0.125, ("False positive rate", "12.5 %")),
+    (("image", "auroc"), 0.98765, ("Image AUROC", "98.77 %")),
+    (("pixel", "aupro_0.3"), 1.0, ("Pixel AUPRO 0.3", "100.00 %")),
+    (("false_positive_rate",), 0.125, ("False positive rate", "12.50 %")),
     (("image", "f1_max_threshold"), 0.123456, ("Image F1 max threshold", "0.1235")),
     (("num_good",), 40, ("Num good", "40")),
     (("accuracy",), None, ("Accuracy", "–")),
@@ -178,16 +184,34 @@ def test_the_colours_run_from_zero_to_the_scale_and_stop_there():
     shown = colours.heat(np.float32([[0, 0.5, 1, 2]]), scale=1.0)
     assert shown.shape == (1, 4, 3) and shown.dtype == np.uint8
     assert (shown[0, 2] == shown[0, 3]).all() and not (shown[0, 0] == shown[0, 2]).all()
-    assert shown[0, 1].argmax() == 1, "the middle of the colours is green"
+    brightness = colours.colour_bar(64, 1)[0] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(brightness) > 0).all(), "the order of values is seen without telling colours apart"
 
 
-def test_an_overlay_changes_the_image_only_where_the_map_is_not_zero(run):
-    image, values = run[0].pictures.image, np.zeros((32, 32), np.float32)
+def test_an_overlay_tints_only_what_is_near_the_threshold_or_above(run):
+    """The threshold is half the scale."""
+    image, values = run[0].pictures.image, np.full((32, 32), 0.39, np.float32)
     np.testing.assert_array_equal(colours.overlay(image, values, 1.0), image)
     np.testing.assert_array_equal(colours.overlay(image, values, 0.0), image)
-    values[3, 4] = 1
+    values[3, 4], values[5, 6] = 1, 0.5
     changed = (colours.overlay(image, values, 1.0) != image).any(-1)
-    assert changed[3, 4] and changed.sum() == 1
+    assert changed[3, 4] and changed[5, 6] and changed.sum() == 2
+    tint = np.asarray(colours.tint(values, 1.0, 32).convert("RGBA"))
+    np.testing.assert_array_equal(tint[..., 3] > 0, changed)
+    assert abs(tint[3, 4, 3] - 255 * colours.MOST_TINT) < 1 and tint[5, 6, 3] < tint[3, 4, 3]
+
+
+def test_a_reduced_tint_keeps_single_pixels_of_the_map():
+    values = np.zeros((100, 60), np.float32)
+    values[71, 33] = 1
+    assert np.asarray(colours.tint(values, 1.0, 30).convert("RGBA"))[..., 3].astype(bool).sum() == 1
+
+
+def test_a_part_that_is_the_anomaly_map_is_not_shown_beside_it(run):
+    pictures = run[0].pictures
+    once = replace(pictures, parts={"feature": 2.5 * pictures.anomaly_map})
+    assert list(colours.maps_of(once)) == ["anomaly map"]
+    assert list(colours.maps_of(pictures)) == ["pixel map", "feature map", "anomaly map"]
 
 
 def test_what_the_calibration_knows_is_in_the_middle_of_the_colours():
@@ -203,7 +227,7 @@ def test_a_panel_shows_seven_tiles_at_one_size(shape, tile):
     image = np.zeros((*shape, 3), np.uint8)
     pictures = Pictures(image, image, values, {"pixel": values, "feature": values}, np.ones(shape, bool))
     picture = panels.panel(drawn(1, "crack", 3.0).row, pictures, LIMITS)
-    assert picture.size == (8 + 7 * (tile[0] + 8), 26 + 20 + tile[1] + 8)
+    assert picture.size == (8 + 7 * (tile[0] + 8), 26 + 20 + tile[1] + BAR_HEIGHT + 8)
     last = picture.crop((8 + 6 * (tile[0] + 8), 46, 8 + 6 * (tile[0] + 8) + tile[0], 46 + tile[1]))
     assert np.asarray(last).min() == 255, "the last tile is the mask, all of it defective"
 
@@ -212,6 +236,27 @@ def test_a_panel_leaves_out_what_is_not_there(run):
     row, pictures = unknown(run)[0]
     bare = replace(pictures, reconstruction=None, parts={})
     assert panels.panel(row, bare, Thresholds()).width == 8 + 2 * (256 + 8)
+
+
+def test_the_decision_of_an_image_called_good_has_no_outline():
+    row, pictures = drawn(1, "crack", 3.0, size=256)
+    pixels = np.asarray(panels.panel(row._replace(score=1.9), pictures, Thresholds(2.0, 3.0)))
+    assert not (pixels == OUTLINE).all(-1).any()
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_only_the_overlay_of_an_image_called_defective_has_contours(called, tmp_path):
+    _, pictures = drawn(1, "crack", 3.0)
+    panels.write_overlay(tmp_path / "a.png", Image.fromarray(pictures.image), pictures.anomaly_map, 2.0, called)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == OUTLINE).all(-1).any() == called
+
+
+def test_the_threshold_is_marked_in_the_middle_of_the_bar_under_a_map():
+    row, pictures = drawn(1, "crack", 3.0, size=256)
+    sheet = np.asarray(panels.panel(row, pictures, LIMITS, SCALES))
+    left, top = 8 + 4 * 264, 46 + 256 + 4
+    np.testing.assert_array_equal(sheet[top + 4, left:left + 120], colours.colour_bar(256, 1)[0, :120])
+    assert (sheet[top + 4, left + 128] == INK).all()
 
 
 def test_the_decision_outlines_what_reaches_the_pixel_threshold():
@@ -246,7 +291,7 @@ def test_there_is_a_readable_panel_for_every_image(run, tmp_path):
         panels.write_panel(tmp_path / "images" / name, *found, LIMITS, SCALES)
     paths = list((tmp_path / "images").iterdir())
     assert len(paths) == len(run) and {path.name for path in paths} == set(names)
-    assert {Image.open(path).convert("RGB").size for path in paths} == {(8 + 7 * 264, 310)}
+    assert {Image.open(path).convert("RGB").size for path in paths} == {(8 + 7 * 264, 310 + BAR_HEIGHT)}
 
 
 def test_the_overview_shows_the_worst_good_and_the_best_defective_images_and_every_kind(run):
@@ -296,13 +341,24 @@ def test_pictures_that_come_when_others_have_taken_their_place_are_not_kept(run)
 def test_the_overview_has_a_row_for_every_chosen_image(run, labels, tmp_path):
     found = overview_of(run[:5] if labels == "known" else unknown(run[:5]))
     found.write(tmp_path / "overview.png")
-    assert Image.open(tmp_path / "overview.png").size == (230 + 4 * 184, 24 + 5 * 184)
+    assert Image.open(tmp_path / "overview.png").size == (230 + 4 * 184, 66 + 30 + 5 * 184)
+
+
+def test_the_overview_shows_a_copy_of_an_image_once(run, tmp_path):
+    copy = Found(run[0].row._replace(path="test/good/copy.png"), run[0].pictures)
+    overview_of([*run[:5], copy]).write(tmp_path / "overview.png")
+    assert Image.open(tmp_path / "overview.png").height == 66 + 30 + 5 * 184
+
+
+def test_the_overview_has_a_heading_for_every_group(run, tmp_path):
+    overview_of(run).write(tmp_path / "overview.png")
+    assert Image.open(tmp_path / "overview.png").height == 66 + 3 * 30 + 12 * 184
 
 
 def test_the_overview_has_no_column_of_reconstructions_where_there_are_none(run, tmp_path):
     found = overview_of([Found(row, replace(pictures, reconstruction=None)) for row, pictures in run[:5]])
     found.write(tmp_path / "overview.png")
-    assert Image.open(tmp_path / "overview.png").size == (230 + 3 * 184, 24 + 5 * 184)
+    assert Image.open(tmp_path / "overview.png").size == (230 + 3 * 184, 66 + 30 + 5 * 184)
 
 
 def test_without_ground_truth_the_curves_are_left_out_and_the_reason_is_given(run, tmp_path):
@@ -311,6 +367,18 @@ def test_without_ground_truth_the_curves_are_left_out_and_the_reason_is_given(ru
     assert "no ROC curve" in found.notes[0] and "no PRO curve" in found.notes[1]
     wide = Image.open(write_curves(tmp_path / "all.png", run)).width
     assert Image.open(write_curves(tmp_path / "one.png", unknown(run), Thresholds())).width < wide / 2
+
+
+def test_the_pro_curve_shows_the_limit_of_its_area(run, tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn_axes = []
+    whole = FigureCanvasAgg.print_figure
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure",
+                        lambda self, *a, **k: (drawn_axes.extend(self.figure.axes), whole(self, *a, **k)))
+    write_curves(tmp_path / "all.png", run)
+    marked = {axis.get_title(): axis.get_legend_handles_labels()[1] for axis in drawn_axes}
+    assert "limit of AUPRO, 0.3" in marked["PRO"] and "limit of AUPRO, 0.3" not in marked["ROC"]
 
 
 def test_the_marked_point_of_the_roc_curve_is_what_the_threshold_does(run):
@@ -363,8 +431,26 @@ def test_more_than_two_hundred_images_get_smaller_pictures():
     assert Gallery(10 ** 6, most=200).side == 256
     pictures = drawn(1, "crack", 3.0, size=300).pictures
     shown = encode(pictures, 3.0, 128)
-    assert {Image.open(io.BytesIO(file)).size for file in shown.files.values()} == {(128, 128)}
-    assert shown.shape == (300, 300)
+    sizes = {name: Image.open(io.BytesIO(file)).size for name, file in shown.files.items()}
+    assert {sizes[name] for name in ("reconstruction", "map", "truth")} == {(128, 128)} and shown.shape == (300, 300)
+    assert sum(map(len, shown.files.values())) <= IMAGE_BYTES
+
+
+def test_an_input_is_shown_at_its_own_size_where_the_bytes_allow():
+    smooth = np.linspace(0, 255, 900 * 600 * 3).astype(np.uint8).reshape(600, 900, 3) // 8
+    pictures, original = drawn(1, "crack", 3.0).pictures, Image.fromarray(smooth)
+    shown = encode(pictures, 3.0, 128, original, most_bytes=400_000)
+    assert shown.shape == (600, 900) and shown.input_side == 900
+    assert Image.open(io.BytesIO(shown.files["input"])).size == (900, 600)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8))
+    shown = encode(pictures, 3.0, 128, noise, most_bytes=100_000)
+    width, height = Image.open(io.BytesIO(shown.files["input"])).size
+    assert 128 <= width == shown.input_side < 900 and abs(width / height - 1.5) < 0.02
+    assert sum(map(len, shown.files.values())) <= 100_000
+
+
+def test_few_images_get_more_bytes_each():
+    assert [Gallery(count).image_bytes for count in (1, 100, 200, 2000)] == [MOST_BYTES, 100_000, IMAGE_BYTES, 5_000]
 
 
 @pytest.mark.parametrize("most", [1, 3, 5, 12, 40])
@@ -552,10 +638,149 @@ def test_pictures_are_made_only_when_they_come_near(browser, run, tmp_path):
 def test_without_ground_truth_there_are_no_confusion_counts(browser, run, tmp_path):
     browser.get(write_report(tmp_path / "r.html", unknown(run), {}).as_uri())
     settle(browser)
-    for name in ("confusion", "outcomes", "roc-block"):
+    for name in ("confusion", "curves-card", "roc-block"):
         assert not browser.find_element("id", name).is_displayed()
     assert text(browser, "#called") == "6 of 12 images are called defective."
     assert "unknown" in text(browser, "#legend")
+    buttons = browser.find_elements("css selector", "#outcomes button")
+    assert [b.text.split()[0] for b in buttons if b.text] == ["All", "Called"], "no label tells false alarms and misses"
+    browser.find_element("css selector", "[data-outcome=defective]").click()
+    called = sorted((row.path for row in rows(run) if row.score >= 2), reverse=True)
+    assert sorted(shown_paths(browser), reverse=True) == called
+    assert text(browser, "#shown") == "6 of 12 images"
+
+
+def test_images_are_found_by_parts_of_their_name(page):
+    field = page.find_element("id", "search")
+    field.send_keys("HOLE 01")
+    assert sorted(shown_paths(page)) == ["test/hole/013.png", "test/hole/014.png", "test/hole/015.png"]
+    field.send_keys("nosuch")
+    assert not shown_paths(page) and text(page, "#end") == "No such images."
+
+
+def test_images_can_be_sorted_by_name_and_by_distance_to_the_threshold(page, run):
+    from selenium.webdriver.support.select import Select
+
+    order = Select(page.find_element("id", "order"))
+    order.select_by_value("name")
+    paths = [row.path for row in rows(run)]
+    assert shown_paths(page)[-1] == HOSTILE or shown_paths(page)[0] == HOSTILE
+    assert [path for path in shown_paths(page) if path != HOSTILE] == sorted(set(paths) - {HOSTILE})
+    order.select_by_value("near")
+    assert shown_paths(page)[:2] == [HOSTILE, "test/hole/013.png"], "scores of 2 and 1.75 at a threshold of 2"
+    page.execute_script("setThreshold(4.8)")
+    settle(page)
+    assert shown_paths(page)[0] == "test/hole/015.png", "the order follows the threshold"
+
+
+def test_all_pictures_of_the_viewer_are_enlarged_together(page):
+    page.find_element("css selector", ".entry").click()
+    page.find_element("id", "viewer").send_keys("++")
+    shown = {picture.get_attribute("style") for picture in page.find_elements("css selector", "#viewer-pictures img")
+             if picture.get_attribute("data-name") != "overlay"}
+    assert len(shown) == 1 and "scale(2.25)" in shown.pop()
+    page.find_element("id", "viewer").send_keys("\ue014")
+    assert page.execute_script("return view.zoom") == 1, "the next image is seen whole"
+    page.find_element("id", "zoom-own").click()
+    assert page.execute_script("return view.zoom") == 1, "an image of 32 px is shown larger than its own size"
+
+
+def test_all_images_asked_for_are_printed(browser, run, tmp_path):
+    many = [Found(run[k % 12].row._replace(path=f"{k:03d}.png"), run[k % 12].pictures) for k in range(90)]
+    browser.get(write_report(tmp_path / "r.html", many, {}).as_uri())
+    settle(browser)
+    assert len(browser.find_elements("css selector", ".entry")) < 90
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert len(browser.find_elements("css selector", ".entry")) == 90
+
+
+def test_without_javascript_no_control_is_shown(browser, run, tmp_path):
+    path = write_report(tmp_path / "r.html", run, {"image_rates": {"fn": 2, "tp": 5, "fp": 1, "tn": 4}})
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(path.as_uri())
+        controls = browser.find_elements("css selector", "button, input, select")
+        assert controls and not any(control.is_displayed() for control in controls)
+        body = browser.find_element("css selector", "body").text
+        assert "Found 5 of 7 defective parts; 1 false alarm among 5 good ones." in body and "need JavaScript" in body
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+# Another threshold
+
+
+@pytest.fixture
+def calibrated():
+    """Nineteen good scores from 0.1 to 1.9; a threshold of 2 promises one false alarm in twenty."""
+    return Calibration({"pixel": 1.0, "feature": 1.0}, 1.5, 2.0, tuple(round(0.1 * k, 1) for k in range(1, 20)), 100,
+                       0.99, 0.05, DdimSettings.read({"recon_weight": 1.0}).record())
+
+
+def test_the_command_inspects_again_with_the_threshold_that_is_set(browser, run, calibrated, tmp_path):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    options = InspectionRun(item="nut", dataset_path=Path("my data"), run_id="nut", preset="demo", seed=0)
+    command = command_of(options, "inference_ddim.py")
+    assert command == "python inference_ddim.py --item nut --dataset_path 'my data'"
+    path = report.write_report(tmp_path / "r.html", rows(run), gallery_of(run), {}, SUMMARY, LIMITS, curves_of(run),
+                               Again(command, calibrated))
+    browser.get(path.as_uri())
+    browser.execute_script("setThreshold(1.5432123)")
+    settle(browser)
+    assert text(browser, "#command") == f"{command} --image_threshold 1.543"
+    assert "at most 25.0" in text(browser, "#again-note"), "4 of 19 good scores and the new one reach it"
+    browser.find_element("id", "copy-command").click()
+    WebDriverWait(browser, 5).until(lambda page: "command is" in text(page, "#again-done"))
+
+
+def test_the_saved_calibration_has_the_threshold_that_is_set_and_is_read(browser, run, calibrated, tmp_path):
+    path = report.write_report(tmp_path / "r.html", rows(run), gallery_of(run), {}, SUMMARY, LIMITS, curves_of(run),
+                               Again("python x.py", calibrated))
+    browser.get(path.as_uri())
+
+    def saved(threshold):
+        browser.execute_script(f"setThreshold({threshold})")
+        settle(browser)
+        (tmp_path / "calibration.json").write_text(browser.execute_script("return calibrationText()"))
+        return load_calibration(tmp_path / "calibration.json")
+
+    assert saved(2) == calibrated
+    assert saved(1.65) == replace(saved(2), image_threshold=1.65, false_alarm_rate=0.2)
+    assert saved(3) == replace(saved(2), image_threshold=3.0, false_alarm_rate=0.05)
+    assert saved(0.01) == replace(saved(2), image_threshold=0.01, false_alarm_rate=None)
+
+
+# The sentence and the figures
+
+
+def test_the_report_begins_with_what_was_found_and_what_was_promised(run, calibrated, tmp_path):
+    numbers = {"image": {"auroc": 0.98765}, "image_rates": {"fn": 4, "tp": 56, "fp": 3, "tn": 37,
+                                                            "true_negative_rate": 0.925},
+               "pixel": {"ap": 0.5, "aupro_0.3": 0.9}}
+    path = report.write_report(tmp_path / "r.html", rows(run), gallery_of(run), numbers, SUMMARY, LIMITS,
+                               curves_of(run), Again("", calibrated))
+    page = path.read_text("utf-8")
+    assert ("Found 56 of 60 defective parts; 3 false alarms among 40 good ones; promised at most 5 % on average."
+            in page)
+    assert "usually has 0 to 5 false alarms" in page and "7.5 %" in page
+    shown = re.findall(r'class="name">(.*?)</div><div class="value number">(.*?)</div>', page)
+    assert shown == [("Image AUROC", "98.8 %"), ("Pixel AP", "50.0 %"), ("AUPRO", "90.0 %"), ("Missed", "4 of 60"),
+                     ("False alarms", "3 of 40")]
+    assert "true negative rate" not in page, "it is 1 less the false-positive rate"
+
+
+def test_without_labels_the_report_says_how_many_are_called_defective(run):
+    assert result_sentence(rows(run), {}, 0.05) == (
+        "6 of 12 images called defective; at most 5 % false alarms promised on average.")
+    assert "not calibrated" in result_sentence(rows(unknown(run)), {}, None)
+
+
+@pytest.mark.parametrize(("count", "rate", "usual"), [
+    (40, 0.05, (0, 5)), (1000, 0.05, (37, 64)), (10, 0.0, (0, 0)), (10, 1.0, (10, 10)), (1, 0.5, (0, 1))])
+def test_the_usual_numbers_of_false_alarms_are_those_of_the_binomial_distribution(count, rate, usual):
+    """Compared with scipy.stats.binom.interval(0.95, count, rate)."""
+    assert usual_range(count, rate) == usual
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

@@ -134,7 +134,13 @@ def test_the_pseudo_validation_shows_every_image_with_exact_masks():
     assert torch.equal(found.pseudo[outside], originals[outside]) and found.masks.flatten(1).any(dim=1).all()
 
 
-def test_trials_are_written_as_a_table_and_a_picture(images, tmp_path):
+def test_trials_are_written_as_a_table_and_a_picture(images, tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures = []
+    whole = FigureCanvasAgg.print_figure
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure",
+                        lambda self, *a, **k: (figures.append(self.figure), whole(self, *a, **k)))
     search = DdimSearch(known(), images)
     best = search.run()
     write_trials(tmp_path / "tuning.csv", search.trials, best, (Reconstruction, MapOptions))
@@ -147,6 +153,9 @@ def test_trials_are_written_as_a_table_and_a_picture(images, tmp_path):
     assert [float(chosen[name]) for name in ("aupro", "image_auroc", "pixel_ap", "merit")] == [
         best.aupro, best.auroc, best.pixel_ap, best.merit]
     Image.open(tmp_path / "tuning.png").load()
+    (axis,), (legend,) = figures[0].axes, figures[0].legends
+    assert "higher is better" in axis.get_xlabel() and axis.get_legend() is None
+    assert legend.get_window_extent().y1 <= axis.get_window_extent().y0, "the legend covers no point"
 
 
 def test_merit_is_the_mean_of_the_three_figures():

@@ -96,8 +96,12 @@ class Calibration:
         threshold = conformal_threshold(self.scores, false_alarm_rate)
         return dataclasses.replace(self, image_threshold=threshold, false_alarm_rate=float(false_alarm_rate))
 
+    def as_dict(self) -> dict[str, Any]:
+        """The contents of calibration.json."""
+        return dataclasses.asdict(self) | {"num_images": len(self.scores)}
+
     def save(self, path: Path) -> None:
-        write_json(path, dataclasses.asdict(self) | {"num_images": len(self.scores)})
+        write_json(path, self.as_dict())
 
 
 def read_calibration(values: dict[str, Any]) -> Calibration:

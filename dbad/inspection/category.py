@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbad.calibration.thresholds import Calibration
+from dbad.data.images import read_image
+from dbad.data.intensity import Intensity
 from dbad.families.detector import Detector
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
+from dbad.inspection.again import again_of
 from dbad.inspection.calibrated import summary_of
 from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
 from dbad.inspection.options import InspectionRun
@@ -19,6 +22,7 @@ from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
 from dbad.records import Category, Origin, Pictures
 from dbad.report import page
+from dbad.report.again import Again
 from dbad.report.colours import map_scales
 from dbad.report.curves import write_curves
 from dbad.report.export import MapExport
@@ -45,6 +49,7 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
         begun = started(images)         # a failure at the first image leaves no folder
         with whole_results(folder, options) as hidden:
             results = CategoryResults(hidden, calibration, protocol, origins_of(category.test, root))
+            results.intensity, results.again = detector.intensity, again_of(options, calibration)
             if options.export_maps == "mvtec":
                 results.export = MapExport(hidden, category, calibration.pixel_threshold)
             jobs = Jobs(pool, batch_of(detector), results.keep)
@@ -80,6 +85,8 @@ class CategoryResults:
     def __init__(self, folder: Path, calibration: Calibration, protocol: Protocol, origins: Sequence[Origin]):
         """`origins` describes all images that will come, in their order."""
         self.folder, self.scales, self.export = folder, map_scales(calibration), None
+        self.intensity: Intensity | None = None     # to read files at their own size for the report
+        self.again: Again | None = None
         self.thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
         self.measurement = Measurement(self.thresholds, protocol)
         self.overview, self.gallery = Overview(origins, self.thresholds), Gallery(len(origins))
@@ -115,7 +122,7 @@ class CategoryResults:
         write_curves(self.folder / CURVES, rows, self.thresholds, curves)
         words = mask_words(metrics["masks"])
         summary = {**summary, **({"Masks": "; ".join(words)} if words else {})}
-        page.write_report(self.folder / PAGE, rows, self.gallery, metrics, summary, self.thresholds, curves)
+        page.write_report(self.folder / PAGE, rows, self.gallery, metrics, summary, self.thresholds, curves, self.again)
         return metrics
 
     def _draw(self, number: int, image: Inspected, pictures: Pictures, for_overview: bool, for_report: bool) -> Drawn:
@@ -124,4 +131,9 @@ class CategoryResults:
             self.export.write(number, pictures.anomaly_map, image.decoded.size)
         scale = self.scales["anomaly map"]
         return Drawn(number, image.row.score, small_pictures(pictures, scale) if for_overview else None,
-                     encode(pictures, scale, self.gallery.side) if for_report else None)
+                     self._shown(image, pictures) if for_report else None)
+
+    def _shown(self, image: Inspected, pictures: Pictures) -> Shown:
+        """The pictures of the report, with the image at its own size; its file is read once more for that."""
+        original = read_image(image.decoded.path, self.intensity) if self.intensity else None
+        return encode(pictures, self.scales["anomaly map"], self.gallery.side, original, self.gallery.image_bytes)

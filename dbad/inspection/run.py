@@ -18,6 +18,7 @@ from dbad.families.runs import trained_options
 from dbad.files.atomic import check_folders, write_json
 from dbad.files.locks import writing_results
 from dbad.files.names import DRIFT, METRICS, MODEL_CONFIG, OVERLAYS, PAGE, SCORES, TRAIN_OPTIONS
+from dbad.inspection.again import again_of
 from dbad.inspection.calibrated import summary_of, with_given_threshold
 from dbad.inspection.category import Also, inspect_category
 from dbad.inspection.new_images import find_images, inspect_new, last_line
@@ -118,7 +119,8 @@ def inspect_images(detector: Detector, calibration: Calibration, options: Inspec
         write_json(folder / DRIFT, page.plain(vars(result)))
         summary["Drift"] = sentence(result)
         print(sentence(result))
-    page.write_report(folder / PAGE, found.rows, found.gallery, counts, summary, thresholds, curves(found.rows))
+    page.write_report(folder / PAGE, found.rows, found.gallery, counts, summary, thresholds, curves(found.rows),
+                      again_of(options, calibration))
     print(last_line(found))
     return folder
 

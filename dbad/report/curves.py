@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from dbad.files.atomic import atomic_write
+from dbad.metrics import AUPRO_LIMITS
 from dbad.metrics.verdicts import Curves, Thresholds, point_at, spans_decades
 from dbad.records import ScoreRow
 from dbad.report.drawing import DEFECTIVE, GOOD, INK, UNKNOWN
+
+PRO_LIMIT = max(AUPRO_LIMITS)       # up to which the area is measured first of all
 
 
 def write_curves(path: Path | str, rows: Sequence[ScoreRow], thresholds: Thresholds, found: Curves) -> Path:
@@ -32,6 +35,11 @@ def write_curves(path: Path | str, rows: Sequence[ScoreRow], thresholds: Thresho
         point = point_at(curve, threshold)
         if point is not None:
             axis.plot(*point, "o", color=_hex(INK), label=f"threshold {threshold:.4g}")
+        if title == "PRO":
+            axis.axvspan(0, PRO_LIMIT, color=_hex(GOOD), alpha=0.1, linewidth=0)
+            axis.axvline(PRO_LIMIT, color=_hex(GOOD), linewidth=1, linestyle="--",
+                         label=f"limit of AUPRO, {PRO_LIMIT:g}")
+        if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False, fontsize=9, loc="lower right")
         axis.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in axes:

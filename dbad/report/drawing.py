@@ -6,11 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
+
+from dbad.report.colours import colour_bar
 
 INK, MUTED, PAPER, EMPTY = (27, 31, 36), (96, 105, 115), (255, 255, 255), (232, 235, 238)
 GOOD, DEFECTIVE, UNKNOWN = (47, 111, 176), (200, 80, 30), (125, 131, 140)  # the same in panels, curves and report
-OUTLINE = (255, 45, 130)  # stands out from wood, metal, textile and from the colours of the maps
+OUTLINE = (0, 229, 255)     # stands out from wood, metal, textile and from the colours of the maps
+BAR_HEIGHT = 30             # px, of `draw_bar` with its numbers
 
 
 @lru_cache(maxsize=8)
@@ -49,6 +52,20 @@ def outlined(picture: Image.Image, region: np.ndarray) -> Image.Image:
     for width, colour in ((3, (0, 0, 0)), (2, OUTLINE)):
         pixels[inside & ~_shrunk(inside, width)] = colour
     return Image.fromarray(pixels)
+
+
+def draw_bar(sheet: Image.Image, place: tuple[int, int], width: int, highest: float, marked: bool) -> None:
+    """Draw the bar of the maps' colours with the values at its ends, and, if `marked`, the threshold in its middle."""
+    draw, (left, top) = ImageDraw.Draw(sheet), place
+    sheet.paste(Image.fromarray(colour_bar(width, 8)), place)
+    texts = [(0.0, "0"), (1.0, f"{highest:.3g}")]
+    if marked:
+        draw.line((left + width // 2, top - 2, left + width // 2, top + 10), PAPER, 5)
+        draw.line((left + width // 2, top - 2, left + width // 2, top + 10), INK, 2)
+        texts.append((0.5, f"{highest / 2:.3g}"))
+    for share, text in texts:
+        room = width - font(11).getlength(text)
+        draw.text((left + share * room, top + 11), text, MUTED, font(11))
 
 
 def _shrunk(inside: np.ndarray, width: int) -> np.ndarray:

@@ -13,13 +13,21 @@ from PIL import Image, ImageDraw
 from dbad.files.atomic import atomic_write
 from dbad.metrics.verdicts import Thresholds, kinds
 from dbad.records import Origin, Pictures, ScoreRow
-from dbad.report.colours import overlay
-from dbad.report.drawing import EMPTY, INK, MUTED, PAPER, font, shorten, tile
+from dbad.report.colours import heat
+from dbad.report.drawing import EMPTY, INK, MUTED, PAPER, draw_bar, font, shorten, tile
 from dbad.report.panels import verdict
 
 ROWS = 12           # of the overview
 SIDE = 176          # px, of its pictures
-AROUND = 16         # candidates for the typical image of a defect kind, on each side of its middle
+AROUND = 16         # on either side of the middle of a defect kind, so many images may become its typical one
+MARGIN, CAPTION, TOP, HEADING = 8, 230, 66, 30      # px: between pictures, left of them, above them, above a group
+
+HEADINGS = {        # of the groups of images, in their order, by the beginning of the reason
+    "highest-scoring good": "Good images with the highest scores",
+    "lowest-scoring defective": "Defective images with the lowest scores",
+    "typical": "A typical image of each kind of defect, by score",
+    "high score": "Images with the highest scores, without ground truth",
+}
 
 
 class Overview:
@@ -61,33 +69,57 @@ class Overview:
             self.candidates[number] = files
 
     def write(self, path: Path, counterpart: str = "reconstruction") -> None:
-        """Write the picture: a row per image with input, reconstruction, overlay and ground truth."""
-        chosen = telling(self.rows, self.kinds, self.candidates)
+        """Write the picture: input, reconstruction, map and ground truth of each image, by rows in groups."""
+        chosen = self._once_each(telling(self.rows, self.kinds, self.candidates))
         titles = ["input", "reconstruction", "anomaly map", "ground truth"]
         if not any("reconstruction" in self.candidates[number] for _, number in chosen):
             titles.remove("reconstruction")
+        groups: dict[str, list[int]] = {}
+        for reason, number in sorted(chosen, key=lambda entry: _place(entry[0])):
+            groups.setdefault(list(HEADINGS.values())[_place(reason)], []).append(number)
 
-        margin, caption, header = 8, 230, 24
-        sheet = Image.new("RGB", (caption + len(titles) * (SIDE + margin), header + len(chosen) * (SIDE + margin)),
-                          PAPER)
-        draw = ImageDraw.Draw(sheet)
-        for column, title in enumerate(titles):
-            shown = counterpart if title == "reconstruction" else title
-            draw.text((caption + column * (SIDE + margin), 6), shown, MUTED, font(12))
-        for line, (reason, number) in enumerate(chosen):
-            top = header + line * (SIDE + margin)
-            self._write_caption(draw, reason, self.rows[number], (margin, top), caption - 2 * margin)
-            for column, title in enumerate(titles):
-                file = self.candidates[number].get(title)
-                picture = Image.new("RGB", (SIDE, SIDE), EMPTY) if file is None else Image.open(io.BytesIO(file))
-                sheet.paste(picture, (caption + column * (SIDE + margin), top))
+        sheet = Image.new("RGB", (CAPTION + len(titles) * (SIDE + MARGIN),
+                                  TOP + len(groups) * HEADING + len(chosen) * (SIDE + MARGIN)), PAPER)
+        draw, top = ImageDraw.Draw(sheet), TOP
+        self._write_top(sheet, draw, [counterpart if title == "reconstruction" else title for title in titles])
+        for heading, numbers in groups.items():
+            draw.text((MARGIN, top + 7), heading, INK, font(14, True))
+            top += HEADING
+            for number in numbers:
+                self._write_caption(draw, self.kinds[number], self.rows[number], (MARGIN, top), CAPTION - 2 * MARGIN)
+                for column, title in enumerate(titles):
+                    file = self.candidates[number].get(title)
+                    picture = Image.new("RGB", (SIDE, SIDE), EMPTY) if file is None else Image.open(io.BytesIO(file))
+                    sheet.paste(picture, (CAPTION + column * (SIDE + MARGIN), top))
+                top += SIDE + MARGIN
         with atomic_write(path) as temporary:
             sheet.save(temporary, "PNG")
 
-    def _write_caption(self, draw: ImageDraw.ImageDraw, reason: str, row: ScoreRow, place: tuple[int, int],
+    def _once_each(self, chosen: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """The chosen images without those that look like one before them: copies of a file under another name."""
+        seen: dict[bytes | int, tuple[str, int]] = {}
+        for reason, number in chosen:
+            seen.setdefault(self.candidates[number].get("input", number), (reason, number))
+        return list(seen.values())
+
+    def _write_top(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, titles: Sequence[str]) -> None:
+        """Write what the picture shows, the bar of the colours, and the titles of the columns."""
+        categories = ", ".join(sorted({row.category for row in self.rows.values()}))
+        limit = "" if self.thresholds.image is None else f"image threshold {self.thresholds.image:.4g}"
+        width = CAPTION + SIDE - MARGIN
+        draw.text((MARGIN, 6), shorten(f"{categories}: images to look at first", font(14, True), width), INK,
+                  font(14, True))
+        draw.text((MARGIN, 28), limit, MUTED, font(12))
+        for column, title in enumerate(titles):
+            left = CAPTION + column * (SIDE + MARGIN)
+            draw.text((left, TOP - 18), shorten(title, font(12), SIDE), MUTED, font(12))
+            if title == "anomaly map" and self.thresholds.pixel is not None:
+                draw_bar(sheet, (left, 12), SIDE, 2 * self.thresholds.pixel, True)
+
+    def _write_caption(self, draw: ImageDraw.ImageDraw, kind: str, row: ScoreRow, place: tuple[int, int],
                        width: int) -> None:
         words, colour = verdict(row, self.thresholds.image)
-        lines = [(reason, INK, font(13, True)), (row.path, MUTED, font(12)), (f"score {row.score:.4g}", INK, font(13)),
+        lines = [(kind, INK, font(13, True)), (row.path, MUTED, font(12)), (f"score {row.score:.4g}", INK, font(13)),
                  (words, colour, font(13))]
         for number, (text, ink, face) in enumerate(lines):
             draw.text((place[0], place[1] + 20 * number), shorten(text, face, width), ink, face)
@@ -107,13 +139,18 @@ class _Ranking:
         return {number for _, _, number in self.keys[self.window(len(self.keys))]}
 
 
+def _place(reason: str) -> int:
+    """The place of a reason's group among `HEADINGS`."""
+    return next(place for place, start in enumerate(HEADINGS) if reason.startswith(start))
+
+
 def small_pictures(pictures: Pictures, scale: float) -> dict[str, bytes]:
     """The pictures of an image for the overview by their titles, each a PNG file; missing ones are left out.
 
     `scale` is that of the anomaly map, see `map_scales`.
     """
     arrays = {"input": pictures.image, "reconstruction": pictures.reconstruction,
-              "anomaly map": overlay(pictures.image, pictures.anomaly_map, scale), "ground truth": pictures.mask}
+              "anomaly map": heat(pictures.anomaly_map, scale), "ground truth": pictures.mask}
     files = {}
     for title, pixels in arrays.items():
         if pixels is not None:

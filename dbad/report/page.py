@@ -17,10 +17,15 @@ from dbad.files.tables import write_table
 from dbad.metrics import verdicts
 from dbad.metrics.verdicts import Curves, Thresholds
 from dbad.records import ScoreRow
+from dbad.report.again import Again
+from dbad.report.colours import colour_stops
+from dbad.report.curves import PRO_LIMIT
 from dbad.report.gallery import Gallery
+from dbad.report.sentences import chance_note, figures, result_sentence
 
 ACRONYMS = {"auroc": "AUROC", "aupro": "AUPRO", "ap": "AP", "f1": "F1", "pro": "PRO"}
 PERCENTAGES = {"rate", "share", "accuracy", "precision", "recall"}
+COMPLEMENTS = {"true_negative_rate", "false_negative_rate"}     # 1 less another rate, which is shown
 
 
 def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> Path:
@@ -75,18 +80,16 @@ def readable_name(name: tuple[str, ...]) -> str:
 
 
 def readable_value(name: tuple[str, ...], value: Any) -> str:
-    """A value as text: rates in percent, areas and the like with four decimals, others with four significant digits."""
+    """Rates, areas and other shares of 1 in percent, other numbers with four significant digits."""
     if value is None:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    if PERCENTAGES & set(name[-1].split("_")):
-        return f"{100 * value:.1f} %"
-    return f"{value:.4f}" if _is_quality(name) else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
 
 
-def _is_quality(name: tuple[str, ...]) -> bool:
-    """True for a metric that serves to compare detectors, and not for a count, threshold or duration."""
+def is_share(name: tuple[str, ...]) -> bool:
+    """True if a metric lies in [0, 1], and is not a count, threshold or duration."""
     words = set(name[-1].split("_"))
     return bool(words & (PERCENTAGES | ACRONYMS.keys())) and "threshold" not in words
 
@@ -103,7 +106,7 @@ def template(name: str) -> Template:
 
 
 def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, metrics: Mapping[str, Any],
-                 summary: Mapping[str, str], thresholds: Thresholds, found: Curves) -> Path:
+                 summary: Mapping[str, str], thresholds: Thresholds, found: Curves, again: Again | None = None) -> Path:
     """Write the report of a run as one HTML file without outside resources; below 15 MB for 200 images.
 
         rows          of all images, in any order; the report sorts by score
@@ -112,26 +115,30 @@ def write_report(path: Path | str, rows: Sequence[ScoreRow], gallery: Gallery, m
         summary       facts of the run, as name -> text, in the order to show
         thresholds    the start of the draggable threshold, and the middle of the maps' colours
         found         the curves
+        again         how to inspect again with another threshold; None if that cannot be told
     """
-    flat = flatten(metrics)
-    tiles = [name for name in flat if len(name) <= 2 and _is_quality(name)]
+    flat, promised = flatten(metrics), again.calibration.false_alarm_rate if again else None
     limit = f"Pictures of the {len(gallery.shown)} highest-scoring of {len(rows)} images; numbers cover all images."
     page = template("report.html").stream(
-        title=", ".join(sorted({row.category for row in rows})),
-        tiles=[(readable_name(name), readable_value(name, flat[name])) for name in tiles],
-        table=[(readable_name(name), readable_value(name, value)) for name, value in flat.items()],
+        title=", ".join(sorted({row.category for row in rows})), sentence=result_sentence(rows, flat, promised),
+        tiles=figures(flat), note=chance_note(flat, promised),
+        table=[(readable_name(name), readable_value(name, value)) for name, value in flat.items()
+               if name[-1] not in COMPLEMENTS],
         summary=dict(summary), notes=found.notes, limit=limit if len(gallery.shown) < len(rows) else None,
-        data=_report_data(rows, gallery, thresholds, found), images=_report_images(rows, gallery),
+        colours=colour_stops(), data=_report_data(rows, gallery, thresholds, found, again),
+        images=_report_images(rows, gallery),
     )
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         page.dump(file, "utf-8", "backslashreplace")        # in pieces: the whole page would need too much memory
     return Path(path)
 
 
-def _report_data(rows: Sequence[ScoreRow], gallery: Gallery, thresholds: Thresholds, found: Curves) -> dict[str, Any]:
-    """The data of the script in the report, without the images, in JSON's types."""
+def _report_data(rows: Sequence[ScoreRow], gallery: Gallery, thresholds: Thresholds, found: Curves,
+                 again: Again | None) -> dict[str, Any]:
+    """What the script in the report works on, beside the images, in JSON's types."""
     return plain({
-        "threshold": thresholds.image, "logarithmic": verdicts.spans_decades([row.score for row in rows]),
+        "threshold": thresholds.image, "pixel_threshold": thresholds.pixel, "pro_limit": PRO_LIMIT,
+        "again": again and again.as_dict(), "logarithmic": verdicts.spans_decades([row.score for row in rows]),
         "roc": found.roc and np.stack(found.roc[:2], 1).round(5),
         "pro": found.pro and np.stack(found.pro[:2], 1).round(5),
         "pro_mark": verdicts.point_at(found.pro, thresholds.pixel),
@@ -146,4 +153,5 @@ def _report_images(rows: Sequence[ScoreRow], gallery: Gallery) -> Iterator[dict[
         shown = gallery.shown.get(number)
         yield plain({
             "path": row.path, "kind": kind, "label": row.label, "score": float(row.score), "p_value": row.p_value,
-            "normalised": row.normalised, "shape": shown and shown.shape, "pictures": shown and shown.uris()})
+            "normalised": row.normalised, "shape": shown and shown.shape, "input_side": shown and shown.input_side,
+            "pictures": shown and shown.uris()})

@@ -14,7 +14,19 @@ from dbad.files.atomic import atomic_write
 from dbad.metrics.verdicts import Thresholds, decide, outcome
 from dbad.records import Origin, Pictures, ScoreRow
 from dbad.report.colours import heat, maps_of, overlay
-from dbad.report.drawing import DEFECTIVE, INK, MUTED, OUTLINE, PAPER, font, outlined, shorten, tile
+from dbad.report.drawing import (
+    BAR_HEIGHT,
+    DEFECTIVE,
+    INK,
+    MUTED,
+    OUTLINE,
+    PAPER,
+    draw_bar,
+    font,
+    outlined,
+    shorten,
+    tile,
+)
 
 
 def verdict(row: ScoreRow, image_threshold: float | None) -> tuple[str, tuple[int, int, int]]:
@@ -33,29 +45,36 @@ def panel(row: ScoreRow, pictures: Pictures, thresholds: Thresholds, scales: dic
           side: int = 256) -> Image.Image:
     """Everything known about one image, side by side: input, reconstruction, maps, decision, ground truth.
 
-    `scales` comes from `map_scales`; a map without a scale is shown on the scale of its own maximum. A column that the
-    detector or the data cannot fill is left out. `side` is the longer side of a tile in pixels.
+    `scales` comes from `map_scales`; a map that has none there is shown on the scale of its own maximum. A column that
+    the detector or the data cannot fill is left out. Under each map is the bar of its colours; the middle is marked
+    where the scale is that of a threshold. The decision has no outline if the image is called good. `side` is the
+    longer side of a tile in pixels.
     """
     shown, scales = tile(pictures.image, side), scales or {}
     columns = {"input": shown}
     if pictures.reconstruction is not None:
         columns[pictures.counterpart] = tile(pictures.reconstruction, side)
-    for title, values in maps_of(pictures).items():
-        columns[title] = tile(heat(values, scales[title] if title in scales else float(values.max())), side)
+    maps = maps_of(pictures)
+    highest = {title: scales.get(title, float(values.max())) for title, values in maps.items()}
+    columns |= {title: tile(heat(values, highest[title]), side) for title, values in maps.items()}
     if thresholds.pixel is not None:
-        columns["decision"] = outlined(shown, pictures.anomaly_map >= thresholds.pixel)
+        called = decide(row, thresholds.image) != 0
+        columns["decision"] = outlined(shown, pictures.anomaly_map >= thresholds.pixel) if called else shown
     if pictures.mask is not None:
         columns["ground truth"] = tile(pictures.mask, side)
 
     margin, header, titles = 8, 26, 20
     width, height = shown.size
-    sheet = Image.new("RGB", (margin + len(columns) * (width + margin), header + titles + height + margin), PAPER)
+    sheet = Image.new("RGB", (margin + len(columns) * (width + margin),
+                              header + titles + height + BAR_HEIGHT + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     _write_header(draw, row, thresholds.image, sheet.width - 2 * margin, margin)
     for number, (title, picture) in enumerate(columns.items()):
         left = margin + number * (width + margin)
         draw.text((left, header + 2), shorten(title, font(12), width), MUTED, font(12))
         sheet.paste(picture, (left, header + titles))
+        if title in maps:
+            draw_bar(sheet, (left, header + titles + height + 4), width, highest[title], title in scales)
     return sheet
 
 
@@ -100,10 +119,12 @@ def panel_names(origins: Iterable[Origin | ScoreRow]) -> list[str]:
     return names
 
 
-def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pixel_threshold: float) -> None:
-    """Write the image at its own size, covered by the colours of its map (H, W), with anomalous pixels outlined.
+def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pixel_threshold: float,
+                  outline: bool = True) -> None:
+    """Write the image at its own size, tinted by its map (H, W) near and above the pixel threshold.
 
-    The highest colour stands for twice the pixel threshold, so that colours mean the same in every image and every run.
+    With `outline`, anomalous pixels have a contour. The highest colour stands for twice the pixel threshold, so that
+    colours mean the same in every image and every run.
     """
     values = np.asarray(Image.fromarray(anomaly_map).resize(original.size, Image.Resampling.BILINEAR))
     pixels = np.array(original)
@@ -111,7 +132,7 @@ def write_overlay(path: Path, original: Image.Image, anomaly_map: np.ndarray, pi
         rows = slice(top, top + 256)
         pixels[rows] = overlay(pixels[rows], values[rows], 2 * pixel_threshold)
     inside = values >= pixel_threshold
-    if inside.any():
+    if outline and inside.any():
         width = max(1, round(max(original.size) / 300))
         for reach, colour in ((width + width // 2, (0, 0, 0)), (width, OUTLINE)):
             near = maximum_filter(inside.view(np.uint8), 2 * reach + 1).view(bool)

@@ -149,14 +149,16 @@ def plot_trials(path: Path, trials: Sequence[DdimTrial], best: DdimTrial) -> Non
         how = subset(Reconstruction, trial.settings)
         reached[how] = max(reached.get(how, trial), trial, key=lambda t: t.merit)
     order = sorted(reached.values(), key=lambda trial: trial.merit)
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(order)), layout="constrained")
+    figure = Figure(figsize=(8, 1.9 + 0.28 * len(order)), layout="constrained")
     axis = figure.subplots()
     labels = [_label(trial) for trial in order]
     for name, marker in (("aupro", "o"), ("auroc", "s"), ("pixel_ap", "^"), ("merit", "|")):
         axis.plot([getattr(t, name) for t in order], labels, marker, label={
             "aupro": "AUPRO", "auroc": "image AUROC", "pixel_ap": "pixel AP", "merit": "their mean"}[name])
     axis.axhline(labels.index(_label(best)), color="#1b1f24", linewidth=0.8, linestyle="--")
-    axis.set(title="Pseudo-validation: the best map of every reconstruction; dashed: chosen")
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    axis.set(title="Pseudo-validation: the best map of every reconstruction; dashed: chosen",
+             xlabel="measured on pseudo-anomalies; higher is better")
+    axis.set_ylim(-0.6, len(order) - 0.4)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=110, metadata={"Software": None})

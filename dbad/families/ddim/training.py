@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from diffusers.models import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
 from dbad.checkpoints.weights import save_weights
 from dbad.data.categories import split_category
-from dbad.data.images import fingerprint, read_images, to_pixels
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.noise import image_stream
@@ -27,6 +26,7 @@ from dbad.options.resolve import plain, run_folder
 from dbad.records import Category
 from dbad.runtime.device import Machine
 from dbad.training.plan import IMAGES, Plan
+from dbad.training.samples import labelled_rows
 
 # The options that shape the result, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
@@ -77,9 +77,8 @@ def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: R
     images = data.__getitems__([(0, slot, slot) for slot in range(min(4, len(data)))])["image"]
     y = images.to(machine.device)
     x = reconstruct(denoiser, y, [image_stream(seed, image) for image in images], options, machine.precision)
-    rows = [torch.cat(list(row.cpu()), dim=2) for row in (y, x)]
     with atomic_write(path) as temporary:
-        Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
+        Image.fromarray(labelled_rows({"image": y, "reconstruction": x})).save(temporary)
 
 
 def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:

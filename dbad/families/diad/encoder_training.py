@@ -122,9 +122,9 @@ def write_samples(autoencoder: AutoencoderKL, held_out: dict[str, list[Tensor]],
                   options: AutoencoderOptions, precision: str) -> None:
     """Held-out images above their reconstructions."""
     x = in_turn(held_out.values()).to(next(autoencoder.parameters()).device)
-    write_sheet(run_folder(options) / SAMPLES / f"epoch_{epoch}.png", [x, reconstruct(autoencoder, x, precision)],
-                options.log_dir / options.run_id, "autoencoder/samples",
-                min(epoch * known(options.epoch_steps), known(options.num_steps)))
+    rows = {"image": x, "reconstruction": reconstruct(autoencoder, x, precision)}
+    write_sheet(run_folder(options) / SAMPLES / f"epoch_{epoch}.png", rows, options.log_dir / options.run_id,
+                "autoencoder/samples", min(epoch * known(options.epoch_steps), known(options.num_steps)))
 
 
 def finish(autoencoder: AutoencoderKL, good: dict[str, list[Tensor]], options: AutoencoderOptions, precision: str,

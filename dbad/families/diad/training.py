@@ -114,8 +114,9 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
         x = in_turn(part.images for part in validation.values()).to(machine.device)
         samples = reconstruct(model, x, [image_stream(options.seed, image) for image in x], options.latent_start,
                               options.latent_steps_back, options.paper_exact, machine.precision)
-        write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", [x, model.decode(model.encode(x)), samples],
-                    logs, "diad/samples", min(epoch * plan.steps_per_epoch, plan.num_steps))
+        rows = {"image": x, "auto-encoder alone": model.decode(model.encode(x)), "reconstruction": samples}
+        write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", rows, logs, "diad/samples",
+                    min(epoch * plan.steps_per_epoch, plan.num_steps))
         return {"val_loss": validation_loss(
             held_out, lambda batch: latent_loss(model, batch, model.abar, machine.precision), machine.device)}
 
