@@ -3,8 +3,8 @@
     python train_ddim.py --item hazelnut --run_id a --train_on damage --damage_kinds cut_paste scar stain
     python -m benchmarks.restoration --item hazelnut --runs a --kinds scratch missing texture
 
-Damage of the kinds is drawn on held-out good images. Medians over the images: share of the damage that is gone, and mean
-error elsewhere in levels of 255; see dbad/metrics/restoration.py.
+Damage of the kinds is drawn on held-out good images. The figures are medians over the images: the share of the damage
+that is gone, and the mean error elsewhere in levels of 255; see dbad/metrics/restoration.py.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def main() -> None:
             kinds = by_kind(each, [one.kind for one in drawn])
             rows.append({"run": run, "w": weight, "start": start, "steps": steps, **typical(each)._asdict(),
                          "by_kind": {kind: one._asdict() for kind, one in kinds.items()}})
-            print(f"{run}, {weight}, {start}, {steps}: {typical(each).gone:.2f} ("
-                  f"{', '.join(f'{kind} {one.gone:.2f}' for kind, one in kinds.items())}), {typical(each).elsewhere:.1f}")
+            shown = ", ".join(f"{kind} {one.gone:.2f}" for kind, one in kinds.items())
+            print(f"{run}, {weight}, {start}, {steps}: {typical(each).gone:.2f} ({shown}), {typical(each).elsewhere:.1f}")
     if args.out:
         write_json(args.out, rows)
 
