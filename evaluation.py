@@ -63,10 +63,12 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
     from dbad.families.ddim.detector import open_ddim
     from dbad.families.ddim.normalise import save_normalisation
     from dbad.families.ddim.search import normalisation_of
-    from dbad.families.ddim.tuning import network_images, save_tuned, tune, tuned_before
+    from dbad.families.ddim.tuning import save_tuned, tune, tuned_before
     from dbad.families.digests import digests
     from dbad.families.runs import trained_options
+    from dbad.families.search import network_images
     from dbad.inspection.calibrate import calibrate_all
+    from dbad.inspection.restoration import save_restoration
     from dbad.runtime.device import Machine
 
     # Build the detector; choose its settings, if that is asked for.
@@ -90,6 +92,7 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
             detector = replace(detector, normalisation=normalisation)
             save_normalisation(normalisation, folder / NORMALISATION)
     calibration = calibrate_all(DDIM, lambda name: detector, {options.item: held_out}, options)[None]
+    save_restoration(folder, detector, held_out)
     return replace(calibration, digests=digests(folder, DDIM, detector.settings))
 
 

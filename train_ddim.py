@@ -93,10 +93,11 @@ def train(options: Options, folder: Path) -> None:
         write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings() | {"method": "ddim"})
 
     def loss_of(model, batch) -> dict[str, Tensor]:
-        return {"loss": denoising_loss(model, batch, abar, machine.precision)}
+        return {"loss": denoising_loss(model, batch, abar, machine.precision, options.prediction)}
 
     def report(model, epoch: int) -> dict[str, float]:
-        return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, validation, options, machine)
+        denoiser = Denoiser(model, abar, options.noise_kind, prediction=options.prediction)
+        return report_epoch(denoiser, epoch, validation, options, machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
                Place(folder, options.log_dir / name_of(options), "diffusion", options.resume),

@@ -87,6 +87,7 @@ def train(options: Options, folder: Path) -> None:
     from dbad.families.diad.storage import load_diad, save_diad
     from dbad.files.atomic import read_json, write_json
     from dbad.inspection.calibrate import begin_files, calibrate_all, finish_files, is_whole
+    from dbad.inspection.restoration import save_restoration
     from dbad.networks.extractors import build_extractor
     from dbad.networks.packing import ready
     from dbad.report.results import listing_digest
@@ -125,7 +126,9 @@ def train(options: Options, folder: Path) -> None:
     settings = DiadSettings.of(options, **extractor_settings(extractor), **intensity.settings())
     detector = DiadDetector(settings=settings, machine=machine, extractor=extractor,
                             model=ready(model, machine.device, machine.precision))
-    finish_files(folder, record, calibrate_all(DIAD, lambda name: detector, held_out, options))
+    thresholds = calibrate_all(DIAD, lambda name: detector, held_out, options)
+    save_restoration(folder, detector, [sample for samples in held_out.values() for sample in samples])
+    finish_files(folder, record, thresholds)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ from dbad.data.images import read_items
 from dbad.data.splits import some_of
 from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
 from dbad.families.ddim.search import DdimSearch
-from dbad.families.ddim.tuning import network_images
 from dbad.families.detector import load_detector
 from dbad.families.runs import load_calibration
-from dbad.families.search import PseudoValidation
+from dbad.families.search import PseudoValidation, network_images
 from dbad.fields import fields_of
 from dbad.files.names import CALIBRATION
 from dbad.files.tables import read_table, write_table

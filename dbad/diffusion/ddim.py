@@ -52,6 +52,19 @@ def conditioned_step(x_t, eps, y, abar_t, abar_prev, w=0.0, sigma=0.0, fresh=Non
     return (x_prev if fresh is None else x_prev + sigma * fresh), x_0
 
 
+def noise_of(out, x_t, abar_t, prediction):
+    """The predicted noise eps, from the network's output for the noisy sample x_t, all (N, C, H, W).
+
+        abar_t       cumulative alpha at this step, in (0, 1)
+        prediction   what the output is: "epsilon", the noise; "x0", the clean image; "v" = sqrt(abar) eps -
+                     sqrt(1 - abar) x_0 (arXiv:2202.00512)
+    """
+    if prediction == "epsilon":
+        return out
+    x_0 = out if prediction == "x0" else abar_t ** 0.5 * x_t - (1 - abar_t) ** 0.5 * out
+    return (x_t - abar_t ** 0.5 * x_0) / (1 - abar_t) ** 0.5
+
+
 def ddim_towards(x_t, x_0, abar_t, abar_prev, sigma=0.0):
     """DDIM's next sample for the estimate x_0, without fresh noise; arguments as for `conditioned_step`."""
     eps_hat = (x_t - abar_t ** 0.5 * x_0) / (1 - abar_t) ** 0.5         # the noise that leads to this x_0

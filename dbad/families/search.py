@@ -20,12 +20,16 @@ from tqdm import tqdm
 from dbad import metrics
 from dbad.calibration.thresholds import map_quantile
 from dbad.damage.pseudo import make_all
+from dbad.data.augment import random_crops
+from dbad.data.images import read_images, to_float
+from dbad.diffusion.noise import stream
 from dbad.families.detector import Detector
 from dbad.families.settings import Settings
 from dbad.fields import Declared
 from dbad.files.tables import write_table
 from dbad.finite import check_finite, naming
 from dbad.maps import central_window
+from dbad.records import Sample
 
 NUM_PSEUDO = 80         # pseudo-anomalies, about
 JUDGED_SIDE = 128       # px; of larger maps every second or third pixel is enough for a comparison
@@ -49,6 +53,14 @@ class PseudoValidation:
     pseudo: Tensor
     masks: Tensor
     reference: Tensor
+
+
+def network_images(detector: Detector, samples: Sequence[Sample]) -> Tensor:
+    """The images at the network's size, (N, 3, S, S) in [-1, 1]; where it works in tiles, a random crop of each."""
+    pixels = read_images(samples, None if detector.patching else detector.size, intensity=detector.intensity)
+    if not detector.patching:
+        return to_float(torch.stack(pixels))
+    return to_float(random_crops(pixels, detector.size, [stream(0, "tuning", s.path.name) for s in samples]))
 
 
 def pseudo_validation(good: Tensor, names: Sequence[str], reference: Tensor, seed: int,

@@ -37,6 +37,7 @@ LAST = run_file("last.pt")                              # everything that resumi
 PHASE_LAST = run_file("{}_last.pt")                     # the same for a phase other than the diffusion model's
 LOG = run_file("log.jsonl")                             # one line per epoch
 SAMPLES = run_file("samples")                           # pictures that show the progress of a training
+RESTORATION = run_file("restoration.json")              # how much damage reconstructions remove
 UNFINISHED = "unfinished"       # true in TRAIN_OPTIONS while the folder may still have files of another run
 TUNING, TUNING_PLOT = run_file("tuning.csv"), run_file("tuning.png")        # settings that were tried
 

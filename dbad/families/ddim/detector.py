@@ -131,7 +131,8 @@ def open_ddim(folder: Path, settings: DdimSettings, machine: Machine, measured: 
 def open_denoiser(folder: Path, name: str) -> Denoiser:
     """The trained U-Net of a run, in the file `name`, with the process that it was trained for."""
     unet, process = load_unet(folder, name), trained_process(folder)
-    return Denoiser(unet, schedule(process.train_steps, process.beta_schedule), process.noise_kind, process.reachable)
+    return Denoiser(unet, schedule(process.train_steps, process.beta_schedule), process.noise_kind, process.reachable,
+                    process.prediction)
 
 
 def check_layer_weights(weights: Sequence[float], num_layers: int, extractor: Path) -> None:

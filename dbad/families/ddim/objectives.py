@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dbad.diffusion.ddim import conditioned_step
+from dbad.diffusion.ddim import conditioned_step, noise_of
 from dbad.diffusion.noise import image_stream, stream
 from dbad.families.ddim.options import Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
@@ -70,8 +70,8 @@ def denoise_towards(denoiser: Denoiser, images: Tensor, options: Reconstruction,
     for y, other in zip(images.split(machine.batch_size), others.split(machine.batch_size), strict=True):
         streams = [image_stream(seed, image) for image in y]
         y, other = (batch.to(machine.device, memory_format=memory_format(machine.device)) for batch in (y, other))
-        network = _Guided(denoiser.unet, y, denoiser.abar, options.recon_weight)
-        guided = denoiser._replace(unet=cast(UNet2DModel, network))      # which is only called
+        network = _Guided(denoiser, y, options.recon_weight)
+        guided = denoiser._replace(unet=cast(UNet2DModel, network), prediction="epsilon")       # which is only called
         done.append(reconstruct(guided, other, streams, unguided, machine.precision).cpu())
     return torch.cat(done)
 
@@ -79,12 +79,13 @@ def denoise_towards(denoiser: Denoiser, images: Tensor, options: Reconstruction,
 class _Guided:
     """A denoiser that answers with DDAD's corrected noise: it pulls towards `y`, whichever images were noised."""
 
-    def __init__(self, unet: nn.Module, y: Tensor, abar: Tensor, w: float):
-        self.unet, self.y, self.abar, self.w = unet, y, abar, w
+    def __init__(self, denoiser: Denoiser, y: Tensor, w: float):
+        self.denoiser, self.y, self.w = denoiser, y, w
 
     def __call__(self, x_t: Tensor, t: int) -> SimpleNamespace:
-        abar_t = float(self.abar[t])
-        _, x_0 = conditioned_step(x_t, self.unet(x_t, t).sample.float(), self.y, abar_t, 1.0, self.w)
+        abar_t = float(self.denoiser.abar[t])
+        eps = noise_of(self.denoiser.unet(x_t, t).sample.float(), x_t, abar_t, self.denoiser.prediction)
+        _, x_0 = conditioned_step(x_t, eps, self.y, abar_t, 1.0, self.w)
         return SimpleNamespace(sample=(x_t - abar_t ** 0.5 * x_0) / (1 - abar_t) ** 0.5)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from dbad.errors import UserError
 from dbad.families.settings import Settings
@@ -16,8 +16,12 @@ from dbad.options.shared import (
     ScoreOptions,
     TrainingOptions,
     one_for_each_level,
+    share,
     two_betas,
 )
+
+Kind = Literal["cut_paste", "poisson_paste", "scar", "scratch", "texture", "stain", "spots", "missing", "warp", "blur"]
+ALL_KINDS: tuple[str, ...] = get_args(Kind)     # as in dbad.damage.kinds, which the command line need not load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,8 @@ class ProcessOptions:
     max_timestep: int = opt("largest timestep of the training; --start_at_timestep cannot exceed it; 0 = --train_steps",
                             demo=250, base=0, least=0)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = opt("noise schedule", "linear")
+    prediction: Literal["epsilon", "v", "x0"] = opt(
+        "what the network predicts: noise (epsilon), velocity (v) or the clean image (x0)", "epsilon")
     noise_kind: Literal["gaussian", "simplex"] = opt("kind of noise, in training and at inspection", "gaussian")
 
     @property
@@ -180,6 +186,11 @@ class DiffusionOptions(ProcessOptions, ImageSize, TrainingOptions):
                                         base=(0.95, 0.999), check=two_betas)
     warmup_steps: int = opt("warm-up steps of the learning rate, at most a tenth of all steps; then cosine decay",
                             demo=50, small=100, base=500, least=0)
+    train_on: Literal["good", "damage"] = opt(
+        "images that the network denoises: good ones as published, or with damage drawn on a share of them, for which "
+        "it has to give the good image back", "good")
+    damage_share: float = opt("with --train_on damage: share of the images that are damaged", 0.5, above=0, check=share)
+    damage_kinds: tuple[Kind, ...] = opt("with --train_on damage: kinds of damage to draw", ALL_KINDS)
     flip: bool = opt("mirror training images at random", False)
     rotate: float = opt("rotate training images at random, by up to this many degrees", 0.0, least=0, most=360)
     color_jitter: float = opt("change brightness, contrast and saturation at random, by up to this share", 0.0, least=0,

@@ -26,4 +26,6 @@ def trained_process(folder: Path) -> ProcessOptions:
 def training_facts(folder: Path) -> list[Any]:
     """The facts that shape a prediction beside weights and settings: the network's description and its noise."""
     trained = read_json(folder / TRAIN_OPTIONS)
-    return [read_json(folder / MODEL_CONFIG), *(trained.get(name) for name in NOISE_OPTIONS)]
+    prediction = trained.get("prediction", "epsilon")       # runs of before it could be chosen have none
+    return [read_json(folder / MODEL_CONFIG), *(trained.get(name) for name in NOISE_OPTIONS),
+            *([prediction] if prediction != "epsilon" else [])]

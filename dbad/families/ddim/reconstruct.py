@@ -10,7 +10,7 @@ from diffusers.models import UNet2DModel
 from torch import Generator, Tensor
 
 from dbad.diffusion import noise
-from dbad.diffusion.ddim import conditioned_step, ddim_towards, extrapolated, visited_timesteps
+from dbad.diffusion.ddim import conditioned_step, ddim_towards, extrapolated, noise_of, visited_timesteps
 from dbad.families.ddim.options import Reconstruction
 from dbad.runtime.device import Machine, autocast, memory_format
 
@@ -22,12 +22,14 @@ class Denoiser(NamedTuple):
         abar         cumulative alphas of the training schedule (T,)
         noise_kind   see `diffusion.noise`
         reachable    the last timestep that the network was trained for
+        prediction   kind of the network's output, see `diffusion.ddim.noise_of`
     """
 
     unet: UNet2DModel
     abar: Tensor
     noise_kind: str = "gaussian"
     reachable: int = 1000
+    prediction: str = "epsilon"
 
 
 @torch.no_grad()
@@ -47,12 +49,13 @@ def reconstruct(denoiser: Denoiser, y: Tensor, streams: Sequence[Generator], opt
     for i, t in enumerate(visited):
         abar_t, abar_prev = alphas[i], alphas[i + 1]
         with autocast(y.device, precision):
-            eps = denoiser.unet(x, t).sample
+            out = denoiser.unet(x, t).sample
+        eps = noise_of(out.float(), x, abar_t, denoiser.prediction)
         sigma = options.eta * ((1 - abar_t / abar_prev) * (1 - abar_prev) / (1 - abar_t)) ** 0.5
         fresh = _noise_like(y, kind, streams) if sigma > 0 else None
         w = options.recon_weight if options.conditioning == "ddad" else 0.0
         x_t = x
-        x, x_0 = conditioned_step(x_t, eps.float(), y, abar_t, abar_prev, w, sigma, fresh)
+        x, x_0 = conditioned_step(x_t, eps, y, abar_t, abar_prev, w, sigma, fresh)
         if options.sampler == "dpm++" and 0 < i < len(visited) - 1:     # the last step, to abar = 1, is of first order
             target = extrapolated(x_0, estimates[-1], alphas[i - 1], abar_t, abar_prev)
             x = ddim_towards(x_t, target, abar_t, abar_prev)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dbad.checkpoints.weights import save_weights
+from dbad.damage.drawn import Damage
 from dbad.data.categories import split_category
 from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
@@ -32,6 +33,7 @@ from dbad.training.samples import labelled_rows
 SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
            "attention_levels", "epochs_diffusion", "steps_diffusion", "learning_rate", "adam_betas", "warmup_steps",
            "train_steps", "max_timestep", "beta_schedule", "noise_kind", "flip", "rotate", "color_jitter")
+LATER = {"prediction": "epsilon", "train_on": "good"}       # shape it too; the runs of before had these values
 
 
 def new_network(options: DiffusionOptions) -> UNet2DModel:
@@ -47,6 +49,9 @@ def good_images(options: DdimTraining, category: Category, intensity: Intensity
                        for part in split_category(category, options.holdout))
     noised = partial(NoisedImages, seed=options.seed, batch_size=options.batch_size, noise_kind=options.noise_kind,
                      num_timesteps=options.reachable, crop_px=crop_px)
+    if options.train_on == "damage":
+        noised = partial(noised, damage_share=options.damage_share,
+                         damage=Damage(options.damage_kinds, whole=crop_px is None))
     return (noised(train, purpose="train", flip=options.flip, rotate=options.rotate, color_jitter=options.color_jitter),
             noised(held_out, purpose="validation"))
 
@@ -68,7 +73,7 @@ def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, optio
     if not options.calc_val_loss:
         return {}
     return {"val_loss": validation_loss(validation, lambda batch: denoising_loss(
-        denoiser.unet, batch, denoiser.abar, machine.precision), machine.device)}
+        denoiser.unet, batch, denoiser.abar, machine.precision, denoiser.prediction), machine.device)}
 
 
 def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine,
@@ -90,7 +95,10 @@ def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
         num_steps = -(-(options.epochs_diffusion or 0) * num_images // options.batch_size)
     if num_steps == 0:
         raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train for a run that is trained")
-    settings = {name: value for name, value in plain(options).items() if name in SHAPING} | {
-        IMAGES: fingerprint(images)}
+    given = plain(options)
+    settings = {name: given[name] for name in SHAPING} | {
+        name: given[name] for name, before in LATER.items() if given[name] != before} | {IMAGES: fingerprint(images)}
+    if options.train_on == "damage":
+        settings |= {name: given[name] for name in ("damage_share", "damage_kinds")}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,
                 options.seed, settings, betas=(options.adam_betas[0], options.adam_betas[1]))

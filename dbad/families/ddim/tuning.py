@@ -7,20 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from dbad.data.augment import random_crops
-from dbad.data.images import read_images, to_float
 from dbad.data.splits import some_of
 from dbad.declared import check_declared, check_types, types_of
-from dbad.diffusion.noise import stream
 from dbad.families.ddim import DDIM
 from dbad.families.ddim.detector import DdimDetector
 from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
 from dbad.families.ddim.search import DdimSearch, plot_trials
 from dbad.families.digests import digests
-from dbad.families.search import changes, outcome, pseudo_validation, write_trials
+from dbad.families.search import changes, network_images, outcome, pseudo_validation, write_trials
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TUNED, TUNING, TUNING_PLOT
 from dbad.records import Sample
@@ -44,14 +38,6 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     print(f"tuned on {len(images.pseudo)} pseudo-anomalies{' until --tune_minutes' * search.stopped}: "
           f"{outcome(first, best)}; changed: {listed(changes(first, best))}")
     return best.settings
-
-
-def network_images(detector: DdimDetector, samples: Sequence[Sample]) -> Tensor:
-    """The images at the network's size, (N, 3, S, S) in [-1, 1]; where it works in tiles, a random crop of each."""
-    pixels = read_images(samples, None if detector.patching else detector.size, intensity=detector.intensity)
-    if not detector.patching:
-        return to_float(torch.stack(pixels))
-    return to_float(random_crops(pixels, detector.size, [stream(0, "tuning", s.path.name) for s in samples]))
 
 
 def _weights(folder: Path, settings: DdimSettings) -> dict[str, str]:
