@@ -84,7 +84,7 @@ def train(options: AutoencoderOptions, start: "AutoencoderKL | None") -> None:
     with memory_advice(options, "batch_size", "accumulate", "resolution", otherwise="a smaller --resolution"):
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
             training.plan_of(options, good, held_out),
-            Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume),
+            Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume, options.yes),
             batch_size=options.batch_size, device=device, hooks=Hooks(
                 lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings() | {
                     "method": "autoencoder"}), report, best))

@@ -99,7 +99,7 @@ def train(options: Options, folder: Path) -> None:
         return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, validation, options, machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
-               Place(folder, options.log_dir / name_of(options), "diffusion", options.resume),
+               Place(folder, options.log_dir / name_of(options), "diffusion", options.resume, options.yes),
                batch_size=options.batch_size, device=machine.device, hooks=Hooks(begin, report))
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
 

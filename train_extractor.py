@@ -97,7 +97,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
         fit(model.to(memory_format=memory_format(machine.device)), data, loss_of,
             plan_of(objective, options, data, validation),
-            Place(run_folder(options), options.log_dir / name_of(options), "extractor", options.resume),
+            Place(run_folder(options), options.log_dir / name_of(options), "extractor", options.resume, options.yes),
             batch_size=options.batch_size, device=machine.device, hooks=Hooks(on_report=report, best=best))
         print(outcome(objective, best))
     save_extractor(extractor, path)

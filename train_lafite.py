@@ -58,10 +58,11 @@ def resolve_all(options: Options) -> Options:
     import torch
 
     from dbad.data.categories import chosen_items
-    from dbad.families.lafite.training import new_network
+    from dbad.families.lafite.training import default_layers, new_network
     from dbad.families.registry import FAMILIES
     from dbad.families.runs import keep_intensity, trained_options
     from dbad.inspection.calibrate import check_promises
+    from dbad.networks.extractors import chosen_layers
     if options.patching:
         raise UserError("--patching: features are taken from whole images; expected --no_patching")
     method = options.method or METHODS[0]
@@ -70,6 +71,7 @@ def resolve_all(options: Options) -> Options:
                       preset=preset, tune=options.tune is not False, method=method)
     options = resolve(keep_intensity(options, begun(options)))
     trained_options(options, *METHODS)      # refuses a run of another script
+    chosen_layers(options.extractor, options.extractor_layers or default_layers(options.extractor))
     check_promises(options, options.item)
     with torch.device("meta"):
         new_network(options, options.components)    # refuses channels and grids that do not fit

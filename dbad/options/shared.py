@@ -210,7 +210,8 @@ class TrainingOptions:
     """Course of the training."""
 
     resume: bool = opt("continue from the last saved state of this run, if there is one", True)
-    log_dir: Path = opt("folder for TensorBoard logs", Path("logs"))
+    log_dir: Path = opt("folder for TensorBoard logs: tensorboard --logdir logs", Path("logs"))
+    yes: bool = opt("train even if it takes more than a day on a CPU", False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,12 +50,14 @@ class Place:
         log_dir    folder of TensorBoard's events, one sub-folder per phase
         phase      what is trained, as logs and bars call it
         resume     go on from the last state, if there is one
+        yes        train even if it takes more than a day on a CPU
     """
 
     folder: Path
     log_dir: Path
     phase: str
     resume: bool = True
+    yes: bool = False
 
     @property
     def last(self) -> Path:
@@ -67,7 +69,7 @@ class Place:
 class Hooks:
     """What a training calls along the way; only the main process does.
 
-        on_begin     called once the run is known to be able to start or go on
+        on_begin     called once the run is known to be able to start or go on, and not to take too long
         on_report    called with the EMA model and the epoch; what it returns is logged
         best         stops the training early, by the "val_loss" that `on_report` then has to give, first for epoch 0
     """

@@ -108,7 +108,7 @@ def build_networks(start: AutoencoderKL | None, options: AutoencoderOptions, pre
 def plan_of(options: AutoencoderOptions, *images: dict[str, list[Tensor]]) -> Plan:
     """The length and speed of the training; options that only say where and how fast do not bind a resumed run."""
     free = ("dataset_path", "layout", "run_id", "diffusion_checkpoint_dir", "log_dir", "resume", "device", "precision",
-            "gradient_checkpointing", "num_workers", "dry_run", "intensity",
+            "gradient_checkpointing", "num_workers", "dry_run", "yes", "intensity",
             "intensity_bits")     # which the images' fingerprint tells
     settings = {name: value for name, value in plain(options).items() if name not in free}
     settings[IMAGES] = fingerprint(image for part in images for category in part.values() for image in category)

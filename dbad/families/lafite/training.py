@@ -112,5 +112,6 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     settings[IMAGES] = fingerprint([pixels for part in good.values() for pixels in part.pixels])
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)
-    return fit(net, data, loss_of, plan, Place(folder, options.log_dir / name_of(options), "features", options.resume),
+    place = Place(folder, options.log_dir / name_of(options), "features", options.resume, options.yes)
+    return fit(net, data, loss_of, plan, place,
                batch_size=options.feature_batch_size, device=machine.device, hooks=Hooks(on_report=report))
