@@ -29,13 +29,15 @@ class Options(AutoencoderOptions):
 
 def run(options: AutoencoderOptions) -> Path:
     """Train the auto-encoder, and return its run folder."""
-    from dbad.families.diad.encoder_training import resolve_autoencoder  # these load torch
+    from dbad.families.diad.encoder_training import resolve_autoencoder, try_training  # these load torch
     from dbad.files.locks import writing_run
     start, options = resolve_autoencoder(options)
     folder = run_folder(options)
     if announce(options, folder):
         with writing_run(folder):
             train(options, start)
+    else:
+        try_training(start, options)
     return folder
 
 

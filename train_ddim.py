@@ -22,12 +22,15 @@ class Options(DdimTraining):
 
 def run(options: Options) -> Path:
     """Train, and return the run folder."""
-    from dbad.files.locks import writing_run  # these load torch, which reading the command line does without
+    from dbad.families.ddim.training import try_training  # these load torch, which the command line does without
+    from dbad.files.locks import writing_run
     options = resolve_all(options)
     folder = run_folder(options)
     if announce(options, folder / options.diffusion_checkpoint_name, folder / MODEL_CONFIG, folder / TRAIN_OPTIONS):
         with writing_run(folder):
             train(options, folder)
+    else:
+        try_training(options)
     return folder
 
 

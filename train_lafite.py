@@ -38,6 +38,7 @@ class Options(LafiteOptions):
 def run(options: Options) -> Path:
     """Train, tune and calibrate; returns the run folder."""
     from dbad.families.lafite.lessons import judge_file  # these load torch
+    from dbad.families.lafite.training import try_training
     from dbad.files.locks import writing_run
     from dbad.inspection.calibrate import with_thresholds
     given = sorted(field.name for field in fields(FeatureMapOptions) if getattr(options, field.name) is not None)
@@ -50,6 +51,8 @@ def run(options: Options) -> Path:
     if announce(options, *(folder / name for name in writes)):
         with writing_run(folder):
             train(options, given, folder)
+    elif has_denoiser(options.method):
+        try_training(options)
     return folder
 
 

@@ -19,7 +19,8 @@ D = TypeVar("D", bound=Declared)
 LONGEST_NAME = 120      # bytes; results are called after run and category together, and file systems take 255
 _LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
 _BINDING = ("item", "holdout", "patching", "resolution", "intensity")  # what later scripts cannot change
-_NOT_SAID = ("item", "preset", "dry_run", "run_id", "dataset_path", "images", "yes")  # though different
+# Options that are not said to differ from the preset.
+_NOT_SAID = ("item", "preset", "dry_run", "run_id", "dataset_path", "images", "yes")
 
 
 class Named(Declared, Protocol):

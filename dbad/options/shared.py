@@ -125,7 +125,7 @@ class FolderOptions:
 
     diffusion_checkpoint_dir: Path = opt("parent folder of the run folders", Path("checkpoints"),
                                          aliases=["--checkpoint_dir"])
-    dry_run: bool = opt("print the options and what would be written, then stop", False)
+    dry_run: bool = opt("print the options, what would be written and how long a training takes, then stop", False)
 
 
 @dataclass(frozen=True, kw_only=True)

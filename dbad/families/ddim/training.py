@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from dbad.checkpoints.weights import save_weights
-from dbad.data.categories import split_category
+from dbad.data.categories import num_good, split_category
 from dbad.data.images import fingerprint, read_images, to_pixels
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.ddim import schedule
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.ddim.options import DdimTraining, DiffusionOptions, Reconstruction
@@ -25,8 +26,9 @@ from dbad.files.names import SAMPLES, epoch_file, epoch_of
 from dbad.networks.unet import build_unet
 from dbad.options.resolve import plain, run_folder
 from dbad.records import Category
-from dbad.runtime.device import Machine
+from dbad.runtime.device import Machine, memory_format
 from dbad.training.plan import IMAGES, Plan
+from dbad.training.trial import say_forecast
 
 # The options that shape the result, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
@@ -82,15 +84,31 @@ def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: R
         Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
 
 
-def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
-    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
-    num_images = len(images)
-    steps_per_epoch = -(-num_images // options.batch_size)
+def length(options: DdimTraining, num_images: int) -> int:
+    """The number of steps of the training on so many images; none at all is a `UserError`."""
     num_steps = options.steps_diffusion
     if num_steps is None:
         num_steps = -(-(options.epochs_diffusion or 0) * num_images // options.batch_size)
     if num_steps == 0:
         raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train for a run that is trained")
+    return num_steps
+
+
+def try_training(options: DdimTraining) -> None:
+    """Print how long the training takes; steps are tried on random images."""
+    machine, side = Machine.of(options.device, options.precision, options.batch_size), options.resolution
+    abar = schedule(options.train_steps, options.beta_schedule)
+    data = NoisedImages(list(torch.randint(0, 256, (options.batch_size, 3, side, side), dtype=torch.uint8)),
+                        options.seed, "train", options.batch_size, options.noise_kind, options.reachable)
+    num_images = 0 if options.steps_diffusion is not None else num_good(options, options.item)
+    say_forecast("diffusion", new_network(options).to(memory_format=memory_format(machine.device)), data,
+                 lambda model, batch: {"loss": denoising_loss(model, batch, abar, machine.precision)},
+                 length(options, num_images), batch_size=options.batch_size, device=machine.device)
+
+
+def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
+    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
+    steps_per_epoch, num_steps = -(-len(images) // options.batch_size), length(options, len(images))
     settings = {name: value for name, value in plain(options).items() if name in SHAPING} | {
         IMAGES: fingerprint(images)}
     return Plan(num_steps, steps_per_epoch, options.save_n_epochs, options.learning_rate, options.warmup_steps,

@@ -28,6 +28,7 @@ from dbad.options.resolve import name_of, plain, run_folder
 from dbad.runtime.device import Machine
 from dbad.training.loop import fit
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
+from dbad.training.trial import say_forecast
 
 # The options that shape the denoiser, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "seed", "extractor", "extractor_layers", "feature_resolution", "grid", "components",
@@ -79,6 +80,16 @@ def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device
     features = [extract_features(patches, part, cache, batch_size=options.batch_size, device=device)
                 for part in pixels]
     return Good(train, held_out, pixels[0], *features)
+
+
+def try_training(options: LafiteOptions) -> None:
+    """Print how long the training of the denoiser takes; steps are tried on random features."""
+    machine, abar = Machine.of(options.device, options.precision, options.batch_size), lafite.feature_schedule()
+    features = torch.randn(options.feature_batch_size, options.components, options.grid, options.grid).half()
+    data = lafite.FeatureImages({"random": features}, options.seed, "train", options.feature_batch_size)
+    say_forecast("features", new_network(options, options.components), data,
+                 lambda net, batch: lafite.feature_loss(net, batch, abar, options.prediction, machine.precision),
+                 options.steps_features, batch_size=options.feature_batch_size, device=machine.device)
 
 
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
