@@ -61,14 +61,8 @@ def adapt(options: Options, length_given: bool) -> None:
 
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
-    from dbad.families.ddim.adaptation import (
-        chosen_objective,
-        enough_epochs,
-        good_images,
-        outcome,
-        pairing,
-        plan_of,
-    )
+    from dbad.families.ddim import adaptation
+    from dbad.families.ddim.adaptation import chosen_objective, good_images, outcome, pairing, plan_of
     from dbad.families.ddim.objectives import Pairs, held_out_losses, network_and_loss
     from dbad.families.runs import trained_options
     from dbad.networks.extractors import build_extractor, is_extractor, save_extractor
@@ -92,7 +86,7 @@ def adapt(options: Options, length_given: bool) -> None:
         data, validation = (Pairs(images, counterparts(images))
                             for images in good_images(category, options, intensity))
         if not length_given:
-            options = replace(options, epochs_extractor=enough_epochs(options, len(data)))
+            options = replace(options, epochs_extractor=adaptation.enough_epochs(options, len(data)))
 
         # Train until the held-out loss rises, and keep the best.
         model, loss_of = network_and_loss(objective, extractor, options.extractor_weight, *machine[:2])

@@ -24,14 +24,13 @@ class _OutOfTime(Exception):
 
 
 def say_forecast(phase: str, model: M, data: Any, loss_of: Callable[[M, dict[str, Tensor]], dict[str, Tensor]],
-                 num_steps: int, *, batch_size: int, device: torch.device, accumulate: int = 1,
-                 at_most: bool = False) -> None:
+                 num_steps: int, *, device: torch.device, accumulate: int = 1, at_most: bool = False) -> None:
     """Print how long a training of `num_steps` steps takes, and whether it is refused without --yes.
 
-    The other arguments are those of `loop.fit`; `data` is a data set like the training's, with random contents. Where a
-    step takes longer than `LIMIT_S`, "at least" is printed.
+    The other arguments are those of `loop.fit`; `data` is a data set like the training's, of as many random images as a
+    batch has. Where a step takes longer than `LIMIT_S`, "at least" is printed.
     """
-    batch = data.__getitems__([(0, slot, slot % len(data)) for slot in range(batch_size)])
+    batch = data.__getitems__([(0, slot, slot) for slot in range(len(data))])
     batch_s, whole = batch_seconds(model.to(device), {name: value.to(device) for name, value in batch.items()}, loss_of)
     step_s = batch_s * accumulate
     words = forecast(step_s, num_steps, at_most and whole)

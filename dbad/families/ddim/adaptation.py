@@ -86,8 +86,7 @@ def try_training(options: DdimAdaptation, length_given: bool) -> None:
     count = num_good(options, options.item) * (CROPS if options.patching else 1)
     epochs = options.epochs_extractor if length_given else enough_epochs(options, count)
     say_forecast("extractor", model.to(memory_format=memory_format(machine.device)), Pairs(images, images), loss_of,
-                 epochs * -(-count // options.batch_size), batch_size=options.batch_size, device=machine.device,
-                 at_most=True)
+                 epochs * -(-count // options.batch_size), device=machine.device, at_most=True)
 
 
 def plan_of(objective: str, options: DdimAdaptation, data: Pairs, validation: Pairs) -> Plan:

@@ -103,7 +103,7 @@ def try_training(options: DdimTraining) -> None:
     num_images = 0 if options.steps_diffusion is not None else num_good(options, options.item)
     say_forecast("diffusion", new_network(options).to(memory_format=memory_format(machine.device)), data,
                  lambda model, batch: {"loss": denoising_loss(model, batch, abar, machine.precision)},
-                 length(options, num_images), batch_size=options.batch_size, device=machine.device)
+                 length(options, num_images), device=machine.device)
 
 
 def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:

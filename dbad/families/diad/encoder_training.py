@@ -116,8 +116,8 @@ def try_training(start: AutoencoderKL | None, options: AutoencoderOptions) -> No
     images = torch.randint(0, 256, (machine.batch_size, 3, side, side), dtype=torch.uint8)
     data = BalancedImages([list(images)], machine.batch_size, known(options.accumulate), options.seed)
     say_forecast("autoencoder", model.to(memory_format=memory_format(machine.device)), data,
-                 lambda model, batch: model(batch), known(options.num_steps), batch_size=machine.batch_size,
-                 device=machine.device, accumulate=known(options.accumulate), at_most=True)
+                 lambda model, batch: model(batch), known(options.num_steps), device=machine.device,
+                 accumulate=known(options.accumulate), at_most=True)
 
 
 def plan_of(options: AutoencoderOptions, *images: dict[str, list[Tensor]]) -> Plan:

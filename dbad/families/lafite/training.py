@@ -89,7 +89,7 @@ def try_training(options: LafiteOptions) -> None:
     data = lafite.FeatureImages({"random": features}, options.seed, "train", options.feature_batch_size)
     say_forecast("features", new_network(options, options.components), data,
                  lambda net, batch: lafite.feature_loss(net, batch, abar, options.prediction, machine.precision),
-                 options.steps_features, batch_size=options.feature_batch_size, device=machine.device)
+                 options.steps_features, device=machine.device)
 
 
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
