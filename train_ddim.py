@@ -99,7 +99,8 @@ def train(options: Options, folder: Path) -> None:
         return {"loss": denoising_loss(model, batch, abar, machine.precision)}
 
     def report(model, epoch: int) -> dict[str, float]:
-        return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, validation, options, machine)
+        return report_epoch(Denoiser(model, abar, options.noise_kind), epoch, plan, validation, options,
+                            machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
                Place(folder, options.log_dir / name_of(options), "diffusion", options.resume, options.yes),

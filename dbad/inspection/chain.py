@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from dbad.files.locks import writing_run
 from dbad.inspection.options import ChainRun
 from dbad.inspection.run import check_inspected
 from dbad.inspection.several import Job
-from dbad.options.resolve import name_of, run_folder, run_name, subset
+from dbad.options.resolve import Chain, name_of, one_header, run_folder, run_name, subset
 
 C = TypeVar("C", bound=ChainRun)
 
@@ -54,7 +55,7 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
     """
     *training, last = scripts
     left_out = skipped(options, family)
-    inspects = last.__name__ not in left_out
+    inspects, header = last.__name__ not in left_out, Chain(options)
 
     def check(inspected: Any) -> None:
         trained: dict[str, Any] = {}
@@ -68,15 +69,19 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
 
     def train() -> None:
         chained = options
-        with nullcontext() if options.dry_run else writing_run(run_folder(options)):
+        with one_header(header), nullcontext() if options.dry_run else writing_run(run_folder(options)):
             for script in training:
                 if script.__name__ not in left_out and hasattr(script, "chain"):
                     chained = script.chain(chained)
                 elif script.__name__ not in left_out:
                     script.run(subset(script.Options, chained))
 
+    def inspect(inspected: Any) -> Path:
+        with one_header(header):
+            return last.run(subset(last.Options, inspected))
+
     return Job(options={item: replace(options, item=item) for item in items},
                folders={item: options.img_dir / (name_of(options) + f"-{item}" * (len(items) > 1)) for item in items},
                check=check, train=None if all(script.__name__ in left_out for script in training) else train,
-               inspect=(lambda inspected: last.run(subset(last.Options, inspected))) if inspects else None,
+               inspect=inspect if inspects else None,
                resume=options.resume)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from diffusers.models import UNet2DModel
-from PIL import Image
 from torch import Tensor
 
 from dbad.checkpoints.weights import save_weights
 from dbad.data.categories import num_good, split_category
-from dbad.data.images import fingerprint, read_images, to_pixels
+from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
 from dbad.diffusion.ddim import schedule
@@ -21,13 +19,13 @@ from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.ddim.options import DdimTraining, DiffusionOptions, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
-from dbad.files.atomic import atomic_write
 from dbad.files.names import SAMPLES, epoch_file, epoch_of
 from dbad.networks.unet import build_unet
-from dbad.options.resolve import plain, run_folder
+from dbad.options.resolve import name_of, plain, run_folder
 from dbad.records import Category
 from dbad.runtime.device import Machine, memory_format
 from dbad.training.plan import IMAGES, Plan
+from dbad.training.samples import write_sheet
 from dbad.training.trial import say_forecast
 
 # The options that shape the result, so that a training resumes only under equal ones.
@@ -61,27 +59,27 @@ def check_epoch(name: str, last: int) -> None:
                         f"{epoch} of {last}; expected another one, such as final.pt")
 
 
-def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: DdimTraining,
+def report_epoch(denoiser: Denoiser, epoch: int, plan: Plan, validation: NoisedImages, options: DdimTraining,
                  machine: Machine) -> dict[str, float]:
     """Write the weights and the sample pictures of an epoch; the loss on the held-out images, if it is asked for."""
     folder = run_folder(options)
     save_weights(denoiser.unet.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
-    write_samples(folder / SAMPLES / f"epoch_{epoch}.png", denoiser, validation, options, machine, options.seed)
+    rows = samples(denoiser, validation, options, machine, options.seed)
+    write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", rows, options.log_dir / name_of(options), "diffusion/samples",
+                min(epoch * plan.steps_per_epoch, plan.num_steps))
     if not options.calc_val_loss:
         return {}
     return {"val_loss": validation_loss(validation, lambda batch: denoising_loss(
         denoiser.unet, batch, denoiser.abar, machine.precision), machine.device)}
 
 
-def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine,
-                  seed: int) -> None:
-    """Four held-out good images above their reconstructions, as one picture."""
+def samples(denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine, seed: int
+            ) -> list[Tensor]:
+    """Four held-out good images and their reconstructions, (4, 3, S, S) in [-1, 1] each."""
     images = data.__getitems__([(0, slot, slot) for slot in range(min(4, len(data)))])["image"]
     y = images.to(machine.device)
     x = reconstruct(denoiser, y, [image_stream(seed, image) for image in images], options, machine.precision)
-    rows = [torch.cat(list(row.cpu()), dim=2) for row in (y, x)]
-    with atomic_write(path) as temporary:
-        Image.fromarray(to_pixels(torch.cat(rows, dim=1))).save(temporary)
+    return [y, x]
 
 
 def length(options: DdimTraining, num_images: int) -> int:
