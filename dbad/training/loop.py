@@ -87,7 +87,9 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
     ensure_folders(diffusion_checkpoint_dir=place.folder, log_dir=place.log_dir)
     log = Log(place.folder, place.log_dir, place.phase, state.step, hooks.on_begin) if main else None
     if log:
-        _say_where(log, state)
+        _say_where(log.phase, state)
+        if state.finished and hooks.on_begin:
+            hooks.on_begin()
     if best and not best.weights:       # nothing was restored
         state.judge(state.report(hooks.on_report) if main else {})
     if not state.finished:
@@ -103,13 +105,12 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
     return model
 
 
-def _say_where(log: Log, state: _State) -> None:
-    """Print where a training goes on; of a finished one the log begins, and thereby the run."""
+def _say_where(phase: str, state: _State) -> None:
+    """Print where a training goes on, or that there is nothing to do."""
     if state.finished:
-        log.begin()
-        print(f"{log.phase}: already trained, {state.step} steps")
+        print(f"{phase}: already trained, {state.step} steps")
     elif state.step:
-        print(f"training {log.phase}: resuming at step {state.step} of {state.plan.num_steps}")
+        print(f"training {phase}: resuming at step {state.step} of {state.plan.num_steps}")
 
 
 def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, place: Place,
