@@ -29,13 +29,15 @@ class Options(AutoencoderOptions):
 
 def run(options: AutoencoderOptions) -> Path:
     """Train the auto-encoder, and return its run folder."""
-    from dbad.families.diad.encoder_training import resolve_autoencoder  # these load torch
+    from dbad.families.diad.encoder_training import resolve_autoencoder, try_training  # these load torch
     from dbad.files.locks import writing_run
     start, options = resolve_autoencoder(options)
     folder = run_folder(options)
     if announce(options, folder):
         with writing_run(folder):
             train(options, start)
+    else:
+        try_training(start, options)
     return folder
 
 
@@ -84,7 +86,7 @@ def train(options: AutoencoderOptions, start: "AutoencoderKL | None") -> None:
     with memory_advice(options, "batch_size", "accumulate", "resolution", otherwise="a smaller --resolution"):
         fit(model.to(memory_format=memory_format(device)), data, lambda model, batch: model(batch),
             training.plan_of(options, good, held_out),
-            Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume),
+            Place(folder, options.log_dir / options.run_id, "autoencoder", options.resume, options.yes),
             batch_size=options.batch_size, device=device, hooks=Hooks(
                 lambda: write_json(folder / TRAIN_OPTIONS, plain(options) | intensity.settings() | {
                     "method": "autoencoder"}), report, best))

@@ -22,12 +22,15 @@ class Options(DdimTraining):
 
 def run(options: Options) -> Path:
     """Train, and return the run folder."""
-    from dbad.files.locks import writing_run  # these load torch, which reading the command line does without
+    from dbad.families.ddim.training import try_training  # these load torch, which the command line does without
+    from dbad.files.locks import writing_run
     options = resolve_all(options)
     folder = run_folder(options)
     if announce(options, folder / options.diffusion_checkpoint_name, folder / MODEL_CONFIG, folder / TRAIN_OPTIONS):
         with writing_run(folder):
             train(options, folder)
+    else:
+        try_training(options)
     return folder
 
 
@@ -97,10 +100,10 @@ def train(options: Options, folder: Path) -> None:
 
     def report(model, epoch: int) -> dict[str, float]:
         denoiser = Denoiser(model, abar, options.noise_kind, prediction=options.prediction)
-        return report_epoch(denoiser, epoch, validation, options, machine)
+        return report_epoch(denoiser, epoch, plan, validation, options, machine)
 
     unet = fit(unet.to(memory_format=memory_format(machine.device)), data, loss_of, plan,
-               Place(folder, options.log_dir / name_of(options), "diffusion", options.resume),
+               Place(folder, options.log_dir / name_of(options), "diffusion", options.resume, options.yes),
                batch_size=options.batch_size, device=machine.device, hooks=Hooks(begin, report))
     save_weights(unet.state_dict(), folder / options.diffusion_checkpoint_name)
 

@@ -115,7 +115,6 @@ def train(options: Options, folder: Path) -> None:
     print(f"{sum(len(part.images) for part in latents.values())} good images to train on, "
           f"{sum(map(len, held_out.values()))} held out; {learning:.1f} M of {whole:.1f} M parameters are trained; "
           f"{machine.device.type}, {machine.precision}")
-
     training.train_latents(model, latents, validation, options, intensity, machine)
     begin_files(folder, record, ())
     save_diad(model, folder)
@@ -126,9 +125,8 @@ def train(options: Options, folder: Path) -> None:
     settings = DiadSettings.of(options, **extractor_settings(extractor), **intensity.settings())
     detector = DiadDetector(settings=settings, machine=machine, extractor=extractor,
                             model=ready(model, machine.device, machine.precision))
-    thresholds = calibrate_all(DIAD, lambda name: detector, held_out, options)
     save_restoration(folder, detector, [sample for samples in held_out.values() for sample in samples])
-    finish_files(folder, record, thresholds)
+    finish_files(folder, record, calibrate_all(DIAD, lambda name: detector, held_out, options))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ held-out good images decides when to stop and which epoch is kept.
     python train_extractor.py --item screw --dataset_path data/mvtec --objective ddad --epochs_extractor 8
 """
 
-import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,6 @@ from dbad.files.names import EXTRACTOR, check_written
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, name_of, resolve, run_folder, subset
 
-MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DdimAdaptation):
@@ -29,7 +26,8 @@ class Options(DdimAdaptation):
 
 def run(options: Options) -> Path:
     """Adapt the extractor, and return the file it is in."""
-    from dbad.families.runs import trained_options  # these load torch, which reading the command line does without
+    from dbad.families.ddim.adaptation import try_training  # these load torch, which the command line does without
+    from dbad.families.runs import trained_options
     from dbad.files.locks import writing_run
     length_given = options.epochs_extractor is not None
     options = resolve_all(options, trained_options(options, "ddim"))
@@ -37,6 +35,8 @@ def run(options: Options) -> Path:
     if announce(options, path):
         with writing_run(run_folder(options)):
             adapt(options, length_given)
+    else:
+        try_training(options, length_given)
     return path
 
 
@@ -61,6 +61,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
     from dbad.data.categories import open_category
     from dbad.data.depth import run_intensity
+    from dbad.families.ddim import adaptation
     from dbad.families.ddim.adaptation import chosen_objective, good_images, outcome, pairing, plan_of
     from dbad.families.ddim.objectives import Pairs, held_out_losses, network_and_loss
     from dbad.families.runs import trained_options
@@ -85,8 +86,7 @@ def adapt(options: Options, length_given: bool) -> None:
         data, validation = (Pairs(images, counterparts(images))
                             for images in good_images(category, options, intensity))
         if not length_given:
-            epochs = max(options.epochs_extractor, math.ceil(MIN_STEPS * options.batch_size / len(data)))
-            options = replace(options, epochs_extractor=epochs)
+            options = replace(options, epochs_extractor=adaptation.enough_epochs(options, len(data)))
 
         # Train until the held-out loss rises, and keep the best.
         model, loss_of = network_and_loss(objective, extractor, options.extractor_weight, *machine[:2])
@@ -97,7 +97,7 @@ def adapt(options: Options, length_given: bool) -> None:
 
         fit(model.to(memory_format=memory_format(machine.device)), data, loss_of,
             plan_of(objective, options, data, validation),
-            Place(run_folder(options), options.log_dir / name_of(options), "extractor", options.resume),
+            Place(run_folder(options), options.log_dir / name_of(options), "extractor", options.resume, options.yes),
             batch_size=options.batch_size, device=machine.device, hooks=Hooks(on_report=report, best=best))
         print(outcome(objective, best))
     save_extractor(extractor, path)

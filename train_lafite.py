@@ -38,6 +38,7 @@ class Options(LafiteOptions):
 def run(options: Options) -> Path:
     """Train, tune and calibrate; returns the run folder."""
     from dbad.families.lafite.lessons import judge_file  # these load torch
+    from dbad.families.lafite.training import try_training
     from dbad.files.locks import writing_run
     from dbad.inspection.calibrate import with_thresholds
     given = sorted(field.name for field in fields(FeatureMapOptions) if getattr(options, field.name) is not None)
@@ -50,6 +51,8 @@ def run(options: Options) -> Path:
     if announce(options, *(folder / name for name in writes)):
         with writing_run(folder):
             train(options, given, folder)
+    elif has_denoiser(options.method):
+        try_training(options)
     return folder
 
 
@@ -58,10 +61,11 @@ def resolve_all(options: Options) -> Options:
     import torch
 
     from dbad.data.categories import chosen_items
-    from dbad.families.lafite.training import new_network
+    from dbad.families.lafite.training import default_layers, new_network
     from dbad.families.registry import FAMILIES
     from dbad.families.runs import keep_intensity, trained_options
     from dbad.inspection.calibrate import check_promises
+    from dbad.networks.extractors import chosen_layers
     if options.patching:
         raise UserError("--patching: features are taken from whole images; expected --no_patching")
     method = options.method or METHODS[0]
@@ -70,6 +74,7 @@ def resolve_all(options: Options) -> Options:
                       preset=preset, tune=options.tune is not False, method=method)
     options = resolve(keep_intensity(options, begun(options)))
     trained_options(options, *METHODS)      # refuses a run of another script
+    chosen_layers(options.extractor, options.extractor_layers or default_layers(options.extractor))
     check_promises(options, options.item)
     with torch.device("meta"):
         new_network(options, options.components)    # refuses channels and grids that do not fit

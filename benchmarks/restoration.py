@@ -80,7 +80,8 @@ def main() -> None:
             rows.append({"run": run, "w": weight, "start": start, "steps": steps, **typical(each)._asdict(),
                          "by_kind": {kind: one._asdict() for kind, one in kinds.items()}})
             shown = ", ".join(f"{kind} {one.gone:.2f}" for kind, one in kinds.items())
-            print(f"{run}, {weight}, {start}, {steps}: {typical(each).gone:.2f} ({shown}), {typical(each).elsewhere:.1f}")
+            middle = typical(each)
+            print(f"{run}, {weight}, {start}, {steps}: {middle.gone:.2f} ({shown}), {middle.elsewhere:.1f}")
     if args.out:
         write_json(args.out, rows)
 

@@ -1,11 +1,15 @@
 """What pseudo-anomalies teach a LafitE detector: which images are damaged, and who judges which of them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import MACHINE, random_images
 
-from dbad.families.lafite.lessons import Lesson, first_of_each, set_aside, teach
+from dbad.families.lafite import lessons
+from dbad.families.lafite.comparing import affordable
+from dbad.families.lafite.lessons import Lesson, first_of_each, prepare_lessons, set_aside, teach
 from dbad.families.search import PseudoValidation
 
 
@@ -66,9 +70,58 @@ def test_a_single_image_is_judged_by_who_knows_it():
 
 
 def test_each_category_has_a_discriminator_and_so_have_all_together():
-    lessons = {"bolt": lesson(3), "nut": lesson(4, seed=1)}
-    judges = teach(lessons, 0)
+    each = {"bolt": lesson(3), "nut": lesson(4, seed=1)}
+    judges = teach(each, 0)
     assert judges.keys() == {"bolt", "nut", None}
     assert len({judge.mean[0].item() for judge in judges.values()}) == 3
-    alone = teach({"bolt": lessons["bolt"]}, 0)
+    alone = teach({"bolt": each["bolt"]}, 0)
     assert alone[None] is alone["bolt"] and torch.equal(alone[None].mean, judges["bolt"].mean)
+
+
+# ------------------------------------------------------------------------------------------ within the time
+
+@pytest.mark.parametrize("left_s, expected", [
+    (1e9, (40, 16)), (640.0, (40, 16)), (639.0, (40, 15)), (80.0, (40, 2)), (40.0, (40, 1)), (39.0, (39, 1)),
+    (3.0, (10, 1)), (-5.0, (10, 1)), (float("inf"), (40, 16))])
+def test_as_many_anomalies_are_compared_as_there_is_time_for_and_always_some(left_s, expected):
+    assert affordable(40, 16, 1.0, left_s) == expected
+    assert affordable(4, 16, 1.0, -5.0) == (4, 1)
+
+
+class Compared:
+    """A detector whose comparisons take a second an image, on the clock `now`."""
+
+    def __init__(self, now):
+        self.now, self.images = now, 0
+        self.machine, self.settings = MACHINE, SimpleNamespace(seed=0)
+        self.space = SimpleNamespace(patches=SimpleNamespace(grid=4))
+
+    def look_up(self, batch, judged):
+        return batch
+
+    def evidence(self, batch):
+        self.now[0] += len(batch)
+        self.images += len(batch)
+        return torch.zeros(len(batch), 3, 4, 4)
+
+
+@pytest.mark.parametrize("minutes, good, each", [(30.0, 24, 10), (1.5, 24, 2), (0.4, 10, 1), (0.01, 10, 1)])
+def test_the_comparisons_of_a_search_keep_to_its_time(minutes, good, each, monkeypatch, capfd):
+    now = [0.0]
+    monkeypatch.setattr(lessons.time, "monotonic", lambda: now[0])
+    detector = Compared(now)
+    part = SimpleNamespace(images=lambda numbers: (random_images(24, 16), [f"{n}.png" for n in numbers]))
+    made = prepare_lessons(detector, {"bolt": part}, {"bolt": list(range(24))}, 240, 24, 60 * minutes)["bolt"]
+    assert len(made.shown.good) == len(made.evidence[0]) == good and made.per_image == each
+    assert len(made.shares) == len(made.evidence[1]) == good * each and len(made.shown.pseudo) == good
+    assert detector.images == (24 if minutes > 1 else 16) + good * each and now[0] <= max(60 * minutes, 26)
+    assert ("--tune_minutes leaves time for" in capfd.readouterr().out) == (each < 10)
+
+
+def test_a_short_search_is_served_by_discriminators_that_are_trained_for_less(monkeypatch):
+    steps = []
+    monkeypatch.setattr(lessons, "train_discriminator", lambda *_, **more: steps.append(more) or SimpleNamespace(
+        surprise=lambda known: known[:, :1]))
+    for share in (2.0, 1.0, 0.5, 0.0):
+        lesson(4).surprises(0, share)
+    assert steps == 2 * [{}] + 2 * [{}] + 2 * [{"steps": lessons.STEPS // 2}] + 2 * [{"steps": lessons.LEAST_STEPS}]

@@ -294,6 +294,16 @@ def test_after_the_minutes_the_best_so_far_is_taken(images, monkeypatch):
     assert best.merit == max(trial.merit for trial in search.trials)
 
 
+@pytest.mark.parametrize("net, fixed", [("a network", set()), ("a network", {"editing", "blur_sigma", "knn_contrib"}),
+                                        (None, {"edit_contrib"})])
+def test_the_bar_of_a_search_has_a_total_that_is_enough(net, fixed, images, capsys):
+    settings = BEGIN if net else replace(BEGIN, knn_contrib=1.0, edit_contrib=0.0, denoise_contrib=0.0)
+    search = FeatureSearch(known("knn", settings, net=net), images, fixed)
+    search.run()
+    assert 1 < search.bar.n <= search.most()
+    assert f" 0/{search.most()} [" in capsys.readouterr().err
+
+
 def test_together_categories_take_the_settings_of_one_that_are_best_for_all_on_average():
     class Found:
         def __init__(self, settings, **merits):

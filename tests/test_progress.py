@@ -102,3 +102,11 @@ def test_validations_pictures_and_saves_are_no_part_of_a_step(monkeypatch):
 def test_how_long_a_training_takes_is_told_in_words(step_s, num_steps, expected):
     assert forecast(step_s, num_steps) == expected
     assert forecast(step_s, num_steps, at_most=True) == f"at most {expected}"
+
+
+def test_more_than_a_day_is_refused_in_one_line_that_says_what_to_try():
+    assert progress.refusal(720.0, 3000) == (
+        "about 25 days (720 s/step, 3000 steps) on this CPU; expected less than a day: try --preset small, or give "
+        "--yes")
+    assert progress.refusal(720.0, 3000, at_most=True).startswith("at most about 25 days")
+    assert progress.refusal(1.0, 86_400) is None

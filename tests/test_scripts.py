@@ -285,6 +285,20 @@ def test_a_dry_run_prints_the_options_and_writes_nothing(workplace, script, tiny
     assert files_in(workplace) == before
 
 
+def test_all_phases_have_one_header_with_all_that_was_given(workplace, script, tiny, capsys):
+    script("train_tune_eval.py", *tiny, "--blur_sigma", 3, "--dry_run")
+    line, = (line for line in capsys.readouterr().out.splitlines() if "; preset demo" in line)
+    assert line.startswith("hazelnut from data; ") and "steps_diffusion 6" in line and "blur_sigma 3.0" in line
+
+
+def test_tensorboard_shows_what_the_network_makes_of_held_out_images(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(finished / "logs/hazelnut"), size_guidance={"images": 0}).Reload()
+    shown = events.Images("diffusion/samples")
+    assert [each.step for each in shown] == [3, 6]
+    assert [(each.width, each.height) for each in shown] == 2 * [(3 * 16, 2 * 16)]      # three images are held out
+
+
 def test_importing_a_script_does_nothing(tmp_path):
     code = "; ".join(f"import {name.removesuffix('.py')}" for name in SCRIPTS)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,

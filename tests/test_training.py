@@ -357,6 +357,50 @@ def test_how_long_it_takes_is_said_once_and_of_a_resumed_run_what_is_left(tmp_pa
         train(tmp_path)
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def slow(monkeypatch) -> None:
+    """A second step is known to take long, and a day is short."""
+    monkeypatch.setattr(progress, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(progress, "MEASURED_S", 1e-9)
+    monkeypatch.setattr(progress, "LONGEST_S", 1e-9)
+
+
+@pytest.mark.parametrize("before", ["nothing", "finished", "stopped"])
+def test_a_training_of_days_on_a_cpu_is_refused_and_every_file_stays(before, tmp_path, monkeypatch):
+    if before == "finished":
+        train(tmp_path)
+    elif before == "stopped":
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, failing_at(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    kept, begun = files_of(tmp_path), []
+    slow(monkeypatch)
+    with pytest.raises(UserError) as error:
+        train(tmp_path, resume=before == "stopped", on_begin=lambda: begun.append(1))
+    assert re.fullmatch(r"about 1 seconds \(.* s/step, \d+ steps\) on this CPU; expected less than a day: try --preset "
+                        "small, or give --yes", one_line(error))
+    assert files_of(tmp_path) == kept and not begun
+
+
+def test_a_training_of_days_is_done_where_that_is_agreed_to(unbroken, tmp_path, monkeypatch):
+    slow(monkeypatch)
+    model = fit(network(), Pictures(), loss_of, PLAN, Place(tmp_path, tmp_path / "events", "diffusion", yes=True),
+                batch_size=4, device=CPU)
+    assert same(model, unbroken[0])
+
+
+def test_it_is_said_where_a_training_goes_on_and_that_a_finished_one_is_done(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, failing_at(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert "resuming" not in capsys.readouterr().out
+    train(tmp_path)
+    assert capsys.readouterr().out == f"training diffusion: resuming at step 6 of {NUM_STEPS}\n"
+    train(tmp_path)
+    assert capsys.readouterr().out == f"diffusion: already trained, {NUM_STEPS} steps\n"
+
+
 def test_tensorboard_shows_every_epoch_once_also_of_a_run_that_was_broken_off(unbroken, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, failing_at(8, raise_interrupt))         # nothing saved: two epochs are trained again

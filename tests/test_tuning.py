@@ -15,7 +15,7 @@ from dbad.families.ddim.detector import DdimDetector, Differences
 from dbad.families.ddim.options import MapOptions, Reconstruction
 from dbad.families.ddim.search import DdimSearch, plot_trials
 from dbad.families.detector import load_detector
-from dbad.families.search import NUM_PSEUDO, PseudoValidation, Trial, pseudo_validation, write_trials
+from dbad.families.search import NUM_PSEUDO, PseudoValidation, Trial, pseudo_validation, within, write_trials
 from dbad.networks.extractors import build_extractor
 from dbad.options.resolve import subset
 
@@ -111,6 +111,22 @@ def test_after_the_minutes_the_best_so_far_is_taken(images, monkeypatch):
     search = DdimSearch(known(), images, minutes=5)
     best = search.run()
     assert search.stopped and best in search.trials and 1 < len({way(trial) for trial in search.trials}) < 6
+
+
+@pytest.mark.parametrize("left_s, good", [(1e9, 30), (120.0, 30), (60.0, 15), (0.0, 10), (-1.0, 10)])
+def test_fewer_images_are_looked_at_where_time_is_short(left_s, good):
+    many = PseudoValidation(torch.arange(30), torch.arange(60), torch.arange(60), torch.arange(30))
+    few = within(many, 1.0, left_s)
+    assert [len(part) for part in (few.good, few.pseudo, few.masks, few.reference)] == [good, 2 * good, 2 * good, good]
+    assert (few is many) == (good == 30) and torch.equal(few.pseudo, many.pseudo[:2 * good])
+
+
+@pytest.mark.parametrize("fixed", [set(), {"start_at_timestep"}, {"recon_weight", "steps_to_regenerate"}])
+def test_the_bar_of_a_search_has_a_total_that_is_enough(images, fixed, capsys):
+    search = DdimSearch(known(), images, fixed)
+    search.run()
+    assert 1 < search.bar.n <= search.most()
+    assert f" 0/{search.most()} [" in capsys.readouterr().err
 
 
 def test_chance_does_not_change_a_setting(images, monkeypatch):

@@ -43,6 +43,13 @@ class ChosenItems(Source, Protocol):
     def item(self) -> str | tuple[str, ...]: ...
 
 
+class HeldOut(Source, Protocol):
+    """The options that name a data set, and the share of its good images that is held out."""
+
+    @property
+    def holdout(self) -> float: ...
+
+
 def open_category(options: Chosen, states: Sequence[str] = ("all",)) -> Category:
     """The category that the options name, see `category_of`."""
     return category_of(options, options.item, states)
@@ -122,6 +129,13 @@ def split_category(category: Category, share: float) -> tuple[list[Sample], list
     if category.held_out:
         return list(category.train), list(category.held_out)
     return split_holdout(category.train, share)
+
+
+def num_good(options: HeldOut, item: str) -> int:
+    """The number of good images of a category to train on. None is read, and the demo data is not drawn."""
+    if options.dataset_path is None:
+        return draw.Parameters.num_train - round(options.holdout * draw.Parameters.num_train)
+    return len(split_category(category_of(options, item), options.holdout)[0])
 
 
 def split_holdout(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:

@@ -32,6 +32,7 @@ from dbad.maps import central_window
 from dbad.records import Sample
 
 NUM_PSEUDO = 80         # pseudo-anomalies, about
+LEAST_IMAGES = 10       # good images of a search, however short its time
 JUDGED_SIDE = 128       # px; of larger maps every second or third pixel is enough for a comparison
 
 Parts = Mapping[str, dict[str, Tensor]]     # of the "good" and the "pseudo" images, (N, 1, S, S) each by name
@@ -71,6 +72,21 @@ def pseudo_validation(good: Tensor, names: Sequence[str], reference: Tensor, see
     return PseudoValidation(good, pseudo, masks, reference)
 
 
+def within(images: PseudoValidation, image_s: float, left_s: float) -> PseudoValidation:
+    """The first of the images, so few that the networks see each once in `left_s` seconds, at `image_s` seconds each.
+
+    There are at least `LEAST_IMAGES` good ones with their pseudo-anomalies, whatever the time.
+    """
+    per_image = len(images.pseudo) // len(images.good)
+    seconds = image_s * (len(images.good) + len(images.pseudo) + len(images.reference))
+    if seconds <= left_s:
+        return images
+    count = min(len(images.good), max(LEAST_IMAGES, int(len(images.good) * left_s / seconds)))
+    damaged = slice(count * per_image)
+    return PseudoValidation(images.good[:count], images.pseudo[damaged], images.masks[damaged],
+                            images.reference[:count])
+
+
 @dataclass(frozen=True)
 class Trial(Generic[S]):
     """Settings that were tried, and how they did on the pseudo-validation: AUPRO to 0.3, image AUROC, pixel AP."""
@@ -106,9 +122,14 @@ class Search(ABC, Generic[S, D]):
 
     def run(self) -> Trial[S]:
         """Search and return the best trial."""
-        with tqdm(desc="tuning", unit=self.unit) as self.bar:
+        with tqdm(total=self.most(), desc="tuning", unit=self.unit) as self.bar:
             self.search()
+            self.bar.total = self.bar.n
         return self.best
+
+    @abstractmethod
+    def most(self) -> int:
+        """The largest number of steps that the search may take, for its progress bar."""
 
     @abstractmethod
     def search(self) -> None:

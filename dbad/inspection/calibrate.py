@@ -34,7 +34,7 @@ from dbad.records import Sample
 
 # Options about places and the machine, which do not shape the result; the bit depth follows from the images.
 PLACED = frozenset({"diffusion_checkpoint_dir", "log_dir", "device", "num_workers", "dry_run", "resume",
-                    "intensity_bits"})
+                    "yes", "intensity_bits"})
 
 
 class CalibrationOptions(Protocol):

@@ -17,7 +17,7 @@ from dbad.files.locks import writing_run
 from dbad.inspection.options import ChainRun
 from dbad.inspection.run import check_inspected
 from dbad.inspection.several import Job
-from dbad.options.resolve import name_of, run_folder, run_name, subset
+from dbad.options.resolve import Chain, name_of, one_header, run_folder, run_name, subset
 from dbad.records import RunResults
 
 C = TypeVar("C", bound=ChainRun)
@@ -58,7 +58,7 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
     """
     *training, last = scripts
     left_out = skipped(options, family)
-    inspects = last.__name__ not in left_out
+    inspects, header = last.__name__ not in left_out, Chain(options)
 
     def check(inspected: Any) -> None:
         trained: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
 
     def train() -> None:
         chained = options
-        with nullcontext() if options.dry_run else writing_run(run_folder(options)):
+        with one_header(header), nullcontext() if options.dry_run else writing_run(run_folder(options)):
             for script in training:
                 if script.__name__ not in left_out and hasattr(script, "chain"):
                     chained = script.chain(chained)
@@ -83,7 +83,8 @@ def job_of(options: ChainRun, items: Sequence[str], family: Family, scripts: Seq
         if not has_images(inspected):
             print(f"{inspected.item}: no test images: inspect new ones with {command_for(inspected, family)}")
             return None
-        return last.run(subset(last.Options, inspected))
+        with one_header(header):
+            return last.run(subset(last.Options, inspected))
 
     return Job(options={item: replace(options, item=item) for item in items},
                folders={item: options.img_dir / (name_of(options) + f"-{item}" * (len(items) > 1)) for item in items},

@@ -135,10 +135,11 @@ def _record(options: InspectionRun) -> dict[str, Any]:
 
 
 def _given(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run without the options that were not given, since an older record may have fewer options."""
+    """The record of a run without the options that were not given, since an older record may have fewer, and --yes."""
     options = record.get("options")
     options = options if isinstance(options, dict) else {}      # a damaged file may hold anything
-    return record | {"options": {name: value for name, value in options.items() if value is not None}}
+    return record | {"options": {name: value for name, value in options.items()
+                                 if value is not None and name != "yes"}}
 
 
 def write_set_summary(options: AnyInspectionRun, runs: Sequence[Run]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +21,19 @@ D = TypeVar("D", bound=Declared)
 LONGEST_NAME = 120      # bytes; results are called after run and category together, and file systems take 255
 _LENGTHS = ("epochs_diffusion", "steps_diffusion")      # one replaces the other
 _BINDING = ("item", "holdout", "patching", "resolution", "intensity")  # what later scripts cannot change
-# Of what differs from the preset.
-_NOT_SAID = ("item", "preset", "dry_run", "run_id", "method", "dataset_path", "images")
+# Options that are not said to differ from the preset.
+_NOT_SAID = ("item", "preset", "dry_run", "run_id", "method", "dataset_path", "images", "yes")
+
+
+@dataclasses.dataclass
+class Chain:
+    """The options of a run's phases together, and whether its header was printed."""
+
+    options: Declared
+    said: bool = False
+
+
+_chain: ContextVar[Chain | None] = ContextVar("chain", default=None)
 
 
 class Named(Declared, Protocol):
@@ -116,14 +129,32 @@ def run_name(options: Named, method: str) -> str:
     return options.run_id or ("-".join(names) if len(names) < 4 else f"{len(names)}-categories") + f"-{method}"
 
 
+@contextmanager
+def one_header(chain: Chain) -> Iterator[None]:
+    """Run a phase of the chain in the block: the first one to `announce` prints the header, with all options given."""
+    token = _chain.set(chain)
+    try:
+        yield
+    finally:
+        _chain.reset(token)
+
+
 def announce(options: AnyRunOptions, *writes: Path | str) -> bool:
     """Say which preset is in force and what differs from it; on `--dry_run` also all options and what would be written.
 
-    Returns whether the script is to go on.
+    Returns whether the script is to go on. Within `one_header` the first line is printed once.
     """
-    different = ", ".join(f"{name} {shown(value)}" for name, value in changed(options).items() if name not in _NOT_SAID)
-    print(printable(f"{shown(options.item)} from {data_of(options)}; preset {options.preset}{_why_small(options)}"
-                    + f" with {different}" * bool(different)))
+    chain, values = _chain.get(), changed(options)
+    if chain:
+        given = {name: value for name, value in plain(chain.options).items() if value is not None}
+        own = changed(dataclasses.replace(chain.options, preset=options.preset))
+        values |= {name: given[name] for name in own.keys() & given.keys()}
+    different = ", ".join(f"{name} {shown(value)}" for name, value in values.items() if name not in _NOT_SAID)
+    if not (chain and chain.said):
+        print(printable(f"{shown(options.item)} from {data_of(options)}; preset {options.preset}{_why_small(options)}"
+                        + f" with {different}" * bool(different)))
+    if chain:
+        chain.said = True
     if options.dry_run:
         say_all(options, *writes)
     return not options.dry_run

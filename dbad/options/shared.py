@@ -125,7 +125,8 @@ class FolderOptions:
 
     diffusion_checkpoint_dir: Path = opt("parent folder of the run folders", Path("checkpoints"),
                                          aliases=["--checkpoint_dir"])
-    dry_run: bool = opt("print the options and what would be written, then stop", False, first=10)
+    dry_run: bool = opt("print the options, what would be written and how long a training takes, then stop", False,
+                        first=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,8 @@ class TrainingOptions:
     """Course of the training."""
 
     resume: bool = opt("continue from the last saved state of this run, if there is one", True, first=18)
-    log_dir: Path = opt("folder for TensorBoard logs", Path("logs"))
+    log_dir: Path = opt("folder for TensorBoard logs: tensorboard --logdir logs", Path("logs"))
+    yes: bool = opt("train even if it takes more than a day on a CPU", False)
 
 
 @dataclass(frozen=True, kw_only=True)

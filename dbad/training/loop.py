@@ -27,7 +27,7 @@ from dbad.files.atomic import ensure_folders
 from dbad.runtime.signals import stop_signals
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
-from dbad.training.progress import Clock, EpochSums, Log, forecast
+from dbad.training.progress import Clock, EpochSums, Log, forecast, refusal
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,6 +73,8 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
     A finished run is not repeated. Frozen weights are not saved: the caller's model must have them. On Ctrl-C and
     SIGTERM the step in progress is finished and saved. After `kill -9` at most `progress.SAVE_EVERY_S` seconds of work
     are repeated, more if a save takes longer than `progress.LONG_SAVE_S`. The log has the losses of an unbroken run.
+    A training of more than a day on a CPU is a `UserError` after its first steps, unless `place.yes`; the files of the
+    folder are then as they were.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -83,8 +85,11 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
     if place.resume and place.last.is_file():
         state.restore(place.last)
     ensure_folders(diffusion_checkpoint_dir=place.folder, log_dir=place.log_dir)
-    if hooks.on_begin and main:
-        hooks.on_begin()
+    log = Log(place.folder, place.log_dir, place.phase, state.step, hooks.on_begin) if main else None
+    if log:
+        _say_where(log.phase, state)
+        if state.finished and hooks.on_begin:
+            hooks.on_begin()
     if best and not best.weights:       # nothing was restored
         state.judge(state.report(hooks.on_report) if main else {})
     if not state.finished:
@@ -93,15 +98,22 @@ def fit(model: M, data: Dataset, loss_of: Callable[[M, Any], dict[str, Tensor]],
                               accelerator.num_processes)
         # No worker processes: they inherit the signal handlers of this one, and ending them hung on a GPU.
         loader = DataLoader(data, batch_sampler=batches, pin_memory=device.type == "cuda", collate_fn=_as_is)
-        log = Log(place.folder, place.log_dir, place.phase, state.step) if main else None
-        _loop(accelerator, state, loader, loss_of, place.last, log, hooks.on_report)
+        _loop(accelerator, state, loader, loss_of, place, log, hooks.on_report)
     state.use_ema()
     if best:
         best.copy_to(state.trainable)
     return model
 
 
-def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, last: Path,
+def _say_where(phase: str, state: _State) -> None:
+    """Print where a training goes on, or that there is nothing to do."""
+    if state.finished:
+        print(f"{phase}: already trained, {state.step} steps")
+    elif state.step:
+        print(f"training {phase}: resuming at step {state.step} of {state.plan.num_steps}")
+
+
+def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: Callable, place: Place,
           log: Log | None, on_report: Callable | None) -> None:
     """Train until the plan's end or until a signal asks to stop; only the process with a `log` reports and saves."""
     plan, clock = state.plan, Clock()
@@ -130,24 +142,41 @@ def _loop(accelerator: Accelerator, state: _State, loader: DataLoader, loss_of: 
                 means |= clock.epoch()
                 bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
                 with clock.aside():
-                    found = state.report(on_report) if log else {}
-                if log:
-                    log.write(state.epoch, state.step, means | found)
-                state.judge(found)
+                    state.judge(_report(state, log, on_report, means))
                 accelerator.wait_for_everyone()
                 state.losses.restart()
             step_s = clock.step()
-            if step_s and log and not state.finished:
-                bar.write(f"{bar.desc}: {forecast(step_s, plan.num_steps - state.step, state.best is not None)}")
-            stopped, due = _together(accelerator, asked(), clock.save_is_due())
+            refused = _forecast(bar, state, step_s, accelerator, place) if step_s and log else None
+            refuse, stopped, due = _together(accelerator, bool(refused), asked(), clock.save_is_due())
+            if refuse:
+                raise UserError(refused or "refused by the main process")
             if stopped or state.finished or due:
                 _check_finite(float(losses["loss"].detach() + norm), state.step)
                 with clock.saving():
-                    state.save(last if log else None)
+                    state.save(place.last if log and log.begin() else None)
             if stopped:
                 raise KeyboardInterrupt
             if state.finished:
                 break
+
+
+def _report(state: _State, log: Log | None, on_report: Callable | None, means: dict[str, float]) -> dict[str, float]:
+    """Log the end of an epoch with its `means` and what `on_report` found; empty in a process without a log."""
+    if log is None:
+        return {}
+    log.begin()
+    found = state.report(on_report)
+    log.write(state.epoch, state.step, means | found)
+    return found
+
+
+def _forecast(bar: tqdm, state: _State, step_s: float, accelerator: Accelerator, place: Place) -> str | None:
+    """Say how long the rest of a training takes; where that is too long, return the words to refuse it with."""
+    left, at_most = state.plan.num_steps - state.step, state.best is not None
+    refused = None if place.yes or accelerator.device.type != "cpu" else refusal(step_s, left, at_most)
+    if not state.finished and not refused:
+        bar.write(f"{bar.desc}: {forecast(step_s, left, at_most)}")
+    return refused
 
 
 def _together(accelerator: Accelerator, *wishes: bool) -> list[bool]:

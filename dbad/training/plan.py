@@ -50,12 +50,14 @@ class Place:
         log_dir    folder of TensorBoard's events, one sub-folder per phase
         phase      name of the training in logs and progress bars
         resume     resume from the last state, if there is one
+        yes        train even if it takes more than a day on a CPU
     """
 
     folder: Path
     log_dir: Path
     phase: str
     resume: bool = True
+    yes: bool = False
 
     @property
     def last(self) -> Path:
@@ -67,7 +69,7 @@ class Place:
 class Hooks:
     """Callbacks of a training; only the main process calls them.
 
-        on_begin     called as soon as it is certain that the run can start or resume
+        on_begin     called once it is certain that the run can start or resume, and does not take too long
         on_report    called with the EMA model and the epoch; its result is logged
         best         stops the training early, by the "val_loss" that `on_report` must then return, first for epoch 0
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ LONG_SAVE_S = 6         # if a save takes longer, saves become rarer in proporti
 WARM_UP_STEPS = 3       # slower than the others: memory is allocated, kernels are chosen
 LONG_STEP_S = 10.0      # one longer step is enough to measure the time of a step, even if it is the slow first one
 MEASURED_S = 2.0        # otherwise the time of a step is a mean over at least this long
+LONGEST_S = 86_400.0    # a longer training on a CPU needs the user's agreement
 
 
 class EpochSums:
@@ -121,6 +122,14 @@ class Clock:
         self._pause_s = SAVE_EVERY_S * max(1.0, (self._saved - begun) / LONG_SAVE_S)
 
 
+def refusal(step_s: float, num_steps: int, at_most: bool = False) -> str | None:
+    """The reason not to train so many steps on a CPU; None if they take less than `LONGEST_S`."""
+    if step_s * num_steps <= LONGEST_S:
+        return None
+    return (f"{forecast(step_s, num_steps, at_most)} on this CPU; expected less than a day: try --preset small, or "
+            "give --yes")
+
+
 def forecast(step_s: float, num_steps: int, at_most: bool = False) -> str:
     """The time that the steps will take, in words: about 12 minutes (0.48 s/step, 1500 steps)."""
     seconds = max(1.0, step_s * num_steps)
@@ -139,18 +148,30 @@ class Log:
     """The run's log.jsonl and the TensorBoard events of a phase, without duplicates after a resume.
 
     Lines and events after `step` belong to work that is repeated: lines are removed, TensorBoard hides the events.
+    Nothing is changed before `begin`, which also calls `on_begin`.
     """
 
-    def __init__(self, folder: Path, log_dir: Path, phase: str, step: int):
-        trim_log(folder, phase, step)
+    def __init__(self, folder: Path, log_dir: Path, phase: str, step: int,
+                 on_begin: Callable[[], None] | None = None):
         self.folder, self.log_dir, self.phase = folder, log_dir / phase, phase
-        with cannot_be_written(self.log_dir):
-            self._events = SummaryWriter(str(self.log_dir), purge_step=step + 1)
+        self._step, self._on_begin = step, on_begin
+        self._events: SummaryWriter | None = None
+
+    def begin(self) -> SummaryWriter:
+        """Prepare the folders for what the training writes, the first time it is called; gives TensorBoard's file."""
+        if self._events is None:
+            if self._on_begin:
+                self._on_begin()
+            trim_log(self.folder, self.phase, self._step)
+            with cannot_be_written(self.log_dir):
+                self._events = SummaryWriter(str(self.log_dir), purge_step=self._step + 1)
+        return self._events
 
     def write(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log a finished epoch."""
+        events = self.begin()
         log_line(self.folder, json.dumps({"phase": self.phase, "epoch": epoch, "step": step, **values}))
         with cannot_be_written(self.log_dir):
             for key, value in values.items():
-                self._events.add_scalar(f"{self.phase}/{key}", value, step)
-            self._events.flush()
+                events.add_scalar(f"{self.phase}/{key}", value, step)
+            events.flush()

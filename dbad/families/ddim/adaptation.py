@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,19 +11,24 @@ import torch
 from torch import Tensor
 
 from dbad.data.augment import random_crops
-from dbad.data.categories import split_category
+from dbad.data.categories import num_good, split_category
 from dbad.data.images import fingerprint, read_images, to_float
 from dbad.data.intensity import Intensity
 from dbad.diffusion.noise import stream
 from dbad.families.ddim.detector import open_denoiser
-from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards
+from dbad.families.ddim.objectives import OBJECTIVES, Pairs, denoise_towards, network_and_loss
 from dbad.families.ddim.options import DdimAdaptation, ExtractorOptions, Reconstruction
 from dbad.families.ddim.reconstruct import reconstruct_all
+from dbad.networks.extractors import build_extractor
 from dbad.options.resolve import plain, run_folder, subset
 from dbad.records import Category
 from dbad.runtime.device import Machine, memory_format
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Plan
+from dbad.training.trial import say_forecast
+
+MIN_STEPS = 100     # of adaptation, where its length is not given: an epoch of 50 images changes nothing
+CROPS = 4           # of an image, with --patching
 
 
 def chosen_objective(options: ExtractorOptions) -> str:
@@ -30,7 +36,7 @@ def chosen_objective(options: ExtractorOptions) -> str:
     return options.objective or ("reconstruction" if options.extractor_use_diff else "autoencoder")
 
 
-def images_of(pixels: list[Tensor], purpose: str, options: DdimAdaptation, crops_per_image: int = 4) -> Tensor:
+def images_of(pixels: list[Tensor], purpose: str, options: DdimAdaptation, crops_per_image: int = CROPS) -> Tensor:
     """Images as (N, 3, S, S) in [-1, 1]; with --patching some random crops of each."""
     if not options.patching:
         return to_float(torch.stack(pixels))
@@ -62,6 +68,25 @@ def pairing(objective: str, options: DdimAdaptation, machine: Machine) -> Callab
         how = replace(how, conditioning="ddad", recon_weight=options.extractor_recon_weight)
         return partial(denoise_towards, denoiser, options=how, machine=machine, seed=options.seed)
     return partial(reconstruct_all, denoiser, options=how, machine=machine, seed=options.seed)
+
+
+def enough_epochs(options: DdimAdaptation, num_images: int) -> int:
+    """The epochs of the adaptation where their number is not given: few images get more."""
+    return max(options.epochs_extractor, math.ceil(MIN_STEPS * options.batch_size / num_images))
+
+
+def try_training(options: DdimAdaptation, length_given: bool) -> None:
+    """Print how long the adaptation takes; steps are tried on random images, with a backbone of random weights."""
+    if not options.epochs_extractor:
+        return
+    machine, side = Machine.of(options.device, options.precision, options.batch_size), options.resolution
+    extractor = build_extractor(options.extractor, options.extractor_layers, options.feature_resolution, False)
+    model, loss_of = network_and_loss(chosen_objective(options), extractor, options.extractor_weight, *machine[:2])
+    images = torch.rand(options.batch_size, 3, side, side) * 2 - 1
+    count = num_good(options, options.item) * (CROPS if options.patching else 1)
+    epochs = options.epochs_extractor if length_given else enough_epochs(options, count)
+    say_forecast("extractor", model.to(memory_format=memory_format(machine.device)), Pairs(images, images), loss_of,
+                 epochs * -(-count // options.batch_size), device=machine.device, at_most=True)
 
 
 def plan_of(objective: str, options: DdimAdaptation, data: Pairs, validation: Pairs) -> Plan:

@@ -39,6 +39,13 @@ class DdimSearch(Search[DdimSettings, DdimDetector]):
         super().__init__(detector, images, fixed, minutes)
         self._found: dict[str, Differences] = {}        # of the current reconstruction
 
+    def most(self) -> int:
+        """See `Search.most`; every start and weight in both rounds, and the steps, if they are not fixed."""
+        names = [("start_at_timestep", 2 * len(STARTS)), ("steps_to_regenerate", len(STEPS))]
+        if self.detector.settings.conditioning == "ddad":
+            names.append(("recon_weight", 2 * len(WEIGHTS)))
+        return 1 + sum(count for name, count in names if name not in self.fixed)
+
     def search(self) -> None:
         """Start and weight in few steps, twice, since the best start depends on the weight; then the steps."""
         begun = self.detector.settings

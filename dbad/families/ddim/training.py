@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+import torch
 from diffusers.models import UNet2DModel
-from PIL import Image
 from torch import Tensor
 
 from dbad.checkpoints.weights import save_weights
 from dbad.damage.drawn import Damage
-from dbad.data.categories import split_category
+from dbad.data.categories import num_good, split_category
 from dbad.data.images import fingerprint, read_images
 from dbad.data.intensity import Intensity
 from dbad.diffusion.batches import NoisedImages, denoising_loss, validation_loss
+from dbad.diffusion.ddim import schedule
 from dbad.diffusion.noise import image_stream
 from dbad.errors import UserError
 from dbad.families.ddim.options import DdimTraining, DiffusionOptions, Reconstruction
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
-from dbad.files.atomic import atomic_write
 from dbad.files.names import SAMPLES, epoch_file, epoch_of
 from dbad.networks.unet import build_unet
-from dbad.options.resolve import plain, run_folder
+from dbad.options.resolve import name_of, plain, run_folder
 from dbad.records import Category
-from dbad.runtime.device import Machine
+from dbad.runtime.device import Machine, memory_format
 from dbad.training.plan import IMAGES, Plan
-from dbad.training.samples import labelled_rows
+from dbad.training.samples import write_sheet
+from dbad.training.trial import say_forecast
 
 # The options that shape the result, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "batch_size", "seed", "patching", "resolution", "channels", "layers_per_block",
@@ -64,37 +64,57 @@ def check_epoch(name: str, last: int) -> None:
                         f"{epoch} of {last}; expected another one, such as final.pt")
 
 
-def report_epoch(denoiser: Denoiser, epoch: int, validation: NoisedImages, options: DdimTraining,
+def report_epoch(denoiser: Denoiser, epoch: int, plan: Plan, validation: NoisedImages, options: DdimTraining,
                  machine: Machine) -> dict[str, float]:
     """Write the weights and the sample pictures of an epoch; the loss on the held-out images, if it is asked for."""
     folder = run_folder(options)
     save_weights(denoiser.unet.state_dict(), folder / epoch_file(epoch, options.diffusion_checkpoint_name))
-    write_samples(folder / SAMPLES / f"epoch_{epoch}.png", denoiser, validation, options, machine, options.seed)
+    rows = samples(denoiser, validation, options, machine, options.seed)
+    write_sheet(folder / SAMPLES / f"epoch_{epoch}.png", rows, options.log_dir / name_of(options), "diffusion/samples",
+                min(epoch * plan.steps_per_epoch, plan.num_steps))
     if not options.calc_val_loss:
         return {}
     return {"val_loss": validation_loss(validation, lambda batch: denoising_loss(
         denoiser.unet, batch, denoiser.abar, machine.precision, denoiser.prediction), machine.device)}
 
 
-def write_samples(path: Path, denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine,
-                  seed: int) -> None:
-    """Four held-out good images above their reconstructions, as one picture."""
+def samples(denoiser: Denoiser, data: NoisedImages, options: Reconstruction, machine: Machine, seed: int
+            ) -> dict[str, Tensor]:
+    """Four held-out good images and their reconstructions, (4, 3, S, S) in [-1, 1] each."""
     images = data.__getitems__([(0, slot, slot) for slot in range(min(4, len(data)))])["image"]
     y = images.to(machine.device)
     x = reconstruct(denoiser, y, [image_stream(seed, image) for image in images], options, machine.precision)
-    with atomic_write(path) as temporary:
-        Image.fromarray(labelled_rows({"image": y, "reconstruction": x})).save(temporary)
+    return {"image": y, "reconstruction": x}
 
 
-def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
-    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
-    num_images = len(images)
-    steps_per_epoch = -(-num_images // options.batch_size)
+def length(options: DdimTraining, num_images: int) -> int:
+    """The number of steps of the training on so many images; none at all is a `UserError`."""
     num_steps = options.steps_diffusion
     if num_steps is None:
         num_steps = -(-(options.epochs_diffusion or 0) * num_images // options.batch_size)
     if num_steps == 0:
         raise UserError("--epochs_diffusion 0: nothing to train; use --skip_train for a run that is trained")
+    return num_steps
+
+
+def try_training(options: DdimTraining) -> None:
+    """Print how long the training takes; steps are tried on random images."""
+    machine, side = Machine.of(options.device, options.precision, options.batch_size), options.resolution
+    abar = schedule(options.train_steps, options.beta_schedule)
+    data = NoisedImages(list(torch.randint(0, 256, (options.batch_size, 3, side, side), dtype=torch.uint8)),
+                        options.seed, "train", options.batch_size, options.noise_kind, options.reachable)
+    num_images = 0 if options.steps_diffusion is not None else num_good(options, options.item)
+
+    def loss_of(model, batch) -> dict[str, Tensor]:
+        return {"loss": denoising_loss(model, batch, abar, machine.precision, options.prediction)}
+
+    say_forecast("diffusion", new_network(options).to(memory_format=memory_format(machine.device)), data, loss_of,
+                 length(options, num_images), device=machine.device)
+
+
+def plan_of(options: DdimTraining, images: Sequence[Tensor]) -> Plan:
+    """The length and speed of the training; options that only say where things are do not bind a resumed run."""
+    steps_per_epoch, num_steps = -(-len(images) // options.batch_size), length(options, len(images))
     given = plain(options)
     settings = {name: given[name] for name in SHAPING} | {
         name: given[name] for name, before in LATER.items() if given[name] != before} | {IMAGES: fingerprint(images)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dbad.data.splits import some_of
 from dbad.declared import check_declared, check_types, types_of
@@ -14,11 +17,13 @@ from dbad.families.ddim.detector import DdimDetector
 from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
 from dbad.families.ddim.search import DdimSearch, plot_trials
 from dbad.families.digests import digests
-from dbad.families.search import changes, network_images, outcome, pseudo_validation, write_trials
+from dbad.families.search import changes, network_images, outcome, pseudo_validation, within, write_trials
 from dbad.files.atomic import read_json, write_json
 from dbad.files.names import TUNED, TUNING, TUNING_PLOT
 from dbad.records import Sample
 from dbad.report.results import listed
+
+FIRST = 2 / 3       # share of the time for tuning that the first trial may take
 
 
 def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str], minutes: float,
@@ -28,16 +33,28 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     The images are those of the training. Settings chosen on the held-out images would suit these better than new ones,
     and the promised false-alarm rate would not hold.
     """
+    begun = time.monotonic()
     good, reference = some_of(train[::2]), some_of(train[1::2])
     images = pseudo_validation(network_images(detector, good), [sample.path.name for sample in good],
                                network_images(detector, reference), detector.settings.seed)
-    search = DdimSearch(detector, images, given, minutes)
+    everything, images = images, within(images, seconds_of_image(detector, images.reference), FIRST * 60 * minutes)
+    if images is not everything:
+        print(f"--tune_minutes {minutes:g} leaves time for {len(images.pseudo)} pseudo-anomalies instead of "
+              f"{len(everything.pseudo)}")
+    search = DdimSearch(detector, images, given, minutes - (time.monotonic() - begun) / 60)
     best, first = search.run(), search.trials[0]
     write_trials(folder / TUNING, search.trials, best, (Reconstruction, MapOptions))
     plot_trials(folder / TUNING_PLOT, search.trials, best)
     print(f"tuned on {len(images.pseudo)} pseudo-anomalies{' until --tune_minutes' * search.stopped}: "
           f"{outcome(first, best)}; changed: {listed(changes(first, best))}")
     return best.settings
+
+
+def seconds_of_image(detector: DdimDetector, images: Tensor) -> float:
+    """The time that an image takes to be reconstructed and compared, measured on the first batch of images."""
+    begun, batch = time.monotonic(), images[:detector.machine.batch_size]
+    detector.differences(batch)
+    return (time.monotonic() - begun) / len(batch)
 
 
 def _weights(folder: Path, settings: DdimSettings) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from dbad.families.diad.adversarial import (
 )
 from dbad.families.diad.autoencoder import (
     PUBLISHED_SCALE,
+    BalancedImages,
     build_autoencoder,
     latent_scale,
     load_start,
@@ -37,9 +39,11 @@ from dbad.files.atomic import read_json, write_json
 from dbad.files.names import REPORT, SAMPLES, TRAIN_OPTIONS
 from dbad.options.resolve import check_options, default_preset, plain, run_folder
 from dbad.records import Category
+from dbad.runtime.device import Machine, memory_format
 from dbad.training.early_stopping import Best
 from dbad.training.plan import IMAGES, Plan
 from dbad.training.samples import in_turn, write_sheet
+from dbad.training.trial import say_forecast
 
 T = TypeVar("T")
 Measured = dict[str, dict[str, float]]      # by category and name, the losses on held-out images
@@ -105,10 +109,21 @@ def build_networks(start: AutoencoderKL | None, options: AutoencoderOptions, pre
     return AdversarialAutoencoder(autoencoder, discriminator, terms, perceptual, precision)
 
 
+def try_training(start: AutoencoderKL | None, options: AutoencoderOptions) -> None:
+    """Print how long the training takes; steps are tried on random images."""
+    machine, side = Machine.of(options.device, options.precision, known(options.batch_size)), known(options.resolution)
+    model = build_networks(start, options, machine.precision)
+    images = torch.randint(0, 256, (machine.batch_size, 3, side, side), dtype=torch.uint8)
+    data = BalancedImages([list(images)], machine.batch_size, known(options.accumulate), options.seed)
+    say_forecast("autoencoder", model.to(memory_format=memory_format(machine.device)), data,
+                 lambda model, batch: model(batch), known(options.num_steps), device=machine.device,
+                 accumulate=known(options.accumulate), at_most=True)
+
+
 def plan_of(options: AutoencoderOptions, *images: dict[str, list[Tensor]]) -> Plan:
     """The length and speed of the training; options that only say where and how fast do not bind a resumed run."""
     free = ("dataset_path", "layout", "run_id", "diffusion_checkpoint_dir", "log_dir", "resume", "device", "precision",
-            "gradient_checkpointing", "num_workers", "dry_run", "intensity",
+            "gradient_checkpointing", "num_workers", "dry_run", "yes", "intensity",
             "intensity_bits")     # which the images' fingerprint tells
     settings = {name: value for name, value in plain(options).items() if name not in free}
     settings[IMAGES] = fingerprint(image for part in images for category in part.values() for image in category)

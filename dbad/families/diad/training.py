@@ -123,7 +123,7 @@ def train_latents(model: Diad, train: dict[str, Encoded], validation: dict[str, 
     plan = plan_of(options, (train, validation), intensity, len(data))
     with memory_advice(options, "latent_batch_size", "latent_accumulate",
                        otherwise="a model of a smaller resolution (build_diad.py)"):
-        fit(model, data, loss_of, plan, Place(folder, logs, "diad", options.resume),
+        fit(model, data, loss_of, plan, Place(folder, logs, "diad", options.resume, options.yes),
             batch_size=batch_size, device=machine.device, hooks=Hooks(on_report=report))
     model.eval()
 

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from dbad.data.images import to_float
 from dbad.data.splits import some_of
 from dbad.families.lafite.bank import build_bank
+from dbad.families.lafite.comparing import affordable, evidence_of
 from dbad.families.lafite.detector import FeatureDetector
-from dbad.families.lafite.discriminator import Discriminator, train_discriminator
+from dbad.families.lafite.discriminator import STEPS, Discriminator, train_discriminator
 from dbad.families.lafite.options import FeatureMapOptions, FeatureSettings
 from dbad.families.lafite.search import FeatureSearch, best_on_average
 from dbad.families.search import (
@@ -41,6 +42,8 @@ from dbad.report.results import listed
 NUM_ASIDE = 40      # good images to damage, over all categories; at most a third of a category's images
 LEAST_ASIDE = 20    # lower bound for each category
 NUM_TAUGHT = 640    # pseudo-anomalies to train a discriminator with, over all categories; the search uses fewer
+COMPARING = 2 / 3   # share of that time in which pseudo-anomalies are compared with the bank
+LEAST_STEPS = 60    # of the discriminators that serve the search alone
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,25 @@ class Lesson:
     def per_image(self) -> int:
         return len(self.shares) // len(self.shown.good)
 
-    def taught(self, images: Tensor, seed: int) -> Discriminator:
-        """A discriminator trained on the images where `images` (N,) is true."""
+    def taught(self, images: Tensor, seed: int, **steps: int) -> Discriminator:
+        """A discriminator trained on the images where `images` (N,) is true, for a number of `steps` if it is given."""
         good, damaged = self.known
         rows = images.repeat_interleave(self.per_image)
-        return train_discriminator(good[images], damaged[rows], self.shares[rows], seed)
+        return train_discriminator(good[images], damaged[rows], self.shares[rows], seed, **steps)
 
-    def surprises(self, seed: int) -> dict[str, Tensor]:
-        """Anomaly maps of the shown images, from the discriminator trained on the other half of the images."""
+    def surprises(self, seed: int, share: float = 1.0) -> dict[str, Tensor]:
+        """Anomaly maps of the shown images, from the discriminator trained on the other half of the images.
+
+        With a `share` below 1 they are trained for that share of the usual steps.
+        """
+        fewer = {"steps": max(LEAST_STEPS, int(share * STEPS))} if share < 1 else {}
         half = torch.arange(len(self.shown.good)) % 2 == 0
         rows = half.repeat_interleave(self.per_image)
         maps = tuple(torch.empty_like(known[:, :1]) for known in self.known)
         for asked, damaged in ((half, rows), (~half, ~rows)):
             if asked.any():
-                judge = self.taught(asked if asked.all() else ~asked, seed)     # one image is trained on and judged
+                others = asked if asked.all() else ~asked       # one image is trained on and judged
+                judge = self.taught(others, seed, **fewer)
                 maps[0][asked], maps[1][damaged] = (judge.surprise(known[part]) for known, part in zip(
                     self.known, (asked, damaged), strict=True))
         return {"good": maps[0], "pseudo": maps[1][self.places]}
@@ -128,29 +136,34 @@ def without(detector: FeatureDetector, aside: Mapping[str, list[int]], good: Map
 
 
 def prepare_lessons(detector: FeatureDetector, good: Mapping[str, Good], aside: Mapping[str, list[int]],
-                    taught: int, shown: int) -> dict[str, Lesson]:
+                    taught: int, shown: int, deadline: float = math.inf) -> dict[str, Lesson]:
     """The lesson of each category, with about `taught` pseudo-anomalies; about `shown` of them are kept as images.
 
-    `taught` is 0 without a discriminator.
+    `taught` is 0 without a discriminator. Fewer are made if all could not be compared until the `deadline`, in seconds
+    of time.monotonic.
     """
     lessons = {}
     for name, part in good.items():
         images, names = part.images(aside[name])
-        drawn = pseudo_validation(images, names, images[:0], detector.settings.seed, taught or shown)
-        evidence = (evidence_of(detector, images), evidence_of(detector, drawn.pseudo)) if taught else None
+        wanted, evidence = taught or shown, None
+        end = time.monotonic() + (deadline - time.monotonic()) / (len(good) - len(lessons))
+        with tqdm(total=len(images) + wanted, desc=f"comparing {name}", unit="image", disable=not taught) as bar:
+            if taught:
+                known, image_s = evidence_of(detector, images, bar, (end - time.monotonic()) / 2)
+                count, each = affordable(len(known), -(-wanted // len(images)), image_s, end - time.monotonic())
+                if count * each < wanted:
+                    bar.write(f"{name}: --tune_minutes leaves time for {count * each} pseudo-anomalies on {count} good "
+                              f"images instead of {wanted} on {len(images)}")
+                images, names, wanted = images[:count], names[:count], count * each
+            drawn = pseudo_validation(images, names, images[:0], detector.settings.seed, wanted)
+            bar.total = bar.n + len(drawn.pseudo)
+            if taught:
+                evidence = known[:len(images)], evidence_of(detector, drawn.pseudo, bar)[0]
         places = first_of_each(len(images), len(drawn.pseudo) // len(images), shown)
         shares = F.adaptive_avg_pool2d(drawn.masks, min(drawn.masks.shape[-1], 2 * detector.space.patches.grid))
         kept = replace(drawn, pseudo=drawn.pseudo[places], masks=drawn.masks[places])
         lessons[name] = Lesson(kept, places, shares, evidence)
     return lessons
-
-
-def evidence_of(detector: FeatureDetector, images: Tensor) -> Tensor:
-    """The evidence of images (N, 3, S, S) for the detector's discriminator, (N, P, G, G) on the CPU."""
-    found = []
-    for batch in tqdm(images.split(detector.machine.batch_size), desc="comparing", unit="batch"):
-        found.append(detector.evidence(detector.look_up(batch, judged=True)).cpu())
-    return torch.cat(found)
 
 
 # ------------------------------------------------------------------------------------------ discriminators
@@ -176,23 +189,27 @@ def judge_file(name: str | None) -> str:
 
 # ------------------------------------------------------------------------------------------ settings
 
-def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], minutes: float,
-           folder: Path) -> dict[str | None, FeatureSettings]:
+def choose(detector: FeatureDetector, lessons: dict[str, Lesson], fixed: Collection[str], deadline: float,
+           folder: Path, teaching_s: float = 0.0) -> dict[str | None, FeatureSettings]:
     """The best settings for each category, and those that are best on average; the `fixed` ones keep their values.
 
-    Every search begins with the settings of the detector. All trials are written to `folder`. `minutes` is the time
-    for all categories together. The lessons are emptied on the way: a search needs the memory of their evidence.
+    Every search begins with the settings of the detector. All trials are written to `folder`. The time until the
+    `deadline`, in seconds of time.monotonic, is for all categories together; `teaching_s` seconds train a
+    discriminator. The lessons are emptied on the way: a search needs the memory of their evidence.
     """
     searches, names, seed = {}, list(lessons), detector.settings.seed
-    deadline = time.monotonic() + 60 * minutes
+
+    def left_s() -> float:
+        return max(0.0, deadline - time.monotonic()) / (len(names) - len(searches))
     for name in names:
         lesson = lessons.pop(name)
-        left = (deadline - time.monotonic()) / 60 / (len(names) - len(searches))
-        judged = lesson.surprises(seed) if lesson.evidence else None
-        search = searches[name] = FeatureSearch(detector, lesson.shown, fixed, left, judged)
+        judged = lesson.surprises(seed, left_s() / 2 / max(2 * teaching_s, 1e-9)) if lesson.evidence else None
+        search = FeatureSearch(detector, lesson.shown, fixed, left_s() / 60, judged)
+        searches[name] = search
         best, first = search.run(), search.trials[0]
         write_trials(folder / trials_file(name, names), search.trials, best, (FeatureMapOptions,))
-        print(f"{name}, tuned on pseudo-anomalies: {outcome(first, best)}; changed: {listed(changes(first, best))}")
+        print(f"{name}, tuned on pseudo-anomalies{' until --tune_minutes' * search.stopped}: {outcome(first, best)}; "
+              f"changed: {listed(changes(first, best))}")
     return {name: search.best.settings for name, search in searches.items()} | {
         None: best_on_average(list(searches.values()))}
 
@@ -227,21 +244,24 @@ def learn_from_damage(detector: FeatureDetector, good: Mapping[str, Good], fixed
     """Train the discriminators, and choose the settings that are not `fixed`, by pseudo-anomalies.
 
         judged         train discriminators
-        tune_minutes   time for the search; None to keep the settings
+        tune_minutes   time for all that serves the search; None to keep the settings
         bank_mb        size of the bank
         folder         where the trials are written
     """
     chosen: dict[str | None, FeatureSettings] = dict.fromkeys([*good, None], detector.settings)
     if tune_minutes is None and not judged:
         return Learnt(chosen, {})
+    begun, budget_s = time.monotonic(), math.inf if tune_minutes is None else 60 * tune_minutes
     share = max(1.0, LEAST_ASIDE * len(good) / NUM_ASIDE) / len(good)
     aside = {name: set_aside(len(part.train), share) for name, part in good.items()}
     other = without(detector, aside, good, bank_mb)
     taught, shown = (math.ceil(share * number) for number in (NUM_TAUGHT, NUM_PSEUDO))
-    lessons = prepare_lessons(other, good, aside, taught if judged else 0, shown)
+    lessons = prepare_lessons(other, good, aside, taught if judged else 0, shown, begun + COMPARING * budget_s)
+    prepared = time.monotonic()
     judges = teach(lessons, detector.settings.seed) if judged else {}
+    teaching_s = (time.monotonic() - prepared) / max(1, len(judges))
     if tune_minutes is not None:
-        chosen = choose(other, lessons, fixed, tune_minutes, folder)
+        chosen = choose(other, lessons, fixed, begun + budget_s, folder, teaching_s)
     names = [*good, None] if len(good) > 1 else [None]
     return Learnt(chosen, {name: judges[name] for name in names
                            if name in judges and chosen[name].discriminator_contrib})

@@ -55,6 +55,22 @@ class FeatureSearch(Search[FeatureSettings, FeatureDetector]):
         self.judged = judged
         self.known: dict[str, _Known] = {}
 
+    def most(self) -> int:
+        """See `Search.most`; settings whose maps do not count are not tried."""
+        values = {"neighbours": 2 * len(self.neighbours), "blur_sigma": len(BLURS), "top_share": len(SHARES)}
+        values |= {f"{part}_contrib": 2 * len(WEIGHTS) for part in PARTS if self._searched(part)}
+        if self.detector.net is not None:
+            values |= {"context_power": 2 * len(POWERS), "feature_steps_back": len(STEPS)}
+        number = sum(1 if name in self.fixed else count for name, count in values.items())
+        editing, starts = (1 if name in self.fixed else count for name, count in (
+            ("editing", 2), ("feature_start", len(STARTS))))
+        return number + editing * starts * (self.detector.net is not None)
+
+    def _searched(self, part: str) -> bool:
+        """True for a map that the detector can make here."""
+        return (self.detector.net is not None or part not in DIFFUSED) and (
+            part != "discriminator" or bool(self.judged))
+
     def search(self) -> None:
         """See `Search.search`."""
         self.known = {name: self._look_up(getattr(self.images, name)) for name in ("good", "pseudo")}
@@ -101,9 +117,8 @@ class FeatureSearch(Search[FeatureSettings, FeatureDetector]):
     def _mix(self) -> None:
         """Vary the contributions, one after the other."""
         for part in PARTS:
-            if self.detector.net is not None or part not in DIFFUSED:
-                if part != "discriminator" or self.judged:
-                    self._vary(f"{part}_contrib", WEIGHTS)
+            if self._searched(part):
+                self._vary(f"{part}_contrib", WEIGHTS)
 
     def _vary_distances(self) -> None:
         """Vary the settings that distances depend on, if those distances count."""

@@ -28,6 +28,7 @@ from dbad.options.resolve import name_of, plain, run_folder
 from dbad.runtime.device import Machine
 from dbad.training.loop import fit
 from dbad.training.plan import IMAGES, Hooks, Place, Plan
+from dbad.training.trial import say_forecast
 
 # The options that shape the denoiser, so that a training resumes only under equal ones.
 SHAPING = ("item", "holdout", "seed", "extractor", "extractor_layers", "feature_resolution", "grid", "components",
@@ -81,6 +82,16 @@ def read_good(name: str, patches: PatchExtractor, options: LafiteOptions, device
     return Good(train, held_out, pixels[0], *features)
 
 
+def try_training(options: LafiteOptions) -> None:
+    """Print how long the training of the denoiser takes; steps are tried on random features."""
+    machine, abar = Machine.of(options.device, options.precision, options.batch_size), lafite.feature_schedule()
+    features = torch.randn(options.feature_batch_size, options.components, options.grid, options.grid).half()
+    data = lafite.FeatureImages({"random": features}, options.seed, "train", options.feature_batch_size)
+    say_forecast("features", new_network(options, options.components), data,
+                 lambda net, batch: lafite.feature_loss(net, batch, abar, options.prediction, machine.precision),
+                 options.steps_features, device=machine.device)
+
+
 def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, components: lafite.Components,
                    options: LafiteOptions, intensity: Intensity, machine: Machine) -> UNet2DModel:
     """Train the U-Net on components of good features, or load the trained one; it is returned with its EMA weights."""
@@ -112,5 +123,6 @@ def train_denoiser(good: Mapping[str, Good], standardisation: Standardisation, c
     settings[IMAGES] = fingerprint([pixels for part in good.values() for pixels in part.pixels])
     plan = Plan(options.steps_features, -(-len(data) // options.feature_batch_size), 5, options.feature_learning_rate,
                 100, options.seed, settings, betas=(0.9, 0.99), ema_decay=0.999)
-    return fit(net, data, loss_of, plan, Place(folder, options.log_dir / name_of(options), "features", options.resume),
+    place = Place(folder, options.log_dir / name_of(options), "features", options.resume, options.yes)
+    return fit(net, data, loss_of, plan, place,
                batch_size=options.feature_batch_size, device=machine.device, hooks=Hooks(on_report=report))
