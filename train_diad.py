@@ -111,10 +111,9 @@ def train(options: Options, folder: Path) -> None:
     model = load_diad(begin, torch.float32)
     training.make_trainable(model, options, machine)
     latents, validation, held_out = training.encode_categories(model, categories, options, intensity, machine)
-    learning, whole = training.millions(model, True), training.millions(model)
     print(f"{sum(len(part.images) for part in latents.values())} good images to train on, "
-          f"{sum(map(len, held_out.values()))} held out; {learning:.1f} M of {whole:.1f} M parameters are trained; "
-          f"{machine.device.type}, {machine.precision}")
+          f"{sum(map(len, held_out.values()))} held out; {training.millions(model, True):.1f} M of "
+          f"{training.millions(model):.1f} M parameters are trained; {machine.device.type}, {machine.precision}")
     training.train_latents(model, latents, validation, options, intensity, machine)
     begin_files(folder, record, ())
     save_diad(model, folder)
