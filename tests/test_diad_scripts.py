@@ -89,7 +89,7 @@ def test_the_run_folder_holds_every_promised_file(both):
     last = json.loads((RUN / "log.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "diad" and last["step"] == 4 and 0 < last["val_loss"] < 10
     picture, = (RUN / "samples").iterdir()
-    assert Image.open(picture).size == (128 * 4, 128 * 3)       # image, auto-encoder and sample of 4 held-out images
+    assert Image.open(picture).size == (4 * 132 + 4, 3 * 152)    # image, auto-encoder, sample of 4 held-out images
     assert list((both / "logs/all-diad").glob("events.out.tfevents.*"))
 
 

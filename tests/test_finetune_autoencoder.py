@@ -146,7 +146,7 @@ def test_tensorboard_shows_the_terms_and_images_above_their_reconstructions(fini
                                                else events.Images(tag))
     assert {f"autoencoder/{term}" for term in ("l1", "kl", "generator", "discriminator", "val_loss")} <= shown.keys()
     assert sorted((image.step, image.height) for image in shown["autoencoder/samples"]) == [
-        (0, 64), (2, 64), (4, 64), (6, 64)]
+        (0, 304), (2, 304), (4, 304), (6, 304)]
 
 
 def test_scaled_latents_of_the_training_images_have_unit_variance(finished):

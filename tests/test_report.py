@@ -439,11 +439,11 @@ def test_more_than_two_hundred_images_get_smaller_pictures():
 def test_an_input_is_shown_at_its_own_size_where_the_bytes_allow():
     smooth = np.linspace(0, 255, 900 * 600 * 3).astype(np.uint8).reshape(600, 900, 3) // 8
     pictures, original = drawn(1, "crack", 3.0).pictures, Image.fromarray(smooth)
-    shown = encode(pictures, 3.0, 128, original, most_bytes=400_000)
+    shown = encode(pictures, 3.0, 128, 400_000, original)
     assert shown.shape == (600, 900) and shown.input_side == 900
     assert Image.open(io.BytesIO(shown.files["input"])).size == (900, 600)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8))
-    shown = encode(pictures, 3.0, 128, noise, most_bytes=100_000)
+    shown = encode(pictures, 3.0, 128, 100_000, noise)
     width, height = Image.open(io.BytesIO(shown.files["input"])).size
     assert 128 <= width == shown.input_side < 900 and abs(width / height - 1.5) < 0.02
     assert sum(map(len, shown.files.values())) <= 100_000

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbad.calibration.thresholds import Calibration
-from dbad.data.images import read_image
-from dbad.data.intensity import Intensity
 from dbad.families.detector import Detector
 from dbad.files.names import CURVES, OVERVIEW, PAGE, PANELS, SCORES
 from dbad.inspection.again import again_of
@@ -49,7 +47,7 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
         begun = started(images)         # a failure at the first image leaves no folder
         with whole_results(folder, options) as hidden:
             results = CategoryResults(hidden, calibration, protocol, origins_of(category.test, root))
-            results.intensity, results.again = detector.intensity, again_of(options, calibration)
+            results.again = again_of(options, calibration)
             if options.export_maps == "mvtec":
                 results.export = MapExport(hidden, category, calibration.pixel_threshold)
             jobs = Jobs(pool, batch_of(detector), results.keep)
@@ -85,7 +83,6 @@ class CategoryResults:
     def __init__(self, folder: Path, calibration: Calibration, protocol: Protocol, origins: Sequence[Origin]):
         """`origins` describes all images that will come, in their order."""
         self.folder, self.scales, self.export = folder, map_scales(calibration), None
-        self.intensity: Intensity | None = None     # to read files at their own size for the report
         self.again: Again | None = None
         self.thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
         self.measurement = Measurement(self.thresholds, protocol)
@@ -131,9 +128,5 @@ class CategoryResults:
             self.export.write(number, pictures.anomaly_map, image.decoded.size)
         scale = self.scales["anomaly map"]
         return Drawn(number, image.row.score, small_pictures(pictures, scale) if for_overview else None,
-                     self._shown(image, pictures) if for_report else None)
-
-    def _shown(self, image: Inspected, pictures: Pictures) -> Shown:
-        """The pictures of the report, with the image at its own size; its file is read once more for that."""
-        original = read_image(image.decoded.path, self.intensity) if self.intensity else None
-        return encode(pictures, self.scales["anomaly map"], self.gallery.side, original, self.gallery.image_bytes)
+                     encode(pictures, scale, self.gallery.side, self.gallery.image_bytes, image.decoded.original,
+                            image.decoded.size) if for_report else None)

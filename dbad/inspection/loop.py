@@ -97,7 +97,7 @@ def inspect_samples(detector: Detector, samples: Sequence[Sample], root: Path, p
     `own_masks` asks for masks at the size of their files as well. A broken file is a `UserError`.
     """
     def read(sample: Sample, size: int | None) -> Decoded:
-        return read_test(sample, size, detector.intensity, own_masks)
+        return read_test(sample, size, detector.intensity, own_masks, pictured=True)
     for found in inspect(detector, samples, origins_of(samples, root), read, pool):
         assert isinstance(found, Inspected), "a broken test image is an error"
         yield found

@@ -176,8 +176,8 @@ class NewImageResults:
         assert decoded.original is not None, "new images are kept as they are in their files"
         write_overlay(self.overlays[decoded.path], decoded.original, image.prediction.anomaly_map[0, 0].numpy(),
                       self.pixel_threshold, image.row.decision != 0)
-        return number, encode(image.pictures(KEPT_SIDE), self.scale, self.gallery.side, decoded.original,
-                              self.gallery.image_bytes) if for_report else None
+        return number, encode(image.pictures(KEPT_SIDE), self.scale, self.gallery.side,
+                              self.gallery.image_bytes, decoded.original, decoded.size) if for_report else None
 
 
 def last_line(found: NewImages) -> str:

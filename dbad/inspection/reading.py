@@ -14,6 +14,8 @@ from dbad.data.intensity import Intensity
 from dbad.errors import printable
 from dbad.records import Sample
 
+PICTURED = 1600     # px: longer sides of test images are reduced to this for pictures, since a batch of them is kept
+
 
 class Decoded(NamedTuple):
     """One image on its way to the detector.
@@ -24,7 +26,8 @@ class Decoded(NamedTuple):
         mask        ground truth at the size of `pixels`, (H, W) bool; None where there is none
         own_mask    ground truth at the size of the file; None where there is none, or it is not needed
         cut         the file of the mask has shades, see dbad.data.masks
-        original    the image as it is in its file, upright and in RGB; None where it is not needed
+        original    the image as it is in its file, upright and in RGB, for pictures; of a test image reduced to
+                    `PICTURED` px at most; None where it is not needed
     """
 
     path: Path
@@ -43,15 +46,20 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def read_test(sample: Sample, size: int | None, intensity: Intensity, own_mask: bool = False) -> Decoded:
+def read_test(sample: Sample, size: int | None, intensity: Intensity, own_mask: bool = False,
+              pictured: bool = False) -> Decoded:
     """A test image and its ground truth, resized to `size` (None: their own); a broken file is a `UserError`.
 
-    A good image has an empty mask. `own_mask` asks for the mask at the size of the file as well.
+    A good image has an empty mask. `own_mask` asks for the mask at the size of the file as well, `pictured` for the
+    image that pictures show.
     """
     image, mask = read_sample(sample, intensity)
     item, known = to_item(sample, image, mask, size), sample.mask is not None or sample.label == 0
-    return Decoded(sample.path, item.image, (image.height, image.width), item.mask[0].bool().numpy() if known else None,
-                   np.asarray(mask.image) > 0 if known and own_mask else None, item.cut)
+    shape = image.height, image.width
+    if pictured and max(shape) > PICTURED:
+        image.thumbnail((PICTURED, PICTURED), Image.Resampling.LANCZOS)
+    return Decoded(sample.path, item.image, shape, item.mask[0].bool().numpy() if known else None,
+                   np.asarray(mask.image) > 0 if known and own_mask else None, item.cut, image if pictured else None)
 
 
 def read_new(path: Path, size: int | None, intensity: Intensity) -> Decoded | Unreadable:

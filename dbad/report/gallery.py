@@ -63,13 +63,13 @@ class Gallery:
             del self.shown[-heapq.heappop(self._lowest)[1]]
 
 
-def encode(pictures: Pictures, scale: float, side: int = PICTURE_SIDE, original: Image.Image | None = None,
-           most_bytes: int = IMAGE_BYTES) -> Shown:
+def encode(pictures: Pictures, scale: float, side: int = PICTURE_SIDE, most_bytes: int = IMAGE_BYTES,
+           original: Image.Image | None = None, size: tuple[int, int] | None = None) -> Shown:
     """The pictures of one image, together at most `most_bytes` before base64; `scale` is that of the anomaly map.
 
-    The input is the `original` at its own size, or as large as the bytes allow; the other pictures have a longer side
-    of at most `side`. Photographs are JPEG; quality, and for the busiest images the size, give way until the sum fits.
-    Mask and overlay are PNG; the overlay is transparent where the map is low.
+    The input is the `original` as large as the bytes allow; `size` is that of its file, (H, W). The other pictures have
+    a longer side of at most `side`. Photographs are JPEG; quality, and for the busiest images the size, give way until
+    the sum fits. Mask and overlay are PNG; the overlay is transparent where the map is low.
     """
     photographs = {"input": pictures.image, "reconstruction": pictures.reconstruction,
                    "map": heat(pictures.anomaly_map, scale)}
@@ -86,9 +86,10 @@ def encode(pictures: Pictures, scale: float, side: int = PICTURE_SIDE, original:
     own = original or Image.fromarray(pictures.image)
     others = sum(map(len, _there(file for name, file in files.items() if name != "input")))
     found = _largest(own, small, most_bytes - others)
+    input_side = min(small, max(own.size))
     if found:
-        files["input"] = found[0]
-    return Shown((own.height, own.width), files, pictures.counterpart, found[1] if found else min(small, max(own.size)))
+        files["input"], input_side = found
+    return Shown(size or (own.height, own.width), files, pictures.counterpart, input_side)
 
 
 def _largest(picture: Image.Image, least: int, most_bytes: int) -> tuple[bytes, int] | None:
