@@ -406,3 +406,17 @@ def test_without_a_method_the_help_is_one_screen_that_names_them_all(capsys):
     assert page.count("\n") < 50
     for name, family in FAMILIES.items():
         assert family.about in page and f"--method {name} --help" in page
+
+
+@each_family
+def test_the_restoration_is_measured_where_there_is_a_reconstruction(name, runs):
+    """Of the images here, at 16 px, damage can be seen on some."""
+    known = runs / "checkpoints" / run_id(name) / "restoration.json"
+    metrics = json_of(runs / "results" / run_id(name) / "metrics.json")
+    if name in ("lafite", "knn"):
+        assert not known.exists() and "restoration" not in metrics
+        return
+    found = json_of(known)
+    assert metrics["restoration"] == found and found["gone"] <= 1.01 and found["elsewhere"] >= 0
+    assert found["num_images"] >= 10 and found["by_kind"]
+    assert "of the damage removed" in (runs / "results" / run_id(name) / "report.html").read_text(encoding="utf-8")

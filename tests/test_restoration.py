@@ -1,5 +1,6 @@
 """Training to restore: damage in batches, targets that mean the good image, and the measure of what is restored."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from dbad.damage.drawn import Damage
 from dbad.damage.pseudo import KINDS
 from dbad.data.images import to_float
+from dbad.data.splits import names_of
 from dbad.diffusion.batches import NoisedImages, denoising_loss
 from dbad.diffusion.ddim import noise_of, schedule
 from dbad.diffusion.noise import stream
 from dbad.families.ddim import options
 from dbad.families.ddim.reconstruct import Denoiser, reconstruct
 from dbad.metrics.restoration import Restoration, by_kind, restored, typical
+from dbad.records import Sample
 
 ABAR = schedule(1000, "linear")
 PREDICTIONS = ("epsilon", "v", "x0")
@@ -164,3 +167,13 @@ def test_kinds_are_told_apart_by_their_medians():
     each = [Restoration(0.1, 1.0), Restoration(0.2, 2.0), Restoration(0.9, 3.0), Restoration(0.6, 6.0)]
     assert typical(each) == (0.4, 2.5)
     assert by_kind(each, ["scar", "blur", "scar", "scar"]) == {"scar": (0.6, 3.0), "blur": (0.2, 2.0)}
+
+
+def test_images_of_one_name_in_several_folders_are_told_apart():
+    """As in train/good/monday/000.png and train/good/tuesday/000.png, or in two categories."""
+    def samples(*paths):
+        return [Sample(Path(path), "bolt", "good") for path in paths]
+    assert names_of(samples("a/0.png", "a/1.png")) == ["0.png", "1.png"]
+    for root in ("", "/data/"):
+        found = names_of(samples(f"{root}bolt/mon/0.png", f"{root}bolt/tue/0.png", f"{root}bolt/tue/1.png"))
+        assert found == ["mon/0.png", "tue/0.png", "tue/1.png"]

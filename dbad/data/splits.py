@@ -20,6 +20,18 @@ def files_of(sample: Sample) -> tuple[Path, ...]:
     return (sample.path, *(mask_files(sample.mask) if sample.mask else ()))
 
 
+def names_of(samples: Sequence[Sample]) -> list[str]:
+    """A name for every sample, unlike those of the others: that of its file, or its path below what all have in common.
+
+    The second is taken where files in several folders have the same name.
+    """
+    names = [sample.path.name for sample in samples]
+    if len(set(names)) == len(names):
+        return names
+    root = os.path.commonpath([sample.path.parent for sample in samples])
+    return [sample.path.relative_to(root).as_posix() for sample in samples]
+
+
 def mask_files(mask: Path) -> list[Path]:
     """The files of a sample's `mask`: the file itself, or the files in the folder."""
     return list_images(mask) if os.path.isdir(mask) else [mask]

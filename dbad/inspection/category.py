@@ -15,9 +15,11 @@ from dbad.inspection.again import again_of
 from dbad.inspection.calibrated import summary_of
 from dbad.inspection.loop import Inspected, Jobs, Timed, batch_of, inspect_samples, origins_of, started
 from dbad.inspection.options import InspectionRun
+from dbad.inspection.restoration import in_words, read_restoration
 from dbad.metrics.measure import Measurement
 from dbad.metrics.protocol import Protocol
 from dbad.metrics.verdicts import Thresholds
+from dbad.options.resolve import run_folder
 from dbad.records import Category, Origin, Pictures
 from dbad.report import page
 from dbad.report.again import Again
@@ -48,6 +50,7 @@ def inspect_category(detector: Detector, calibration: Calibration, category: Cat
         with whole_results(folder, options) as hidden:
             results = CategoryResults(hidden, calibration, protocol, origins_of(category.test, root))
             results.again = again_of(options, calibration)
+            results.restoration = read_restoration(run_folder(options))
             if options.export_maps == "mvtec":
                 results.export = MapExport(hidden, category, calibration.pixel_threshold)
             jobs = Jobs(pool, batch_of(detector), results.keep)
@@ -84,6 +87,7 @@ class CategoryResults:
         """`origins` describes all images that will come, in their order."""
         self.folder, self.scales, self.export = folder, map_scales(calibration), None
         self.again: Again | None = None
+        self.restoration: dict[str, Any] | None = None
         self.thresholds = Thresholds(calibration.image_threshold, calibration.pixel_threshold)
         self.measurement = Measurement(self.thresholds, protocol)
         self.overview, self.gallery = Overview(origins, self.thresholds), Gallery(len(origins))
@@ -113,6 +117,9 @@ class CategoryResults:
         rows = self.measurement.rows
         metrics, curves = self.measurement.result()
         metrics["seconds_per_image"] = seconds / max(1, len(rows))
+        if self.restoration:
+            metrics["restoration"] = self.restoration
+            summary = {**summary, "Restoration": in_words(self.restoration)}
         page.write_scores(self.folder / SCORES, rows)
         page.write_metrics(self.folder, metrics)
         self.overview.write(self.folder / OVERVIEW, counterpart)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dbad.damage.pseudo import make_all
-from dbad.data.splits import some_of
+from dbad.data.splits import names_of, some_of
 from dbad.declared import check_types
 from dbad.errors import UserError
 from dbad.families.detector import Detector
@@ -32,7 +32,7 @@ def measure_restoration(detector: Detector, held_out: Sequence[Sample], count: i
     samples = some_of(held_out)
     good = network_images(detector, samples)
     per_image = -(-count // len(good))
-    drawn = make_all(good, [sample.path.name for sample in samples], detector.settings.seed, per_image)
+    drawn = make_all(good, names_of(samples), detector.settings.seed, per_image)
     damaged, masks = (torch.stack([getattr(one, name) for one in drawn]) for name in ("image", "mask"))
     _, found = detector.parts(damaged)
     assert found is not None, "this method makes no reconstruction"
@@ -43,8 +43,8 @@ def measure_restoration(detector: Detector, held_out: Sequence[Sample], count: i
 
 def in_words(found: dict[str, Any]) -> str:
     """A restoration in one line."""
-    return (f"restoration of {found['num_images']} pseudo-anomalies on held-out images: {found['gone']:.0%} of the "
-            f"damage removed (median), error of {found['elsewhere']:.1f} levels of 255 elsewhere")
+    return (f"{found['gone']:.0%} of the damage removed, error of {found['elsewhere']:.1f} levels of 255 elsewhere "
+            f"(medians of {found['num_images']} pseudo-anomalies on held-out images)")
 
 
 def save_restoration(folder: Path, detector: Detector, held_out: Sequence[Sample]) -> None:
@@ -58,7 +58,7 @@ def save_restoration(folder: Path, detector: Detector, held_out: Sequence[Sample
     except UserError as error:
         print(f"the restoration was not measured: {error}")
         return
-    print(in_words(found))
+    print(f"restoration: {in_words(found)}")
     write_json(folder / RESTORATION, found)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dbad.data.splits import some_of
+from dbad.data.splits import names_of, some_of
 from dbad.declared import check_declared, check_types, types_of
 from dbad.families.ddim import DDIM
 from dbad.families.ddim.detector import DdimDetector
@@ -35,7 +35,7 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     """
     begun = time.monotonic()
     good, reference = some_of(train[::2]), some_of(train[1::2])
-    images = pseudo_validation(network_images(detector, good), [sample.path.name for sample in good],
+    images = pseudo_validation(network_images(detector, good), names_of(good),
                                network_images(detector, reference), detector.settings.seed)
     everything, images = images, within(images, seconds_of_image(detector, images.reference), FIRST * 60 * minutes)
     if images is not everything:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dbad.data.images import to_float
-from dbad.data.splits import some_of
+from dbad.data.splits import names_of, some_of
 from dbad.families.lafite.bank import build_bank
 from dbad.families.lafite.comparing import affordable, evidence_of
 from dbad.families.lafite.detector import FeatureDetector
@@ -59,7 +59,7 @@ class Good:
     def images(self, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Training images (N, 3, S, S) in [-1, 1] and the names of their files."""
         return (to_float(torch.stack([self.pixels[number] for number in numbers])),
-                [self.train[number].path.name for number in numbers])
+                names_of([self.train[number] for number in numbers]))
 
 
 @dataclass(frozen=True)
