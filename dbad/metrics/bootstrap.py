@@ -15,8 +15,7 @@ from scipy import ndimage
 from dbad import metrics
 
 DRAWS, SURE = 1000, 0.95
-MOST_PIXELS = 500_000       # that are sorted; larger maps are thinned out
-PRO_LIMIT = max(metrics.AUPRO_LIMITS)
+NUM_EDGES = 2048
 
 Interval = tuple[float, float]
 Numbers = Mapping[str, float | None]
@@ -51,47 +50,52 @@ def image_numbers(run: Scored, chosen: np.ndarray) -> Numbers:
 
 
 class Ranked:
-    """The pixels of a run's maps, sorted once, so that the metrics of every draw of images cost a few sums."""
+    """The pixels of a run's maps, counted once by image and value, so that a draw of images costs a few sums.
+
+    Values between two of at most 2 `NUM_EDGES` edges count as equal. The edges are quantiles of the pixels on defects
+    and of all pixels; maps with fewer different values are measured exactly.
+    """
 
     def __init__(self, masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]):
         """`masks` (H, W) bool and `maps` (H, W) float of equal shapes, one of each for every image; None: left out."""
-        total = sum(mask.size for mask in masks if mask is not None)
-        step = max(1, int(np.ceil((total / MOST_PIXELS) ** 0.5)))
-        values, shares, images = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, int)]
-        regions: list[int] = []
-        for number, (mask, values_of) in enumerate(zip(masks, maps, strict=True)):
-            if mask is None:
-                regions.append(0)
-                continue
-            thin = mask[::step, ::step]
-            marked, count = ndimage.label(thin, np.ones((3, 3)))
-            sizes = np.bincount(marked.ravel(), minlength=count + 1).astype(np.float64)
-            share = np.where(marked > 0, 1 / np.maximum(sizes[marked], 1), 0)       # of its region, for every pixel
-            values.append(values_of[::step, ::step].ravel())
-            shares.append(share.ravel())
-            images.append(np.full(thin.size, number))
-            regions.append(count)
-        order = np.argsort(-np.concatenate(values), kind="stable")
-        self.share, self.image = np.concatenate(shares)[order], np.concatenate(images)[order]
-        self.defective, self.regions = self.share > 0, np.array(regions, np.float64)
-        self.ends = np.append(np.flatnonzero(np.diff(np.concatenate(values)[order])), len(order) - 1)  # of equal values
+        kept = [(number, mask, values) for number, (mask, values) in enumerate(zip(masks, maps, strict=True))
+                if mask is not None]
+        everything = np.concatenate([values.ravel() for _, _, values in kept])
+        defective = np.concatenate([values[mask] for _, mask, values in kept])
+        edges = np.unique(np.concatenate([_quantiles(found) for found in (everything, defective) if len(found)]))
+        shape = len(masks), len(edges) + 1
+        self.defective, self.good, self.share = (np.zeros(shape, np.float32) for _ in range(3))    # (image, bin)
+        self.regions = np.zeros(len(masks))
+        for number, mask, values in kept:
+            bins = np.searchsorted(-edges[::-1], -values, side="left")      # the highest values come first
+            marked, self.regions[number] = ndimage.label(mask, np.ones((3, 3)))
+            part = 1 / np.bincount(marked.ravel())[marked[mask]]            # of its region, for every pixel
+            self.defective[number] = np.bincount(bins[mask], minlength=shape[1])
+            self.good[number] = np.bincount(bins[~mask], minlength=shape[1])
+            self.share[number] = np.bincount(bins[mask], part, minlength=shape[1])
 
     def numbers(self, chosen: np.ndarray) -> Numbers:
         """The metrics of the chosen images, which may occur several times."""
-        counts = np.bincount(chosen, minlength=len(self.regions)).astype(np.float64)
-        weight = counts[self.image]
-        hits, alarms, found = (np.concatenate([[0.0], np.cumsum(part)[self.ends]]) for part in (
-            weight * self.defective, weight * ~self.defective, weight * self.share))
-        num_regions = float(counts @ self.regions)
+        counts = np.bincount(chosen, minlength=len(self.regions)).astype(np.float32)
+        hits, alarms, found = (np.concatenate([[0.0], np.cumsum(counts @ part, dtype=np.float64)])
+                               for part in (self.defective, self.good, self.share))
         if not hits[-1] or not alarms[-1]:
             return {}
-        recall, false, overlap = hits / hits[-1], alarms / alarms[-1], found / num_regions
+        recall, false, overlap = hits / hits[-1], alarms / alarms[-1], found / float(counts @ self.regions)
         precision = hits / np.maximum(hits + alarms, 1)
-        inside = false <= PRO_LIMIT
-        edge = np.interp(PRO_LIMIT, false, overlap)
-        area = _area(np.append(overlap[inside], edge), np.append(false[inside], PRO_LIMIT))
+        f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+        areas = {f"pixel.aupro_{limit}": _area_up_to(limit, overlap, false) / limit for limit in metrics.AUPRO_LIMITS}
         return {"pixel.auroc": _area(recall, false), "pixel.ap": float(np.diff(recall) @ precision[1:]),
-                f"pixel.aupro_{PRO_LIMIT}": area / PRO_LIMIT}
+                "pixel.f1_max": float(f1.max()), **areas}
+
+
+def _area_up_to(limit: float, y: np.ndarray, x: np.ndarray) -> float:
+    inside = x <= limit
+    return _area(np.append(y[inside], np.interp(limit, x, y)), np.append(x[inside], limit))
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    return np.quantile(values, np.linspace(0, 1, NUM_EDGES), method="lower")
 
 
 def _area(y: np.ndarray, x: np.ndarray) -> float:
