@@ -67,7 +67,7 @@ def test_the_run_folder_holds_every_promised_file(finished):
         ("diffusion", 1, 3), ("diffusion", 2, 6), ("extractor", 1, 3)]
     assert all(np.isfinite(line["loss"]) and np.isfinite(line.get("val_loss", 0)) for line in lines)
     for picture in run.glob("samples/*.png"):
-        assert Image.open(picture).size == (3 * 132 + 4, 2 * 152)     # three held-out images above their reconstructions
+        assert Image.open(picture).size == (3 * 132 + 4, 2 * 152)     # three images above their reconstructions
     assert len(list(run.glob("samples/*.png"))) == len(list(run.glob("epoch_*.pt"))) == 2
     assert all(list((finished / "logs/hazelnut" / phase).glob("events.out.tfevents.*"))
                for phase in ("diffusion", "extractor"))
