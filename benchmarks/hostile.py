@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import hostile_cases as cases
+from benchmarks import tiny_runs
 from dbad.report.results import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,28 +127,28 @@ def judged(kind: str, number: int, what: str, ended: Ended, expected: Sequence[i
 
 def try_flags(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
     words = cases.random_command(chance)
-    cases.copy(prepared, work)
+    tiny_runs.copy(prepared, work)
     return judged("flags", number, " ".join(words), run(words, work))
 
 
 def try_images(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
-    cases.copy(prepared, work)
+    tiny_runs.copy(prepared, work)
     what, words = cases.spoil_images(chance, work)
     return judged("images", number, f"{what}: {' '.join(words[:1])}", run(words, work))
 
 
 def try_files(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
-    cases.copy(prepared, work)
+    tiny_runs.copy(prepared, work)
     what, words = cases.spoil_run(chance, work)
     verdict = judged("files", number, f"{what}: {' '.join(words[:1])}", run(words, work))
-    if verdict.status == 0 and not what.endswith(".json") and cases.scores_differ(prepared, work):
+    if verdict.status == 0 and not what.endswith(".json") and tiny_runs.scores_differ(prepared, work):
         return replace(verdict, passed=False, said="other scores, and not a word")
     return verdict
 
 
 def try_kills(number: int, chance: random.Random, prepared: Path, work: Path) -> Verdict:
     """A training killed three times, each after a random part of the time that it takes, and given again."""
-    words, unbroken = cases.training(number, prepared)
+    words, unbroken = tiny_runs.training(number, prepared)
     shutil.copytree(prepared / "data", work / "data")
     stops = []
     for how in chance.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), k=3):
@@ -162,7 +163,7 @@ def try_kills(number: int, chance: random.Random, prepared: Path, work: Path) ->
             return judged("kills", number, f"{words[0]}, {', '.join(stops)}", ended)
     ended = run(words, work)
     verdict = judged("kills", number, f"{words[0]}, {', '.join(stops)}", ended, (0,))
-    different = cases.differences(unbroken.folder, work)
+    different = tiny_runs.differences(unbroken.folder, work)
     if verdict.passed and different:
         return replace(verdict, passed=False, said=f"differ: {', '.join(different)}")
     return verdict
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         importlib.import_module(path.stem)
     out = args.out.resolve()
     os.environ["XDG_CACHE_HOME"] = str(out / "cache")
-    prepared = cases.prepare(out / "prepared", run)
+    prepared = tiny_runs.prepare(out / "prepared", run)
 
     verdicts = []
     for kind in args.kinds:

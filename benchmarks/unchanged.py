@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.hostile_cases import FINISH, MACHINE
+from benchmarks.tiny_runs import FINISH, MACHINE
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTH = ["--item", "hazelnut", "carpet", "--dataset_path", "data", *MACHINE]

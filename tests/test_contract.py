@@ -14,7 +14,7 @@ from conftest import ROOT, _draw_category, _inside, _run_script
 from helpers import complaint, json_of, one_line, random_images, rows_of, save_drawn, stamps
 
 import train_tune_eval
-from benchmarks.hostile_cases import FINISH
+from benchmarks.tiny_runs import FINISH
 from dbad import load_detector
 from dbad.declared import types_of
 from dbad.errors import UserError
@@ -418,5 +418,5 @@ def test_the_restoration_is_measured_where_there_is_a_reconstruction(name, runs)
         return
     found = json_of(known)
     assert metrics["restoration"] == found and found["gone"] <= 1.01 and found["elsewhere"] >= 0
-    assert found["num_images"] >= 10 and found["by_kind"]
+    assert 2 <= found["num_images"] <= 2 * 3 and found["by_kind"]
     assert "of the damage removed" in (runs / "results" / run_id(name) / "report.html").read_text(encoding="utf-8")

@@ -79,7 +79,7 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert sorted(path.name for path in RUN.iterdir()) == [
         "autoencoder.safetensors", "build_arg_config.json", "calibration-bolt.json", "calibration-nut.json",
         "calibration.json", "diad_last.pt", "guide.safetensors", "log.jsonl", "model_config.json", "prompt.safetensors",
-        "samples", "train_arg_config.json", "unet.safetensors"]
+        "restoration.json", "samples", "train_arg_config.json", "unet.safetensors"]
     options = json_of(RUN / "train_arg_config.json")
     assert (options["item"], options["method"], options["train_unet"]) == (["bolt", "nut"], "diad", "whole")
     assert (options["latent_max_timestep"], options["latent_start"]) == (200, 200)

@@ -19,6 +19,7 @@ from dbad.data.demo import draw as demo
 from dbad.data.images import to_float, to_pixels
 from dbad.errors import UserError
 from dbad.report import damage_sheet
+from dbad.report.drawing import OUTLINE
 
 SHAPES = [(32, 32), (64, 64), (256, 256), (48, 96)]
 
@@ -308,7 +309,7 @@ def test_the_sheet_shows_every_kind_on_every_image_and_outlines_it():
     sheet = np.asarray(damage_sheet.preview(images, ["a.png", "b.png"], side=96))
     columns = len(KINDS) + 1
     assert sheet.shape[1] == 6 + columns * (96 + 6)
-    outlined = (sheet == (255, 45, 130)).all(axis=2).any(axis=0)
+    outlined = (sheet == OUTLINE).all(axis=2).any(axis=0)
     tiles = [outlined[6 + k * 102:102 + k * 102].any() for k in range(columns)]
     assert tiles == [False] + [True] * len(KINDS)
 

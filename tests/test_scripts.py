@@ -296,7 +296,7 @@ def test_tensorboard_shows_what_the_network_makes_of_held_out_images(finished):
     events = EventAccumulator(str(finished / "logs/hazelnut"), size_guidance={"images": 0}).Reload()
     shown = events.Images("diffusion/samples")
     assert [each.step for each in shown] == [3, 6]
-    assert [(each.width, each.height) for each in shown] == 2 * [(3 * 16, 2 * 16)]      # three images are held out
+    assert [(each.width, each.height) for each in shown] == 2 * [(3 * 132 + 4, 2 * 152)]        # three held-out images
 
 
 def test_importing_a_script_does_nothing(tmp_path):

@@ -19,11 +19,14 @@ from dbad.files.names import RESTORATION
 from dbad.metrics.restoration import by_kind, restorations, typical
 from dbad.records import Sample
 
+PER_IMAGE = 2           # pseudo-anomalies, at most
 _FIELDS = {"gone": float, "elsewhere": float, "num_images": int, "by_kind": dict[str, dict[str, float]]}
 
 
-def measure_restoration(detector: Detector, held_out: Sequence[Sample], count: int = NUM_PSEUDO) -> dict[str, Any]:
-    """The restoration of about `count` pseudo-anomalies on held-out good images, as medians.
+def measure_restoration(detector: Detector, held_out: Sequence[Sample]) -> dict[str, Any]:
+    """The restoration of pseudo-anomalies on held-out good images, as medians; about twice the work of calibrating.
+
+    They are at most `PER_IMAGE` on each image, and about `NUM_PSEUDO` in all.
 
         gone, elsewhere   see `metrics.restoration`
         num_images        pseudo-anomalies
@@ -31,7 +34,7 @@ def measure_restoration(detector: Detector, held_out: Sequence[Sample], count: i
     """
     samples = some_of(held_out)
     good = network_images(detector, samples)
-    per_image = -(-count // len(good))
+    per_image = min(PER_IMAGE, -(-NUM_PSEUDO // len(good)))
     drawn = make_all(good, names_of(samples), detector.settings.seed, per_image)
     damaged, masks = (torch.stack([getattr(one, name) for one in drawn]) for name in ("image", "mask"))
     _, found = detector.parts(damaged)
