@@ -10,6 +10,8 @@ from conftest import ROOT, TINY
 from helpers import json_of, rows_of, save_drawn
 
 from dbad.data.demo import draw
+from dbad.families.ddim.options import DdimTraining
+from dbad.fields import default_of, fields_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What makes a command tiny is all that is added to it.
@@ -73,6 +75,14 @@ def test_thirty_photographs_are_inspected_and_the_threshold_is_moved(place, caps
     decisions = sum(row["decision"] == "1" for row in rows_of("results/bolt-knn-images"))
     assert decisions >= sum(row["decision"] == "1" for row in rows_of("results/bolt-knn-images.1"))
     assert "4 images: " in capsys.readouterr().out
+
+
+def test_the_settings_beneath_the_picture_are_those_of_the_preset():
+    px, steps, batch = map(int, re.search(
+        r"preset `demo`: (\d+) px, (\d+) training steps\s+of batch (\d+), seed 0", README).groups())
+    fields = fields_of(DdimTraining)
+    assert [default_of(fields[name], "demo") for name in ("resolution", "steps_diffusion", "batch_size")] == [
+        px, steps, batch]
 
 
 def test_every_command_of_the_readme_names_options_that_there_are():
