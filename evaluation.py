@@ -18,14 +18,15 @@ from dbad.fields import fields_of
 from dbad.files.names import CALIBRATION, EXTRACTOR, NORMALISATION, TUNED, TUNING
 from dbad.options.command_line import main
 from dbad.options.resolve import announce, resolve, run_folder, subset
-from dbad.options.shared import RunOptions, ThresholdOptions, TuneOptions
+from dbad.options.shared import RestorationOption, RunOptions, ThresholdOptions, TuneOptions
 
 if TYPE_CHECKING:
     from dbad.calibration.thresholds import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, ThresholdOptions, AdaptedExtractor, TuneOptions, Reconstruction, MapOptions):
+class Options(RunOptions, ThresholdOptions, RestorationOption, AdaptedExtractor, TuneOptions, Reconstruction,
+              MapOptions):
     """What shapes the calibration; it is saved with it."""
 
 
@@ -92,7 +93,7 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
             detector = replace(detector, normalisation=normalisation)
             save_normalisation(normalisation, folder / NORMALISATION)
     calibration = calibrate_all(DDIM, lambda name: detector, {options.item: held_out}, options)[None]
-    save_restoration(folder, detector, held_out)
+    save_restoration(folder, detector, held_out, options.restoration)
     return replace(calibration, digests=digests(folder, DDIM, detector.settings))
 
 

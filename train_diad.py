@@ -124,7 +124,7 @@ def train(options: Options, folder: Path) -> None:
     settings = DiadSettings.of(options, **extractor_settings(extractor), **intensity.settings())
     detector = DiadDetector(settings=settings, machine=machine, extractor=extractor,
                             model=ready(model, machine.device, machine.precision))
-    save_restoration(folder, detector, [sample for samples in held_out.values() for sample in samples])
+    save_restoration(folder, detector, sum(held_out.values(), []), options.restoration)
     finish_files(folder, record, calibrate_all(DIAD, lambda name: detector, held_out, options))
 
 

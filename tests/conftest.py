@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A network and a training as small as the scripts take them; the rest is the preset demo.
 TINY = ("--preset demo --resolution 16 --channels 32 32 --batch_size 4 --steps_diffusion 6 --save_n_epochs 1 "
         "--epochs_extractor 1 --feature_resolution 32 --steps_to_regenerate 2 --holdout 0.25 --precision fp32 "
-        "--device cpu --no_tune").split()
+        "--device cpu --no_tune --no_restoration").split()
 
 
 def _draw_category(root: Path, item: str = "hazelnut", width: int = 16, height: int = 16) -> Path:

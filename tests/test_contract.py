@@ -251,7 +251,7 @@ def test_a_run_is_found_without_its_name(work, script, capsys):
     assert found("inference_ddim.py") == found("inference_diad.py") == "hazelnut-knn"
 
 
-@each_family
+@pytest.mark.parametrize("name", ["ddim", "lafite"])
 def test_the_threshold_is_moved_by_a_score_or_a_rate_and_the_calibration_stays(name, work, script):
     path = work / "checkpoints" / run_id(name) / CALIBRATION
     before, calibration = path.read_bytes(), load_calibration(path)
@@ -330,13 +330,15 @@ def test_a_category_that_fails_spares_the_others(name, tmp_path, monkeypatch, sc
     summary = Path("results/summary.csv").read_text()
     assert "hazelnut" in summary and "bolt" in summary and len(list(Path("results").glob("*/metrics.json"))) == 1
 
+    if name != "knn":       # the driver is the same for all
+        return
     _draw_category(tmp_path / "data", "bolt", 32, 32)       # mended: the one that is finished is skipped
     script(*command)
     assert "hazelnut: finished before" in capsys.readouterr().out
     assert len(list(Path("results").glob("*/metrics.json"))) == 2
 
 
-@each_family
+@pytest.mark.parametrize("name", ["ddim", "knn"])
 def test_photographs_of_good_parts_are_enough_and_new_ones_are_inspected_by_the_command_that_is_printed(
         name, tmp_path, monkeypatch, script, capsys):
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ from dbad.training import loop
 
 MACHINE = "--dataset_path data --precision fp32 --device cpu --num_workers 0".split()
 STEPS = ("--steps_latent 4 --latent_batch_size 2 --latent_steps_back 2 --extractor_layers 1 2 --feature_resolution 64 "
-         "--holdout 0.3").split() + MACHINE
+         "--holdout 0.3 --no_restoration").split() + MACHINE
 CHAIN = ["--method", "diad", "--size", "tiny", "--autoencoder_steps", "1", *STEPS]
 BOTH = ["--item", "all"]
 MODEL, RUN = Path("checkpoints/all-diad-model"), Path("checkpoints/all-diad")
@@ -79,7 +79,7 @@ def test_the_run_folder_holds_every_promised_file(both):
     assert sorted(path.name for path in RUN.iterdir()) == [
         "autoencoder.safetensors", "build_arg_config.json", "calibration-bolt.json", "calibration-nut.json",
         "calibration.json", "diad_last.pt", "guide.safetensors", "log.jsonl", "model_config.json", "prompt.safetensors",
-        "restoration.json", "samples", "train_arg_config.json", "unet.safetensors"]
+        "samples", "train_arg_config.json", "unet.safetensors"]
     options = json_of(RUN / "train_arg_config.json")
     assert (options["item"], options["method"], options["train_unet"]) == (["bolt", "nut"], "diad", "whole")
     assert (options["latent_max_timestep"], options["latent_start"]) == (200, 200)

@@ -50,12 +50,14 @@ def in_words(found: dict[str, Any]) -> str:
             f"(medians of {found['num_images']} pseudo-anomalies on held-out images)")
 
 
-def save_restoration(folder: Path, detector: Detector, held_out: Sequence[Sample]) -> None:
+def save_restoration(folder: Path, detector: Detector, held_out: Sequence[Sample], wanted: bool = True) -> None:
     """Measure the restoration of a run, print it and write restoration.json into the run folder.
 
-    Images on which no damage can be seen leave it unmeasured.
+    It stays unmeasured if it is not `wanted`, or if no damage can be seen on the images; an earlier file is removed.
     """
     (folder / RESTORATION).unlink(missing_ok=True)
+    if not wanted:
+        return
     try:
         found = measure_restoration(detector, held_out)
     except UserError as error:

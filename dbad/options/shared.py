@@ -207,6 +207,16 @@ class ThresholdOptions(RateOption):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RestorationOption:
+    """The measure of what reconstructions restore."""
+
+    heading: ClassVar[str] = "Thresholds"
+
+    restoration: bool = opt("also measure how much of a damage reconstructions remove, on held-out good images with "
+                            "pseudo-anomalies; takes about twice the time of calibrating", True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneOptions:
     """Tuning of settings on good images."""
 

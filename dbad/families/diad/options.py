@@ -20,6 +20,7 @@ from dbad.options.shared import (
     IntensityOptions,
     MachineOptions,
     MemoryOptions,
+    RestorationOption,
     SeedOption,
     SeveralItems,
     Shared,
@@ -94,7 +95,7 @@ class LatentOptions(BackboneOptions, ThresholdOptions, TrainingOptions, MemoryOp
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiadTraining(SeveralItems, AnyRunOptions, LatentOptions, DiadMapOptions):
+class DiadTraining(SeveralItems, AnyRunOptions, LatentOptions, RestorationOption, DiadMapOptions):
     """The options of a run and of its training."""
 
 
