@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from dbad.errors import UserError
 from dbad.families.family import Family
-from dbad.families.registry import FAMILIES, family_of
+from dbad.families.registry import FAMILIES, Method, family_of
 from dbad.fields import opt
 from dbad.inspection.options import AnyInspectionRun, ChainRun
 from dbad.options.command_line import flag_value, flags_of, given_flags, parse, print_end
@@ -40,7 +40,7 @@ class SetOptions:
     heading: ClassVar[str] = "Phases"
 
     item: tuple[str, ...] = opt("one category, several, or all", aliases=["--mvtec_item"], first=1)
-    method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
+    method: Method | None = opt(
         "; ".join(f"{family.name}: {family.about}" for family in FAMILIES.values())
         + f" (default: {DEFAULT})", None, first=2)
     seeds: tuple[int, ...] | None = opt("run with each of these seeds; the summary gives mean and spread", None,

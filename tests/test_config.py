@@ -10,6 +10,7 @@ import sys
 import typing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ import train_extractor
 import train_lafite
 import train_tune_eval
 from dbad.errors import UserError
-from dbad.families.registry import FAMILIES
+from dbad.families.registry import FAMILIES, Method
 from dbad.families.runs import trained_options
 from dbad.fields import EACH_PRESET, PRESETS, default_of, fields_of
 from dbad.files.atomic import write_json
@@ -230,6 +231,10 @@ def test_the_help_of_a_method_has_its_options_and_no_others(method, capsys):
 def test_the_whole_help_without_a_method_is_that_of_the_default(capsys):
     text = page(capsys, train_tune_eval.main, ["--help_all"])
     assert text == page(capsys, train_tune_eval.main, ["--method", "ddim", "--help_all"])
+
+
+def test_the_methods_to_choose_from_are_the_families():
+    assert get_args(Method) == tuple(FAMILIES)
 
 
 def test_an_option_has_the_same_default_and_the_same_flags_in_every_script():

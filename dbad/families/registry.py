@@ -1,10 +1,10 @@
-"""The list of families. A new one needs a folder beside this file and a line here."""
+"""The list of families. A new one needs a folder beside this file and its name and record here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dbad.errors import UserError
 from dbad.families.ddim import DDIM
@@ -12,6 +12,7 @@ from dbad.families.diad import AUTOENCODER_RUN, DIAD
 from dbad.families.family import Family
 from dbad.families.lafite import KNN, LAFITE
 
+Method = Literal["ddim", "lafite", "knn", "diad"]       # their names, for options
 FAMILIES: dict[str, Family] = {family.name: family for family in (DDIM, LAFITE, KNN, DIAD)}
 # Trainings that produce no detector: the script and the sign of each, see `Family.sign`.
 _OTHER_RUNS: dict[str, tuple[str, str]] = {"autoencoder": AUTOENCODER_RUN}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from dbad.data.categories import Source
+from dbad.families.registry import Method
 from dbad.fields import Given, opt
 from dbad.options.resolve import Named
 from dbad.options.shared import AnyRunOptions, RateOption, RunOptions
@@ -67,7 +68,7 @@ class MethodOption:
 
     heading: ClassVar[str] = "Run"
 
-    method: Literal["ddim", "lafite", "knn", "diad"] | None = opt(
+    method: Method | None = opt(
         "method of the run; without --run_id it tells which run of the category is meant (default: as the run was "
         "trained)", None)
 

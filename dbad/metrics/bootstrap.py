@@ -13,6 +13,8 @@ import numpy as np
 from scipy import ndimage
 
 from dbad import metrics
+from dbad.metrics import formulas
+from dbad.metrics.ranking import Ranking
 
 DRAWS, SURE = 1000, 0.95
 NUM_EDGES = 2048
@@ -75,32 +77,22 @@ class Ranked:
             self.share[number] = np.bincount(bins[mask], part, minlength=shape[1])
 
     def numbers(self, chosen: np.ndarray) -> Numbers:
-        """The metrics of the chosen images, which may occur several times."""
-        counts = np.bincount(chosen, minlength=len(self.regions)).astype(np.float32)
-        hits, alarms, found = (np.concatenate([[0.0], np.cumsum(counts @ part, dtype=np.float64)])
-                               for part in (self.defective, self.good, self.share))
-        if not hits[-1] or not alarms[-1]:
+        """The metrics of the chosen images, which may occur several times; none without a defect or a good pixel."""
+        times = np.bincount(chosen, minlength=len(self.regions)).astype(np.float32)     # as BLAS multiplies floats
+        defective, good = (np.rint(times @ part).astype(np.int64) for part in (self.defective, self.good))     # (bin,)
+        share = times @ self.share
+        if not defective.sum() or not good.sum():
             return {}
-        recall, false, overlap = hits / hits[-1], alarms / alarms[-1], found / float(counts @ self.regions)
-        precision = hits / np.maximum(hits + alarms, 1)
-        f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-        areas = {f"pixel.aupro_{limit}": _area_up_to(limit, overlap, false) / limit for limit in metrics.AUPRO_LIMITS}
-        return {"pixel.auroc": _area(recall, false), "pixel.ap": float(np.diff(recall) @ precision[1:]),
-                "pixel.f1_max": float(f1.max()), **areas}
-
-
-def _area_up_to(limit: float, y: np.ndarray, x: np.ndarray) -> float:
-    inside = x <= limit
-    return _area(np.append(y[inside], np.interp(limit, x, y)), np.append(x[inside], limit))
+        with_defect, good_from = np.flatnonzero(defective), np.cumsum(good)
+        ranking = Ranking(-with_defect, defective[with_defect], share[with_defect] / float(times @ self.regions),
+                          (good_from - good)[with_defect], good_from[with_defect], int(good.sum()), -len(good))
+        found = formulas.pixel_metrics(ranking, "counts")
+        return {f"pixel.{name}": found[name] for name in (
+            "auroc", "ap", "f1_max", *(f"aupro_{limit}" for limit in metrics.AUPRO_LIMITS))}
 
 
 def _quantiles(values: np.ndarray) -> np.ndarray:
     return np.quantile(values, np.linspace(0, 1, NUM_EDGES), method="lower")
-
-
-def _area(y: np.ndarray, x: np.ndarray) -> float:
-    """The area under straight lines through the points."""
-    return float(np.diff(x) @ (y[1:] + y[:-1]) / 2)
 
 
 def difference_intervals(one: Callable[[np.ndarray], Numbers], other: Callable[[np.ndarray], Numbers],

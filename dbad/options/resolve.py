@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from dbad.data.categories import Source
 from dbad.errors import UserError, printable
 from dbad.fields import EACH_PRESET, Declared, check, default_of, shown
 from dbad.files.names import check_names
@@ -173,13 +174,6 @@ def _why_small(options: AnyRunOptions) -> str:
         return ""
     on_cpu = default_preset(options.dataset_path, options.device) == "small"
     return " (the default for real data without a CUDA GPU)" * on_cpu
-
-
-class Source(Protocol):
-    """Options that name the images."""
-
-    @property
-    def dataset_path(self) -> Path | None: ...
 
 
 def data_of(options: Source) -> str:

@@ -48,8 +48,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class RunResults:
-    """The results of a run: its folder, a row per image, the numbers of metrics.json, and its report's pictures."""
+class Side:
+    """One of the two runs: its folder, a row per image, the numbers of metrics.json, and its report's pictures."""
 
     folder: Path
     rows: dict[str, Row]
@@ -100,7 +100,7 @@ def write_comparison(first: Path, second: Path, out: Path) -> Path:
 # Reading
 
 
-def read_run(folder: Path) -> RunResults:
+def read_run(folder: Path) -> Side:
     """The results in a folder that an inspection wrote; anything else is a `UserError`."""
     path = folder / SCORES
     if not path.is_file():
@@ -113,7 +113,7 @@ def read_run(folder: Path) -> RunResults:
     if not rows:
         raise UserError(f"{path}: no images; expected at least one")
     numbers = flatten(read_json(folder / METRICS)) if (folder / METRICS).is_file() else {}
-    return RunResults(folder, {row.path: row for row in rows}, numbers, report_pictures(folder / PAGE),
+    return Side(folder, {row.path: row for row in rows}, numbers, report_pictures(folder / PAGE),
                       str(known_json(folder / OPTIONS).get("commit") or "unknown"))
 
 
@@ -135,7 +135,7 @@ def report_pictures(path: Path) -> dict[str, dict[str, str]]:
         raise UserError(f"{path}: not a report of this project ({error}); inspect the images again") from None
 
 
-def check_same_images(one: RunResults, other: RunResults) -> None:
+def check_same_images(one: Side, other: Side) -> None:
     """Raise `UserError` unless both runs have the same images, by path, with the same labels."""
     for run, against in ((one, other), (other, one)):
         alone = [path for path in run.rows if path not in against.rows]
@@ -151,7 +151,7 @@ def check_same_images(one: RunResults, other: RunResults) -> None:
 # The differences
 
 
-def _image_side(run: RunResults, paths: Sequence[str]):
+def _image_side(run: Side, paths: Sequence[str]):
     """The metrics of chosen images of a run, as a function of their numbers; none where labels are missing."""
     rows = [run.rows[path] for path in paths]
     if any(row.label is None for row in rows):
@@ -161,7 +161,7 @@ def _image_side(run: RunResults, paths: Sequence[str]):
     return lambda chosen: image_numbers(scored, chosen)
 
 
-def pixels_of(run: RunResults, truth: RunResults, paths: Sequence[str]) -> Ranked | None:
+def pixels_of(run: Side, truth: Side, paths: Sequence[str]) -> Ranked | None:
     """The pixels of a run's exported maps with the masks in the report of `truth`; None where there are none."""
     masks, maps = [], []
     for path in paths:
@@ -181,7 +181,7 @@ def _decoded(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L")) > 127
 
 
-def differences(one: RunResults, other: RunResults, intervals: Mapping[str, Interval]) -> list[Difference]:
+def differences(one: Side, other: Side, intervals: Mapping[str, Interval]) -> list[Difference]:
     """All shares of 1 that both runs have, and the time per image."""
     found = []
     for name, value in one.numbers.items():
@@ -203,7 +203,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def pairs_of(one: RunResults, other: RunResults) -> list[Pair]:
+def pairs_of(one: Side, other: Side) -> list[Pair]:
     """Every image in both runs, the largest change first."""
     places = [_places(run) for run in (one, other)]
     found = []
@@ -219,13 +219,13 @@ def pairs_of(one: RunResults, other: RunResults) -> list[Pair]:
     return sorted(found, key=lambda pair: (-abs(pair.change), pair.first.path))
 
 
-def _places(run: RunResults) -> dict[str, float]:
+def _places(run: Side) -> dict[str, float]:
     """The rank of every image by score, from 0 to 1."""
     ranked = sorted(run.rows.values(), key=lambda row: row.score)
     return {row.path: place / len(ranked) for place, row in enumerate(ranked)}
 
 
-def notes(one: RunResults, other: RunResults, pixels: bool) -> list[str]:
+def notes(one: Side, other: Side, pixels: bool) -> list[str]:
     """What a reader must know of the numbers, in sentences."""
     said = []
     known = [{name: value for name, value in run.numbers.items() if name[0] == "protocol"} for run in (one, other)]
