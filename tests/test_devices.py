@@ -20,7 +20,7 @@ from dbad.families.ddim import search as tuning
 from dbad.families.ddim.detector import plain_parts
 from dbad.families.ddim.normalise import fit
 from dbad.families.ddim.options import DiffusionOptions
-from dbad.families.ddim.reconstruct import Denoiser
+from dbad.families.ddim.reconstruct import Denoiser, reconstruct_all
 from dbad.families.diad import adversarial, autoencoder, latents
 from dbad.families.diad.detector import DiadDetector
 from dbad.families.diad.model import Size, random_diad
@@ -212,13 +212,19 @@ def test_a_step_of_the_extractor_is_on_one_device(objective, device, extractor, 
     best.copy_to(list(model.parameters()))
 
 
-def test_a_step_of_the_denoiser_is_on_one_device(device):
+@pytest.mark.parametrize("damage", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_a_step_of_the_denoiser_is_on_one_device(prediction, damage, device, monkeypatch):
+    monkeypatch.setattr(NoisedImages, "_damaged", lambda self, images, wanted: images + 0.5)    # drawn on the CPU
     with torch.device(device):
         unet = tiny_unet()
-    data = NoisedImages(pixels(3, 16), 0, "train", 2, "gaussian", 1000, flip=True, rotate=5.0, color_jitter=0.1)
+    data = NoisedImages(pixels(3, 16), 0, "train", 2, "gaussian", 1000, flip=True, rotate=5.0, color_jitter=0.1,
+                        damage=(lambda *_: None) if damage else None)
     abar = schedule(1000, "linear")
-    on(device, data, lambda batch: {"loss": denoising_loss(unet, batch, abar, "fp32")})
-    validation_loss(data, lambda batch: denoising_loss(unet, batch, abar, "fp32"), device)
+    on(device, data, lambda batch: {"loss": denoising_loss(unet, batch, abar, "fp32", prediction)})
+    validation_loss(data, lambda batch: denoising_loss(unet, batch, abar, "fp32", prediction), device)
+    reconstruct_all(Denoiser(unet, abar, prediction=prediction), torch.zeros(2, 3, 16, 16), reconstruction(),
+                    Machine(device, "fp32", 2), 0)
 
 
 # ------------------------------------------------------------------------------------------ diad
