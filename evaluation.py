@@ -59,12 +59,11 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
     """The calibration of a run; with --tune, the settings that are not `given` are chosen first."""
     from dbad.data.categories import open_category, split_category
     from dbad.data.depth import run_intensity
-    from dbad.data.splits import some_of
     from dbad.families.ddim import DDIM
     from dbad.families.ddim.detector import open_ddim
     from dbad.families.ddim.normalise import save_normalisation
     from dbad.families.ddim.search import normalisation_of
-    from dbad.families.ddim.tuning import save_tuned, tune, tuned_before
+    from dbad.families.ddim.tuning import reference_of, save_tuned, tune, tuned_before
     from dbad.families.digests import digests
     from dbad.families.runs import trained_options
     from dbad.families.search import network_images
@@ -88,7 +87,7 @@ def measure(options: Options, folder: Path, given: set[str]) -> "Calibration":
 
     # What good images show everywhere, and then how different they get.
     if detector.settings.map_norm != "none":
-        reference = detector.differences(network_images(detector, some_of(train[1::2])))
+        reference = detector.differences(network_images(detector, reference_of(train)))
         if normalisation := normalisation_of(detector.settings, reference):
             detector = replace(detector, normalisation=normalisation)
             save_normalisation(normalisation, folder / NORMALISATION)

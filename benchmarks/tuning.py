@@ -25,6 +25,7 @@ from dbad.data.images import read_items
 from dbad.data.splits import some_of
 from dbad.families.ddim.options import DdimSettings, MapOptions, Reconstruction
 from dbad.families.ddim.search import DdimSearch
+from dbad.families.ddim.tuning import reference_of
 from dbad.families.detector import load_detector
 from dbad.families.runs import load_calibration
 from dbad.families.search import PseudoValidation, network_images
@@ -72,7 +73,7 @@ def in_hindsight(options: Options) -> DdimSettings:
     good, bad = (some_of([item for item in items if item.label == label], 80) for label in (0, 1))
     images = PseudoValidation(
         torch.stack([item.image for item in good]), torch.stack([item.image for item in bad]),
-        torch.stack([item.mask for item in bad]), network_images(detector, some_of(train[1::2])))
+        torch.stack([item.mask for item in bad]), network_images(detector, reference_of(train)))
     return DdimSearch(detector, images).run().settings
 
 

@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = {"ddim": [*TINY, "--epochs_extractor", 0],
          "knn": ("--preset demo --feature_resolution 32 --grid 4 --extractor_layers 0 1 --bank_mb 0.01 --no_tune "
                  "--feature_cache cache").split()}
+FEW = "--steps_features 2 --feature_channels 32 --components 8 --feature_batch_size 4".split()
 MACHINE = ["--device", "cpu", "--precision", "fp32", "--num_workers", "0"]
 
 
@@ -75,6 +76,18 @@ def test_thirty_photographs_are_inspected_and_the_threshold_is_moved(place, caps
     decisions = sum(row["decision"] == "1" for row in rows_of("results/bolt-knn-images"))
     assert decisions >= sum(row["decision"] == "1" for row in rows_of("results/bolt-knn-images.1"))
     assert "4 images: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["ddim", "lafite"])
+def test_two_photographs_are_enough_for_a_search_too(method, place, capsys):
+    """One to train and to tune on, one to calibrate with."""
+    for number in range(2):
+        save_drawn(Path("photos") / f"{number}.jpg", number, 32)
+    small = SMALL[method] if method == "ddim" else [*SMALL["knn"], *FEW]
+    place(["train_tune_eval.py", "--item", "bolt", "--dataset_path", "photos", "--method", method],
+          *[word for word in small if word not in ("--no_tune", "--no_restoration")], "--tune_minutes", 0.01)
+    said = capsys.readouterr().out
+    assert "tuned on " in said and "1 held-out good images; image threshold" in said
 
 
 def test_the_settings_beneath_the_picture_are_those_of_the_preset():

@@ -34,7 +34,7 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     and the promised false-alarm rate would not hold.
     """
     begun = time.monotonic()
-    good, reference = some_of(train[::2]), some_of(train[1::2])
+    good, reference = some_of(train[::2]), reference_of(train)
     images = pseudo_validation(network_images(detector, good), names_of(good),
                                network_images(detector, reference), detector.settings.seed)
     everything, images = images, within(images, seconds_of_image(detector, images.reference), FIRST * 60 * minutes)
@@ -48,6 +48,11 @@ def tune(detector: DdimDetector, train: Sequence[Sample], given: Collection[str]
     print(f"tuned on {len(images.pseudo)} pseudo-anomalies{' until --tune_minutes' * search.stopped}: "
           f"{outcome(first, best)}; changed: {listed(changes(first, best))}")
     return best.settings
+
+
+def reference_of(train: Sequence[Sample]) -> Sequence[Sample]:
+    """The training images by which maps are normalised: none that settings are judged by, unless there is only one."""
+    return some_of(train[1::2] or train)
 
 
 def seconds_of_image(detector: DdimDetector, images: Tensor) -> float:
